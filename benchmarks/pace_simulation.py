@@ -1,0 +1,386 @@
+"""What the pace does against servers that count in different ways: a simulation, no sockets, no waiting.
+
+Run it with ``python -m benchmarks.pace_simulation``. It drives the real ``Pace`` in simulated time: requests, answers, wake-ups
+of an event loop a millisecond coarse. The processes know nothing of each other. Every figure is of seconds 10 to 60 unless said
+otherwise. What comes out does not depend on the machine, and a run takes about a minute of it; ``--short`` leaves out the shapes that were dropped.
+
+The first table is the law as it is; the others, shapes that were tried and dropped. Figures of the first are quoted, and explained,
+in docs/explanation/pace.rst.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from sinch_conv_async._pace import Pace
+
+SECONDS = 60
+SETTLED = 10
+LIMIT = 800
+MAX_REFUSALS = 5  # four retries: the fifth 429 in a row is the call's last
+TICK = 0.001  # the granularity of an event loop's timers
+HALF_TO_ALL = (0.5, 1.0)
+ROUND_TRIPS = (0.001, 0.010, 0.050, 0.200)  # seconds
+STALLS = (5.0, 0.010, 0.050)  # stalls a second, their shortest, their longest
+
+
+class Server(Protocol):
+    def allows(self, now: float) -> bool: ...
+
+
+class SlidingWindow:
+    """So many in any second, refused requests counted or not."""
+
+    def __init__(self, limit: int, *, refused_count: bool = False) -> None:
+        self.limit = limit
+        self.refused_count = refused_count
+        self.log: deque[float] = deque()
+
+    def allows(self, now: float) -> bool:
+        while self.log and self.log[0] <= now - 1.0:
+            self.log.popleft()
+        allowed = len(self.log) < self.limit
+        if allowed or self.refused_count:
+            self.log.append(now)
+        return allowed
+
+
+class FixedWindow:
+    """So many from one full second to the next."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.second = -1
+        self.count = 0
+
+    def allows(self, now: float) -> bool:
+        if int(now) != self.second:
+            self.second = int(now)
+            self.count = 0
+        self.count += 1
+        return self.count <= self.limit
+
+
+class TokenBucket:
+    """Tokens that drip in at a rate, up to a burst."""
+
+    def __init__(self, rate: int, burst: int) -> None:
+        self.rate = rate
+        self.burst = burst
+        self.tokens = float(burst)
+        self.filled = 0.0
+
+    def allows(self, now: float) -> bool:
+        self.tokens = min(self.burst, self.tokens + (now - self.filled) * self.rate)
+        self.filled = now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+class Unlimited:
+    def allows(self, now: float) -> bool:
+        return True
+
+
+@dataclass
+class Client:
+    """One process with its own pace; ``demand`` is in calls a second, infinite when there is always one waiting."""
+
+    shape: type[Pace] = Pace
+    limit: float = LIMIT
+    start: float = 0.0
+    demand: float = math.inf
+    round_trip: float = 0.010
+    stalls: tuple[float, float, float] | None = None
+
+    def begin(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.start += self.rng.uniform(0.0, 0.3)
+        self.pace = self.shape(self.limit)
+        self.waiting = 0
+        self.retries: deque[int] = deque()  # of each, how often it has been refused
+        self.wakes: float | None = None
+        self.allowed = [0] * SECONDS
+        self.refused = [0] * SECONDS
+        self.given_up = 0
+        self._stalled = self._resumed = self.start
+
+    def awake(self, when: float) -> float:
+        """When the event loop gets round to what happens at ``when``."""
+        if self.stalls is None:
+            return when
+        often, shortest, longest = self.stalls
+        while self._resumed < when:
+            self._stalled = self._resumed + self.rng.expovariate(often)
+            self._resumed = self._stalled + self.rng.uniform(shortest, longest)
+        return self._resumed if self._stalled <= when else when
+
+    def trip(self) -> float:
+        """Half a round trip and its jitter, a tenth of the round trip on average and now and then several times that."""
+        return self.round_trip / 2 + self.rng.expovariate(10 / self.round_trip)
+
+
+def simulate(
+    server: Server,
+    clients: Sequence[Client],
+    *,
+    retry_after: float | None = None,
+    backoff: tuple[float, float] | None = HALF_TO_ALL,
+    seed: int = 1,
+) -> Sequence[Client]:
+    """Run the clients against the server; a call that is refused again waits such a share of its backoff, or none, before it rejoins the line."""
+    events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+    order = itertools.count()
+
+    def at(when: float, what: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(events, (when, next(order), what, arguments))
+
+    def wake_at(client: Client, when: float) -> None:
+        if client.wakes is None or when < client.wakes:
+            client.wakes = when
+            at(when, wake, client)
+
+    def wake(now: float, client: Client) -> None:
+        if client.wakes is None or now < client.wakes:
+            return
+        client.wakes = None
+        pace = client.pace
+        while pace.due <= now:
+            refusals = 0
+            if client.retries:
+                refusals = client.retries.popleft()
+            elif client.demand < math.inf:
+                if not client.waiting:
+                    pace.idle()
+                    return
+                client.waiting -= 1
+            pace.depart(now)
+            at(now + client.trip(), arrive, client, now, refusals)
+        wake_at(client, client.awake(pace.due + client.rng.random() * TICK))
+
+    def arrive(now: float, client: Client, departed: float, refusals: int) -> None:
+        if server.allows(now):
+            client.allowed[int(now)] += 1
+        else:
+            client.refused[int(now)] += 1
+            at(client.awake(now + client.trip()), refuse, client, departed, refusals + 1)
+
+    def refuse(now: float, client: Client, departed: float, refusals: int) -> None:
+        client.pace.throttled(now, departed=departed, retry_after=retry_after, rng=client.rng)
+        if refusals == MAX_REFUSALS:
+            client.given_up += 1
+        elif refusals == 1 or backoff is None:
+            rejoin(now, client, refusals)
+        else:
+            at(now + client.rng.uniform(*backoff) * 0.5 * 2 ** (refusals - 2), rejoin, client, refusals)
+
+    def rejoin(now: float, client: Client, refusals: int) -> None:
+        client.retries.append(refusals)
+        wake_at(client, client.awake(max(now, client.pace.due)))
+
+    def call(now: float, client: Client) -> None:
+        client.waiting += 1
+        at(now + client.rng.expovariate(client.demand), call, client)
+        wake_at(client, client.awake(max(now, client.pace.due)))
+
+    for index, client in enumerate(clients):
+        client.begin(seed * 1000 + index)
+        if client.demand < math.inf:
+            at(client.start, call, client)
+        else:
+            wake_at(client, client.start)
+    while events:
+        now, _, what, arguments = heapq.heappop(events)
+        if now >= SECONDS:
+            break
+        what(now, *arguments)
+    return clients
+
+
+class Figures(NamedTuple):
+    """Percentages, but for the calls that were given up (from the first second on)."""
+
+    reached: float
+    refused: float
+    least: float
+    most: float
+    given_up: int
+
+    def __str__(self) -> str:
+        return f"{self.reached:8.1f}{self.refused:8.2f}{self.least:8.0f}{self.most:8.0f}{self.given_up:9d}"
+
+
+def fair_shares(capacity: float, demands: Iterable[float]) -> list[float]:
+    """Who wants less than an even share gets it; the rest share what is left evenly (max-min fairness)."""
+    wanted = list(demands)
+    shares = [0.0] * len(wanted)
+    for left, index in zip(
+        range(len(wanted), 0, -1), sorted(range(len(wanted)), key=wanted.__getitem__), strict=True
+    ):
+        shares[index] = min(wanted[index], capacity / left)
+        capacity -= shares[index]
+    return shares
+
+
+def measure(
+    clients: Sequence[Client], capacity: float = LIMIT, *, first: int = SETTLED, last: int = SECONDS
+) -> Figures:
+    allowed = [sum(client.allowed[first:last]) for client in clients]
+    refused = sum(sum(client.refused[first:last]) for client in clients)
+    fair = fair_shares(capacity, (min(client.demand, client.limit) for client in clients))
+    parts = [count / (last - first) / share * 100 for count, share in zip(allowed, fair, strict=True)]
+    return Figures(
+        sum(allowed) / (last - first) / sum(fair) * 100,
+        refused / (sum(allowed) + refused) * 100,
+        min(parts),
+        max(parts),
+        sum(client.given_up for client in clients),
+    )
+
+
+def worst(figures: Iterable[Figures]) -> Figures:
+    columns = list(zip(*figures, strict=True))
+    return Figures(min(columns[0]), max(columns[1]), min(columns[2]), max(columns[3]), max(columns[4]))
+
+
+def line(name: str, figures: Figures) -> None:
+    print(f"{name:60}{figures}", flush=True)
+
+
+def same(count: int, **options: Any) -> list[Client]:
+    return [Client(**options) for _ in range(count)]
+
+
+def shape(**constants: Any) -> type[Pace]:
+    return type("Shape", (Pace,), {"__slots__": (), **constants})
+
+
+class EvenSpacing(Pace):
+    """Each departure waits an interval from the one before, whenever that was."""
+
+    __slots__ = ()
+
+    def depart(self, now: float) -> None:
+        self.due = now + 1 / LIMIT
+
+
+def the_law() -> None:
+    print(f"{'':60}{'reached':>8}{'429':>8}{'least':>8}{'most':>8}{'given up':>9}")
+    print(f"{'':60}{'%':>8}{'%':>8}{'% fair':>8}{'% fair':>8}{'calls':>9}")
+    for round_trip in ROUND_TRIPS:
+        for count in (1, 2, 3, 5, 10):
+            seeds = range(1, 6) if count == 3 else range(1, 2)
+            line(
+                f"sliding window, {count} x {round_trip * 1000:.0f} ms{', worst of 5 runs' if count == 3 else ''}",
+                worst(
+                    measure(simulate(SlidingWindow(LIMIT), same(count, round_trip=round_trip), seed=seed))
+                    for seed in seeds
+                ),
+            )
+    servers: list[tuple[str, Callable[[], Server], int, float | None]] = [
+        ("sliding window, refused ones count", lambda: SlidingWindow(LIMIT, refused_count=True), LIMIT, None),
+        ("sliding window of half of it", lambda: SlidingWindow(LIMIT // 2), LIMIT // 2, None),
+        ("sliding window, Retry-After: 1", lambda: SlidingWindow(LIMIT), LIMIT, 1.0),
+        ("fixed window", lambda: FixedWindow(LIMIT), LIMIT, None),
+        ("token bucket, burst 800", lambda: TokenBucket(LIMIT, 800), LIMIT, None),
+        ("token bucket, burst 80", lambda: TokenBucket(LIMIT, 80), LIMIT, None),
+        ("token bucket, burst 30", lambda: TokenBucket(LIMIT, 30), LIMIT, None),
+    ]
+    for name, server, capacity, retry_after in servers:
+        for round_trip in (0.010, 0.200):
+            for count in (1, 3):
+                clients = simulate(server(), same(count, round_trip=round_trip), retry_after=retry_after)
+                line(f"{name}, {count} x {round_trip * 1000:.0f} ms", measure(clients, capacity))
+    for round_trip in (0.010, 0.200):
+        clients = simulate(
+            SlidingWindow(LIMIT), [*same(2, round_trip=round_trip), Client(start=30.0, round_trip=round_trip)]
+        )
+        for first, last in ((30, 35), (35, 40), (40, 60)):
+            everyone = measure(clients, first=first, last=last)
+            newcomer = sum(clients[2].allowed[first:last]) / (last - first) / (LIMIT / 3) * 100
+            line(
+                f"third comes at 30 s, {first} to {last} s, {round_trip * 1000:.0f} ms (it: {newcomer:.0f} %)",
+                everyone,
+            )
+        clients = simulate(
+            SlidingWindow(LIMIT),
+            [*same(2, round_trip=round_trip), Client(demand=100.0, round_trip=round_trip)],
+        )
+        line(f"third wants only 100 a second, {round_trip * 1000:.0f} ms", measure(clients))
+        for count in (1, 3):
+            clients = simulate(SlidingWindow(LIMIT), same(count, round_trip=round_trip, stalls=STALLS))
+            line(f"stalling event loops, {count} x {round_trip * 1000:.0f} ms", measure(clients))
+        clients = simulate(TokenBucket(LIMIT, 30), same(1, round_trip=round_trip, stalls=STALLS))
+        line(f"stalling event loop, burst 30, 1 x {round_trip * 1000:.0f} ms", measure(clients))
+
+
+def what_did_not_pay() -> None:
+    print("\nStalls of 10 to 50 ms, five a second, a server without limits: share of 800 that departs, %")
+    for name, tried in (
+        ("the law", Pace),
+        ("the window alone", shape(HEADROOM=-0.9)),
+        ("leaky bucket that makes up for 20 ms", shape(HEADROOM=0.0, CATCH_UP=0.020)),
+        ("leaky bucket that makes up for 2 ms", shape(HEADROOM=0.0, CATCH_UP=0.002)),
+        ("an interval from one departure to the next", EvenSpacing),
+    ):
+        for stalls in (None, STALLS):
+            clients = simulate(Unlimited(), same(1, shape=tried, stalls=stalls))
+            print(
+                f"{name + (', no stalls' if stalls is None else ''):60}{measure(clients).reached:8.1f}",
+                flush=True,
+            )
+    print("\nSliding window; worst of 1, 10, 50 and 200 ms")
+    for name, tried in (
+        ("the law", Pace),
+        ("no headroom", shape(HEADROOM=0.0)),
+        ("one fall to 0.5, one pause of 0.1 s", shape(FALL=0.5, PAUSE=0.1, DEEPEST=0)),
+        ("one fall to 0.9, one pause of 0.1 s", shape(FALL=0.9, PAUSE=0.1, DEEPEST=0)),
+        ("one fall to 0.95, one pause of 0.0125 s", shape(DEEPEST=0)),
+        ("no bound on the fall within a second", shape(LEAST=0.0)),
+        ("half the climb", shape(CLIMB=0.0075)),
+        ("double the climb", shape(CLIMB=0.03)),
+    ):
+        for count in (1, 3):
+            line(
+                f"{name}, {count}",
+                worst(
+                    measure(simulate(SlidingWindow(LIMIT), same(count, shape=tried, round_trip=round_trip)))
+                    for round_trip in ROUND_TRIPS
+                ),
+            )
+    print(
+        "\nSliding window, three processes: what a call does that is refused a second time; worst of 5 runs"
+    )
+    for name, backoff in (
+        ("waits half to all of 0.5 s, 1 s, 2 s", HALF_TO_ALL),
+        ("waits up to 0.5 s, 1 s, 2 s (full jitter)", (0.0, 1.0)),
+        ("rejoins the line at once", None),
+    ):
+        for round_trip in ROUND_TRIPS:
+            line(
+                f"{name}, {round_trip * 1000:.0f} ms",
+                worst(
+                    measure(
+                        simulate(
+                            SlidingWindow(LIMIT), same(3, round_trip=round_trip), backoff=backoff, seed=seed
+                        )
+                    )
+                    for seed in range(1, 6)
+                ),
+            )
+
+
+if __name__ == "__main__":
+    the_law()
+    if "--short" not in sys.argv[1:]:
+        what_did_not_pay()

@@ -1,0 +1,240 @@
+"""The project's tasks. ``nox`` alone does what CI does; ``nox --list`` shows the rest.
+
+Environments are kept between runs (``nox -R`` skips installing as well). The Pythons that are there run the tests,
+the others are skipped, and the last session says which were which.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "typing", "tests", "docs"]
+# A machine has the Pythons that it has, CI's included; none is fetched, and none that is missing is a failure.
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+SUPPORTED = [
+    word.rpartition(" ")[2]
+    for word in PYPROJECT["project"]["classifiers"]
+    if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", word)
+]
+# The Python that runs nox is tested whatever it is, so that a run without any tests cannot look like success.
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+PYTHONS = SUPPORTED if HERE in SUPPORTED else [*SUPPORTED, HERE]
+CODE = ["sinch_conv_async", "tests", "docs", "examples", "benchmarks", "noxfile.py", "conftest.py"]
+
+tested: list[str] = []
+
+
+def group(name: str) -> list[str]:
+    """A dependency group as plain requirements: an older pip or uv need not know PEP 735."""
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+def there(*paths: str) -> list[str]:
+    return [path for path in paths if (ROOT / path).exists()]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff's check and format, and codespell."""
+    session.install(*group("lint"))
+    code = there(*CODE)
+    session.run("ruff", "check", *code)
+    session.run("ruff", "format", "--check", *code)
+    session.run("codespell", *code, *there("README.rst", "CHANGELOG.rst", "CONTRIBUTING.rst", "SECURITY.rst"))
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Mypy and pyright, both strict, on the package and on a user's file (tests/typing)."""
+    session.install("-e", ".[cli,speedups]", *group("typing"))
+    session.run("mypy")
+    # The wheel carries pyright itself; without this it asks a registry whether there is a newer one.
+    quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    session.run("pyright", env=quiet)
+    session.run("pyright", "--verifytypes", "sinch_conv_async", "--ignoreexternal", env=quiet)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """All tests and the pages' snippets, with branch coverage; arguments after -- go to pytest, then without it."""
+    session.install("-e", ".[cli,speedups]", *group("tests"), *group("examples"))
+    if session.posargs:
+        session.run("python", "-m", "pytest", *session.posargs)
+        return
+    for old in ROOT.glob(f".coverage.{session.python}.*"):
+        old.unlink()
+    # The whole path, since the command line's processes are started in other folders.
+    data = str(ROOT / f".coverage.{session.python}")
+    session.run("coverage", "run", "-m", "pytest", env={"COVERAGE_FILE": data})
+    tested.append(str(session.python))
+    session.notify("coverage")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """The coverage of all Pythons together, 100 % of lines and branches, and which Pythons these were."""
+    session.install(*group("tests")[:1])
+    # Of this run only: what an interrupted one has left behind must not cover for it.
+    data = [str(path) for python in tested or ["3"] for path in ROOT.glob(f".coverage.{python}.*")]
+    session.run("coverage", "combine", *data)
+    session.run("coverage", "report", "--fail-under=100")
+    session.log(f"tests ran and passed on Python {', '.join(tested) or '(none in this run)'}")
+    if missing := [python for python in PYTHONS if python not in tested]:
+        session.warn(f"not run: Python {', '.join(missing)} (not found, not asked for, or failed above)")
+
+
+@nox.session(python="3.11")
+def oldest(session: nox.Session) -> None:
+    """All tests with exactly the lower bounds that pyproject.toml names for what the package needs."""
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
+    bounds = [
+        requirement.replace(">=", "==")
+        for requirement in (*project["dependencies"], *extras["cli"], *extras["speedups"])
+    ]
+    session.install("-e", ".[cli,speedups]", *bounds, *group("tests"))
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The pages, into docs/_build/html. A warning or a reference that leads nowhere is an error."""
+    session.install("-e", ".[cli]", *group("docs"))
+    session.run(
+        *("sphinx-build", "--fail-on-warning", "--keep-going", "--nitpicky", "--fresh-env", "-q"),
+        *("-b", "html", "docs", "docs/_build/html"),
+    )
+
+
+@nox.session
+def linkcheck(session: nox.Session) -> None:
+    """Every link of the pages, the outside ones too: needs the network, so by hand."""
+    session.install("-e", ".[cli]", *group("docs"))
+    session.run("sphinx-build", "-W", "-q", "-b", "linkcheck", "docs", "docs/_build/linkcheck")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """What README's first command shows."""
+    session.install("-e", ".[cli]")
+    session.run("sinch-conv", "demo", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory beside what a user would pick instead."""
+    session.install("-e", ".[cli,speedups]", *group("bench"))
+    session.run("python", "-m", "benchmarks.run", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Ten minutes at 800 calls a second with faults mixed in (by hand)."""
+    session.install("-e", ".[cli,speedups]", *group("tests"))
+    session.run("python", "tests/faults/soak.py", *session.posargs)
+
+
+@nox.session
+def faults_full(session: nox.Session) -> None:
+    """The whole fault matrix, with the rows that need heavy or rare programs (by hand)."""
+    session.install("-e", ".[cli,speedups]", *group("tests"))
+    session.run("python", "-m", "pytest", "tests/faults", "-s", "-m", "full or not full", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The property tests for as long as it takes to try many more examples (by hand)."""
+    session.install("-e", ".[cli,speedups]", *group("tests"))
+    session.run("python", "-m", "pytest", "-m", "fuzz", *session.posargs, env={"HYPOTHESIS_PROFILE": "fuzz"})
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Mutmut over the pure floors (by hand); survivors are listed at the end."""
+    session.install("-e", ".[cli,speedups]", *group("tests"), *group("mutation"))
+    session.run("mutmut", "run", *session.posargs)
+    session.run("mutmut", "results")
+
+
+def build_into(session: nox.Session, folder: Path) -> tuple[Path, Path]:
+    """Builds wheel and sdist and looks at both; answers where they are."""
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(folder))
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(wheel), str(sdist))
+    package = zipfile.ZipFile(wheel).namelist()
+    if "sinch_conv_async/py.typed" not in package:
+        session.error(f"{wheel.name} has no py.typed")
+    ours = ("sinch_conv_async/", f"sinch_conv_async-{PYPROJECT['project']['version']}.dist-info/")
+    if strays := [name for name in package if not name.startswith(ours)]:
+        session.error(f"{wheel.name} has files that are not the package's: {strays}")
+    return wheel, sdist
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheel and sdist into dist/, checked, and the tests from the unpacked sdist."""
+    session.install(*group("release"), *group("tests"), *group("examples"))
+    _, sdist = build_into(session, ROOT / "dist")
+    unpacked = Path(session.create_tmp()) / "sdist"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (source,) = unpacked.iterdir()
+    session.install("--force-reinstall", "--no-deps", str(source))
+    session.install(f"{source}[cli,speedups]")
+    with session.chdir(source):
+        session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS, venv_backend="virtualenv", reuse_venv=False)
+def release_check(session: nox.Session) -> None:
+    """The wheel in an empty environment: what it pulls, README's example against the sandbox, a clean uninstall."""
+    wheels = sorted((ROOT / "dist").glob("*.whl"))
+    if not wheels:
+        session.error("no wheel in dist/: run `nox -s build` first")
+    wheel = wheels[-1]
+
+    session.install(str(wheel))
+    seeds = {"pip", "setuptools", "wheel"}  # what virtualenv itself may put there
+    listed = session.run("pip", "list", "--not-required", "--format=freeze", silent=True)
+    unneeded = {line.partition("==")[0] for line in str(listed).split() if "==" in line} - seeds
+    if unneeded != {"sinch-conv-async"}:
+        session.error(f"installed, and needed by nothing: {sorted(unneeded)}")
+    session.run("pip", "check")
+    session.run("pip", "list")
+    # Isolated, and outside the tree: it is the installed package that must answer.
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-I", "-c", "import sinch_conv_async; print(sinch_conv_async.__file__)")
+    said = session.run("sinch-conv", "demo", success_codes=[1, 2], silent=True)
+    if "sinch-conv-async[cli]" not in str(said):
+        session.error(f"without its extra the command line does not say what to install: {said!r}")
+
+    session.install(f"{wheel}[cli]")
+    session.run("python", "-I", str(ROOT / "tests" / "release_check.py"), str(ROOT / "README.rst"))
+
+    session.run("pip", "uninstall", "--yes", "sinch-conv-async")
+    site = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
+    left = [*Path(str(site).strip()).glob("sinch_conv*"), *Path(session.bin).glob("sinch-conv*")]
+    if left:
+        session.error(f"left behind by the uninstall: {left}")
+
+
+if os.environ.get("CI") == "true":
+    # CI keeps nothing between runs, and its log is read by people without a terminal.
+    nox.options.reuse_venv = "no"

@@ -1,0 +1,68 @@
+"""An asyncio client that changes the metadata of messages in the Sinch Conversation API. Unofficial.
+
+::
+
+    async with ConversationClient.from_env() as client:
+        message = await client.update_message_metadata("01FC66621XXXXX119Z8PMV1QPA", '{"ticket": "closed"}')
+"""
+
+from ._convert import to_dict
+from ._retry import RetryPolicy
+from ._session import ProjectStats, SessionManager, SessionStats
+from ._wire import VERSION as __version__
+from .bulk import BulkUpdate
+from .client import ConversationClient
+from .enums import Channel, Direction, MessagesSource, ProcessingMode, Region
+from .errors import (
+    ApiError,
+    AuthenticationError,
+    BadRequestError,
+    CallTimeoutError,
+    ClientStateError,
+    ErrorDetail,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitedError,
+    ResponseFormatError,
+    ServerError,
+    SinchError,
+    TokenError,
+    TransportError,
+)
+from .models import ChannelIdentity, ConversationMessage, MetadataUpdate, UpdateOutcome
+
+__all__ = [
+    "ApiError",
+    "AuthenticationError",
+    "BadRequestError",
+    "BulkUpdate",
+    "CallTimeoutError",
+    "Channel",
+    "ChannelIdentity",
+    "ClientStateError",
+    "ConversationClient",
+    "ConversationMessage",
+    "Direction",
+    "ErrorDetail",
+    "InvalidArgumentError",
+    "MessagesSource",
+    "MetadataUpdate",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "ProcessingMode",
+    "ProjectStats",
+    "RateLimitedError",
+    "Region",
+    "ResponseFormatError",
+    "RetryPolicy",
+    "ServerError",
+    "SessionManager",
+    "SessionStats",
+    "SinchError",
+    "TokenError",
+    "TransportError",
+    "UpdateOutcome",
+    "__version__",
+    "to_dict",
+]

@@ -1,0 +1,99 @@
+"""The calls of one client: which of them wait, how many are under way, and how both end when the client closes.
+
+Whatever a call waits for (its token, its turn, the delay before a retry), it waits on a future that is entered here, so that closing
+can end the wait. Knows nothing of what is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from .errors import ClientStateError
+
+__all__ = ["Calls", "closed_error"]
+
+
+def closed_error() -> ClientStateError:
+    """A fresh error for each call: a shared one would collect every caller's traceback."""
+    return ClientStateError("the client is closed")
+
+
+class Calls:
+    """The calls of one client on one event loop."""
+
+    __slots__ = ("_drained", "closed", "under_way", "waiting")
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.waiting: set[asyncio.Future[None]] = set()
+        self.under_way = 0
+        self._drained: asyncio.Future[None] | None = None
+
+    async def wait(self, future: asyncio.Future[None]) -> None:
+        """Waits until the future is done or the client closes; cancelling the call cancels the future."""
+        self.check_open()
+        self.waiting.add(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                future.exception()  # cancelled in the very tick in which it failed: asyncio need not report that nobody saw
+            raise
+        finally:
+            self.waiting.discard(future)
+
+    async def sleep(self, delay: float) -> None:
+        """Waits ``delay`` seconds, or until the client closes."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(delay, _wake, future)
+        try:
+            await self.wait(future)
+        finally:
+            timer.cancel()
+
+    def check_open(self) -> None:
+        """Raises ClientStateError once the client is closed."""
+        if self.closed:
+            raise closed_error()
+
+    def enter(self) -> None:
+        """One call begins."""
+        self.check_open()
+        self.under_way += 1
+
+    def leave(self) -> None:
+        """One call has ended, whichever way."""
+        self.under_way -= 1
+        if not self.under_way and self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+    def fail_waiting(self) -> None:
+        """Closes: the calls that wait fail now, and no other begins."""
+        self.closed = True
+        for future in self.waiting:
+            if not future.done():
+                future.set_exception(closed_error())
+
+    async def drained(self) -> None:
+        """Returns when no call is under way any more."""
+        while self.under_way:
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            # Shielded: several may wait here, and one that is cancelled leaves the others waiting.
+            await asyncio.shield(self._drained)
+
+    def on_another_loop(self) -> Calls:
+        """The same client's calls once the event loop of these is closed, and they with it.
+
+        Another object, because what is left of a call may still be torn down, whenever the garbage collector finds it.
+        """
+        fresh = Calls()
+        fresh.closed = self.closed
+        return fresh
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

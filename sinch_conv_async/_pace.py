@@ -1,0 +1,253 @@
+"""When the next request of one project may depart.
+
+Arithmetic on numbers that are passed in: monotonic seconds, answers of status 429, a source of randomness. It knows
+neither who is waiting nor what is sent, and has no clock: a caller looks at ``due``, and tells of each departure.
+
+Three rules together give the time of the next departure; the latest of them wins.
+
+* *The window.* The departure ``limit`` ago must lie a second back. This is the promise that is never broken, and it
+  alone would let a whole second's worth go at once.
+* *The spacing.* Departures follow one another at the pace, evenly. A wake-up that comes late finds several due and makes
+  them all, so that a busy event loop costs no throughput; after idleness nothing has been saved up.
+* *The pause.* After a 429 nobody departs for a while.
+
+The pace falls by a factor with each congestion and climbs back by a fixed amount a second (additive increase,
+multiplicative decrease: Chiu and Jain, 1989, show that those who share a limit in this way, knowing nothing of each
+other, come to share it evenly). What this does with the usual ways of counting on a server is measured in
+``benchmarks/pace_simulation.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from array import array
+from typing import Final
+
+__all__ = ["Pace"]
+
+# A request counts against the server's second for a second; the nanosecond keeps rounding from making it less.
+WINDOW: Final = 1.0 + 1e-9
+
+# The ring starts small and doubles: hundreds of projects may share a process, most of them far below their limit.
+FIRST_RING: Final = 16
+
+NEVER: Final = -math.inf
+
+
+class Pace:
+    """The pace of one project: at most ``limit`` departures in any second, fewer while the server says 429.
+
+    ``limit`` is in requests a second; ``None`` sets no pace at all, and a 429 then only pauses. A window of one second
+    holds whole requests, so 2.5 a second counts as 2; below 1 it means one request every ``1 / limit`` seconds.
+
+    ``due`` is the earliest time of the next departure, to be read only. When it is not later than now, and a call is
+    there to be sent, call ``depart(now)``; when the line of waiting calls has run empty, call ``idle()``.
+    """
+
+    # The values come out of benchmarks/pace_simulation.py, which says what others do.
+    HEADROOM = 0.005  # of the interval: the window is left unfilled by so much, or jitter on the way would overfill it
+    CATCH_UP = 0.25  # seconds of lateness that are made up for; also the largest burst, in seconds' worth of departures
+    FALL = 0.95  # the pace falls to this at the first touch, to its 2nd, 4th and 8th power while congestion lasts
+    PAUSE = 0.0125  # seconds, doubling likewise: 0.1 at most
+    DEEPEST = 3  # doublings
+    HEEL = 0.5  # seconds: a congestion that comes so soon after the last pause is the last one's continuation
+    CLIMB = 0.015  # of the limit, each second
+    LEAST = 0.35  # of the pace that was, within a second
+    FLOOR = 0.002  # of the limit
+
+    __slots__ = (
+        "_allowance",
+        "_at",
+        "_brink",
+        "_brink_at",
+        "_climb",
+        "_depth",
+        "_dropped",
+        "_interval",
+        "_limit",
+        "_lowered",
+        "_next",
+        "_rate",
+        "_rate_since",
+        "_ring",
+        "_size",
+        "_slowed",
+        "_span",
+        "_top",
+        "_window",
+        "due",
+        "paused_until",
+    )
+
+    def __init__(self, limit: float | None) -> None:
+        self.due = NEVER
+        self.paused_until = NEVER
+        self._next = NEVER  # the spacing's own time for the next departure
+        self._allowance = 0.0  # how far the spacing may lie behind now
+        self._lowered = NEVER
+        self._depth = 0
+        self._brink = math.inf  # the pace before it began to fall, and when that was
+        self._brink_at = NEVER
+        self._slowed = False
+        self._rate = math.inf
+        self._rate_since = NEVER
+        self._ring = array("d")
+        self._size = 0
+        self._at = 0  # where the oldest departure lies, which the next one replaces
+        self._dropped = NEVER
+        self._window = 0  # whole requests that the ring may come to hold; 0 without a limit
+        self._span = WINDOW
+        self._interval = 0.0
+        self._climb = 0.0
+        self.limit = limit
+
+    @property
+    def limit(self) -> float | None:
+        """The most requests a second; may be set while running, and then holds from the next departure on."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: float | None) -> None:
+        if limit is not None and not 0 < limit < math.inf:
+            raise ValueError(f"limit must be a positive number of requests a second or None, not {limit!r}")
+        self._limit = limit
+        newest = self._ring[self._at :] + self._ring[: self._at]
+        if limit is None:
+            self._window = 0
+            self._top = math.inf
+            self._slowed = False
+            newest = array("d")  # a limit that is set later counts from then on
+        else:
+            # Half a request more in every second would need a window of two.
+            self._window = max(1, math.floor(limit))
+            self._top = self._window if limit >= 1 else limit
+            self._span = WINDOW if limit >= 1 else WINDOW / limit
+            self._climb = self.CLIMB * self._top
+            self._interval = (1 + self.HEADROOM) / self._top
+            if len(newest) > self._window:
+                self._dropped = newest[-self._window - 1]
+                newest = newest[-self._window :]
+            elif not newest:
+                newest = array("d", [NEVER]) * min(self._window, FIRST_RING)
+        if not self._slowed or self._rate > self._top:
+            self._rate = self._top
+        self._ring = newest
+        self._size = len(newest)
+        self._at = 0
+        self._settle()
+
+    @property
+    def rate(self) -> float:
+        """The pace in requests a second, as of the last departure or 429; infinite without a limit."""
+        return self._rate
+
+    def rate_at(self, now: float) -> float:
+        """The pace that has been climbed back to by ``now``; changes nothing."""
+        if not self._slowed:
+            return self._rate
+        return min(self._top, self._rate + self._climb * max(0.0, now - self._rate_since))
+
+    def depart(self, now: float) -> None:
+        """Record one departure."""
+        if not self._window:
+            return
+        late = now - self._allowance
+        due = (late if self._next < late else self._next) + (
+            self._climbing(now) if self._slowed else self._interval
+        )
+        self._next = due
+        self._allowance = self.CATCH_UP
+        at = self._at
+        self._ring[at] = now
+        at += 1
+        if at == self._size:
+            at = 0
+        self._at = at
+        free = self._ring[at] + self._span
+        if free > due:
+            if self._size < self._window:
+                free = self._grow()
+            if free > due:
+                due = free
+        self.due = due
+
+    def idle(self) -> None:
+        """Nobody waits any more: what the next departure is late by is not lateness."""
+        self._allowance = 0.0
+
+    def refund(self) -> None:
+        """Give back one departure of the last second that was recorded and then not made."""
+        if not self._window:
+            return
+        # As far as later windows are concerned it may as well have been the oldest one, which is the one at hand.
+        self._ring[self._at] = NEVER
+        self._next -= self._interval
+        self._settle()
+
+    def throttled(
+        self, now: float, *, departed: float, retry_after: float | None, rng: Random
+    ) -> None:
+        """Take note of a 429 to a request that departed at ``departed``: pause, and lower the pace once."""
+        if departed > self._lowered:
+            if retry_after is not None:
+                # Touching the limit often and lightly is cheap only where each touch does not cost a wait like this.
+                self._depth = self.DEEPEST
+            elif departed < max(self._lowered, self.paused_until) + self.HEEL:
+                self._depth = min(self._depth + 1, self.DEEPEST)
+            else:
+                self._depth = 0
+            depth = 1 << self._depth
+            if self._window:
+                rate = self.rate_at(now)
+                if departed > self._brink_at + WINDOW:
+                    self._brink = rate
+                    self._brink_at = now
+                # A server that remembers a second refuses for what was sent before the pace fell. Within a second it
+                # falls no further than this, or it would take long to climb back.
+                self._rate = max(rate * self.FALL**depth, self._brink * self.LEAST, self._top * self.FLOOR)
+                self._rate_since = now
+                self._slowed = True
+            self._lowered = now
+            if retry_after is None:
+                # Between half and all of it, so that processes that were refused together do not come back together.
+                retry_after = self.PAUSE * depth * rng.uniform(0.5, 1.0)
+        elif retry_after is None:
+            return
+        until = now + retry_after
+        if until > self.paused_until:
+            self.paused_until = until
+            self._rate_since = until
+            if self._next < until:
+                self._next = until  # what the pause held back is not lateness
+        self._settle()
+
+    def _climbing(self, now: float) -> float:
+        """The interval after a departure made now, while the pace climbs."""
+        rate = self.rate_at(now)
+        self._rate = rate
+        self._rate_since = now
+        if rate >= self._top:
+            self._slowed = False
+            return self._interval
+        # One request's worth of a pace that goes on climbing: rate * t + climb * t * t / 2 == 1.
+        interval = 2 * (1 + self.HEADROOM) / (rate + math.sqrt(rate * rate + 2 * self._climb))
+        return max(interval, self._interval)
+
+    def _grow(self) -> float:
+        """Make room in the ring, ahead of its oldest departure; the time from which the window has room."""
+        extra = min(self._size, self._window - self._size)
+        # What an earlier, lower limit made us forget is taken to be as late as it can have been.
+        self._ring = array("d", [self._dropped]) * extra + self._ring[self._at :] + self._ring[: self._at]
+        self._size += extra
+        self._at = 0
+        return self._dropped + self._span
+
+    def _settle(self) -> None:
+        due = max(self._next, self.paused_until)
+        if self._window:
+            free = self._ring[self._at] + self._span
+            if free > due and self._size < self._window:
+                free = self._grow()
+            due = max(due, free)
+        self.due = due

@@ -1,0 +1,319 @@
+"""Who may send next: one grant gives a call its project's turn and one of the manager's slots together.
+
+Neither is held while the other is waited for, so a project that is paused holds no slot, and a full pool spends nobody's turn. Within a
+project it is first come, first served, its retries first; projects that are due take turns. Admitting one call costs the same however many
+wait. Knows nothing of what is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import heapq
+import math
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from ._calls import Calls
+from ._pace import Pace
+from ._retry import RetryBudget
+from .errors import CallTimeoutError, RateLimitedError
+
+__all__ = ["Admission", "Project"]
+
+# A queue is rid of the calls that gave up waiting when they are more than these and more than half of it.
+ABANDONED_KEPT: Final = 64
+
+FORGETTABLE_AFTER: Final = 1 / Pace.CLIMB
+"""Seconds after which a pace at rest has climbed back to its limit, so that a new one is as good."""
+
+NOT_LATER: Final = -math.inf
+
+
+class Project:
+    """One project at one origin: its pace, its queue, its retry budget.
+
+    ``probing``: the API has sent everybody away for longer than a call is willing to wait, and one call at a time finds out whether that
+    is over. ``probe``: the call that is under way is such a one; ``was_probe``: the one that left last was.
+
+    ``admission``: where its calls wait now; the tasks of an event loop that is closed know another. ``later_at``: the turn that the
+    admission's timer waits for.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "admission",
+        "budget",
+        "fresh",
+        "later_at",
+        "limits",
+        "pace",
+        "probe",
+        "probing",
+        "queued",
+        "retries",
+        "throttled",
+        "under_way",
+        "waiting",
+        "was_probe",
+    )
+
+    def __init__(self) -> None:
+        self.pace = Pace(None)
+        self.budget = RetryBudget()
+        self.limits: weakref.WeakKeyDictionary[object, float | None] = weakref.WeakKeyDictionary()
+        self.fresh: deque[asyncio.Future[None]] = deque()
+        self.retries: deque[asyncio.Future[None]] = deque()
+        self.waiting = 0
+        self.abandoned = 0
+        self.under_way = 0
+        self.throttled = 0
+        self.probing = False
+        self.probe = False
+        self.was_probe = False
+        self.queued = False
+        self.admission: Admission | None = None
+        self.later_at = NOT_LATER
+
+    def __repr__(self) -> str:
+        probing = ", probing" if self.probing else ""
+        return f"<Project pace={self.pace.rate:.1f}/s waiting={self.waiting} under_way={self.under_way}{probing}>"
+
+    def join(self, client: object, limit: float | None) -> None:
+        """A client with its own limit comes to share the project; the lowest limit wins."""
+        self.limits[client] = limit
+        self._set_limit()
+
+    def leave(self, client: object) -> None:
+        """The client is closed. Its limit stays in force until another joins: the server has not forgotten the last second either."""
+        self.limits.pop(client, None)
+        if self.limits:
+            self._set_limit()
+
+    def _set_limit(self) -> None:
+        limit = min((limit for limit in self.limits.values() if limit is not None), default=None)
+        if limit != self.pace.limit:
+            self.pace.limit = limit
+
+    def forget_loop(self) -> None:
+        """The event loop that the calls waited on is closed, and they with it. The server remembers the pace, so it stays."""
+        self.fresh.clear()
+        self.retries.clear()
+        self.waiting = self.abandoned = self.under_way = 0
+        self.probe = False
+        self.queued = False
+        self.admission = None  # or what the garbage collector tears down later would be counted a second time
+        self.later_at = NOT_LATER
+
+    def forgettable(self, now: float) -> bool:
+        """Whether nothing would be lost with it: no call, and a pace that has long been at rest.
+
+        That it was being probed is lost: it would otherwise be kept for ever if nobody calls again.
+        """
+        return not self.waiting and not self.under_way and now > self.pace.due + FORGETTABLE_AFTER
+
+    def next_waiter(self) -> asyncio.Future[None] | None:
+        """Takes the next call that still waits out of the queue."""
+        for queue in (self.retries, self.fresh):
+            while queue:
+                future = queue.popleft()
+                if not future.done():
+                    return future
+                self.abandoned -= 1
+        return None
+
+    def abandon(self) -> None:
+        """A waiting call has given up; its future stays behind in the queue, to be passed over."""
+        self.waiting -= 1
+        self.abandoned += 1
+        if self.abandoned > ABANDONED_KEPT and self.abandoned > self.waiting:
+            # The cost is that of the calls which gave up since the last time.
+            for queue in (self.retries, self.fresh):
+                kept = [future for future in queue if not future.done()]
+                self.abandoned -= len(queue) - len(kept)  # also of those who are about to come here
+                queue.clear()
+                queue.extend(kept)
+
+    def refuse(self) -> list[asyncio.Future[None]]:
+        """Takes every call out of the queue; those that still wait, for whom this is news."""
+        waiting = [future for queue in (self.retries, self.fresh) for future in queue if not future.done()]
+        for queue in (self.retries, self.fresh):
+            self.abandoned -= len(queue)  # they have come to abandon(), or will
+            queue.clear()
+        return waiting
+
+
+class Admission:
+    """The slots of a manager, and the projects that wait for them.
+
+    ``clock`` gives monotonic seconds; ``call_later`` is the event loop's. Both are passed in so that tests can hold time still.
+    """
+
+    __slots__ = (
+        "_call_later",
+        "_clock",
+        "_later",
+        "_order",
+        "_ready",
+        "_timer",
+        "_timer_at",
+        "free",
+        "slots",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        slots: int,
+        *,
+        clock: Callable[[], float],
+        call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
+    ) -> None:
+        self.slots = slots
+        self.free = slots
+        self.waiting = 0
+        self._clock = clock
+        self._call_later = call_later
+        self._ready: deque[Project] = deque()  # projects with waiting calls whose turn may have come
+        self._later: list[tuple[float, int, Project]] = []  # a heap of those whose turn comes later
+        self._order = 0  # keeps the heap from comparing projects
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    def enter_now(self, project: Project, now: float) -> bool:
+        """Takes the turn and a slot if both are there and nobody waits for them."""
+        pace = project.pace
+        if not self.free or project.waiting or now < pace.due or (project.probing and project.under_way):
+            return False
+        pace.depart(now)
+        pace.idle()
+        self.free -= 1
+        project.admission = self
+        project.under_way += 1
+        project.probe = project.probing
+        return True
+
+    async def enter(self, project: Project, calls: Calls, *, again: bool, deadline: float | None) -> None:
+        """Waits for the turn and a slot; raises CallTimeoutError at once when the turn cannot come before ``deadline``."""
+        if deadline is not None:
+            pace, now = project.pace, self._clock()
+            # A retry goes ahead of all but the retries before it, and how many of those still wait nobody counts.
+            ahead = 0 if again else project.waiting
+            # At the limit, not at the pace of the moment: a pace that was slowed climbs back, and one that is late catches up.
+            at_best = ahead / pace.limit if pace.limit is not None else 0.0
+            if max(now, max(pace.due, now - pace.CATCH_UP) + at_best) > deadline:
+                raise CallTimeoutError("the project's turn cannot come before the timeout", sent="no")
+        if not project.waiting and project.pace.due <= self._clock():
+            project.pace.idle()  # nobody waited when the turn came, so it is not late
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        project.admission = self
+        (project.retries if again else project.fresh).append(future)
+        project.waiting += 1
+        self.waiting += 1
+        if not project.queued:
+            project.queued = True
+            self._ready.append(project)
+            self._pump()
+        # Calls.wait in place: one coroutine less for each of a hundred thousand that wait.
+        waiting = calls.waiting
+        waiting.add(future)
+        try:
+            await future
+        except BaseException:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                # Cancelled in the very tick in which the grant was made: hand it on.
+                project.pace.refund()
+                self.leave(project)
+            elif project.admission is self:
+                self.waiting -= 1
+                project.abandon()
+            raise
+        finally:
+            waiting.discard(future)
+
+    def leave(self, project: Project) -> None:
+        """Gives the slot back."""
+        if project.admission is not self:
+            return  # torn down after its event loop was closed, and forgotten by then
+        self.free += 1
+        project.under_way -= 1
+        project.was_probe, project.probe = project.probe, False
+        if project.pace.due < project.later_at:
+            # The turn was given back too, so that the next one is sooner than the timer.
+            project.later_at = NOT_LATER
+            self._ready.append(project)
+        elif project.waiting and not project.queued:
+            project.queued = True
+            self._ready.append(project)
+        if self._ready or self._later:
+            self._pump()
+
+    def answered(self, project: Project) -> None:
+        """The API answered something other than 429 to the call that has just left: a probe has found the project open again.
+
+        Of a call that was under way before everybody was sent away it says nothing.
+        """
+        if project.probing and project.was_probe:
+            project.probing = False
+            if project.waiting and not project.queued:
+                project.queued = True
+                self._ready.append(project)
+                self._pump()
+
+    def refuse_waiting(self, project: Project, error: RateLimitedError) -> None:
+        """Fails every call that waits for the project, and lets one call at a time find out from now on."""
+        project.probing = True
+        for future in project.refuse():
+            own = copy.copy(error)
+            own.attempts = 0
+            future.set_exception(own)
+
+    def stop(self) -> None:
+        """Cancels the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _pump(self) -> None:
+        """Makes every grant that can be made now, and sets the timer for the next."""
+        now = self._clock()
+        later = self._later
+        ready = self._ready
+        while later and later[0][0] <= now:
+            at, _, project = heapq.heappop(later)
+            if at == project.later_at:  # else its turn came sooner
+                project.later_at = NOT_LATER
+                ready.append(project)
+        while ready and self.free:
+            project = ready.popleft()
+            if project.probing and project.under_way:
+                project.queued = False  # leave() brings it back
+                continue
+            if now < project.pace.due:
+                self._order += 1
+                project.later_at = project.pace.due
+                heapq.heappush(later, (project.later_at, self._order, project))
+                continue
+            future = project.next_waiter()
+            if future is None:
+                project.queued = False
+                project.pace.idle()
+                continue
+            self.free -= 1
+            self.waiting -= 1
+            project.waiting -= 1
+            project.under_way += 1
+            project.probe = project.probing
+            project.pace.depart(now)
+            future.set_result(None)
+            ready.append(project)
+        if later and self.free and (self._timer is None or later[0][0] < self._timer_at):
+            self.stop()
+            self._timer_at = later[0][0]
+            self._timer = self._call_later(self._timer_at - now, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._pump()

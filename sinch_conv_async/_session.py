@@ -1,0 +1,758 @@
+"""The session manager: it owns the connections, the tokens and the pace of each project, and sends every request.
+
+The only file that calls aiohttp's client. What aiohttp must not be left to decide is decided here: who goes next, what is tried again, where a
+redirect leads (nowhere), and what of its exceptions a caller gets to see (nothing: they carry request headers).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import ssl as tls
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import aiohttp
+import attrs
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from . import _wire
+from ._calls import Calls, closed_error
+from ._connector import Connector, Exchange, exchange
+from ._pacing import Admission, Project
+from ._retry import Failure, RetryPolicy
+from ._tokens import BasicAuthorization, EndpointPace, Token, TokenSource
+from ._wire import Answer, Credentials, Grant, Request
+from .errors import (
+    ApiError,
+    CallTimeoutError,
+    ClientStateError,
+    InvalidArgumentError,
+    RateLimitedError,
+    ResponseFormatError,
+    SinchError,
+    TokenError,
+    TransportError,
+)
+from .models import ConversationMessage
+
+__all__ = ["Call", "Member", "ProjectStats", "SessionManager", "SessionStats"]
+
+MAX_ANSWER: Final = 1024 * 1024
+"""Bytes of an answer that are read, after decompression. A message with its contents is a few KiB."""
+
+TOKEN_TIMEOUT: Final = 10.0
+"""Seconds that one token request may take."""
+
+KEEPALIVE: Final = 30.0
+"""Seconds that an idle connection is kept. One that the server closed meanwhile is noticed before it is used."""
+
+FORGET_ABOVE: Final = 64
+"""Projects and tokens that a manager keeps without asking itself whether they are still of use."""
+
+USER_AGENT: Final = f"sinch-conv-async/{_wire.VERSION} (Python/{sys.version_info[0]}.{sys.version_info[1]}; aiohttp/{aiohttp.__version__})"
+
+_log = logging.getLogger("sinch_conv_async")
+
+
+@attrs.frozen
+class ProjectStats:
+    """One project of a manager at one moment. ``pace`` is in requests a second, infinite when nothing sets it."""
+
+    origin: str
+    project_id: str
+    pace: float
+    in_flight: int
+    waiting: int
+    throttled: int
+
+
+@attrs.frozen
+class SessionStats:
+    """A manager's counters at one moment.
+
+    Since the manager was made: ``calls`` that were started, ``attempts`` (HTTP exchanges with the API), ``retries`` (attempts after the
+    first of a call), ``throttled`` (answers 429) and ``token_requests``. Now: ``in_flight`` exchanges, calls ``waiting`` for their turn, and
+    ``projects`` with the pace of each.
+    """
+
+    calls: int
+    attempts: int
+    retries: int
+    throttled: int
+    token_requests: int
+    in_flight: int
+    waiting: int
+    projects: tuple[ProjectStats, ...]
+
+
+@attrs.define(eq=False)
+class Member:
+    """One client's place in the manager: where it sends to, as whom, how patiently, and its calls."""
+
+    project_id: str
+    origin: str
+    prefix: str = attrs.field(repr=False)
+    policy: RetryPolicy
+    attempt_timeout: float
+    project: Project = attrs.field(repr=False)
+    tokens: TokenSource | BasicAuthorization = attrs.field(repr=False)
+    calls: Calls = attrs.field(factory=Calls, repr=False)
+
+
+@attrs.define(eq=False)
+class Call:
+    """One update on its way, as far as it has come.
+
+    ``gave_up``: it ended with a failure that might have passed, for want of retries or budget.
+    """
+
+    request: Request
+    attempts: int = 0
+    retries: int = 0
+    throttled: int = 0
+    replayed: bool = False
+    maybe_sent: bool = False
+    gave_up: bool = False
+    last: SinchError | None = None
+
+    def failed(self, error: SinchError) -> None:
+        """Notes an attempt's error; a timeout's keeps the one before it, and no longer chain."""
+        if isinstance(error, CallTimeoutError):
+            if isinstance(self.last, CallTimeoutError):
+                self.last.last = None
+            error.last = self.last
+        self.last = error
+
+    @property
+    def sent(self) -> Literal["no", "maybe"]:
+        return "maybe" if self.maybe_sent else "no"
+
+
+@attrs.define(eq=False)
+class _Binding:
+    """What belongs to one event loop of one process."""
+
+    loop: asyncio.AbstractEventLoop
+    pid: int
+    http: aiohttp.ClientSession = attrs.field(repr=False)
+    admission: Admission = attrs.field(repr=False)
+    pool: AsyncGenerator[None, None] = attrs.field(repr=False)
+    closing: asyncio.Task[None] | None = attrs.field(default=None, repr=False)
+
+
+async def _pool(http: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
+    """Closes the connections when nobody holds it any more, and at the latest when its event loop ends.
+
+    A loop that ends (``asyncio.run``, ``asyncio.Runner``) closes the asynchronous generators that were started on it.
+    """
+    try:
+        yield
+    finally:
+        await http.close()
+
+
+class SessionManager:
+    """A connection pool, an OAuth 2.0 token cache and the pace of each project, for one client or for many.
+
+    ``max_connections``: exchanges under way at a time, over all projects. ``ssl``: an :class:`ssl.SSLContext` or :class:`aiohttp.Fingerprint`
+    for a private CA or a client certificate. ``proxy``: the URL of an HTTP proxy, with user and password if it asks for them; the environment's proxies are
+    not used. ``resolver``: an aiohttp resolver. ``trace_configs``: :class:`aiohttp.TraceConfig` objects; what they are shown includes the access token.
+
+    The constructor opens nothing and needs no event loop: the manager binds to the running loop at its first call, and anew when that loop has
+    been closed. While that loop lives, another loop, thread or forked process gets :class:`ClientStateError`.
+
+    Raises :class:`InvalidArgumentError` for an argument that cannot be right.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int = 256,
+        ssl: tls.SSLContext | aiohttp.Fingerprint | None = None,
+        proxy: str | URL | None = None,
+        resolver: AbstractResolver | None = None,
+        trace_configs: Sequence[aiohttp.TraceConfig] = (),
+    ) -> None:
+        checked = _wire.checked_proxy(proxy)
+        del proxy  # it may hold a password, and this frame may end up in a crash report
+        if isinstance(checked, str):
+            raise InvalidArgumentError(checked)
+        if type(max_connections) is not int or max_connections < 1:
+            raise InvalidArgumentError("max_connections must be a whole number, 1 or more")
+        if ssl is not None and not isinstance(ssl, tls.SSLContext | aiohttp.Fingerprint):
+            raise InvalidArgumentError(
+                "ssl must be an ssl.SSLContext, an aiohttp.Fingerprint or None: certificates are always verified"
+            )
+        self._max_connections = max_connections
+        self._ssl = ssl
+        self._proxy = checked
+        self._resolver = resolver
+        self._trace_configs = list(trace_configs)
+        self._clock = time.monotonic
+        self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
+        self._binding: _Binding | None = None
+        self._closed = False
+        self._members: weakref.WeakSet[Member] = weakref.WeakSet()
+        self._projects: dict[tuple[str, str], Project] = {}
+        self._sources: dict[tuple[str, Credentials], TokenSource] = {}
+        self._endpoints: dict[str, EndpointPace] = {}
+        self._forget_above = FORGET_ABOVE
+        self._calls = 0
+        self._attempts = 0
+        self._retries = 0
+        self._throttled = 0
+        self._token_requests = 0
+
+    # Lifetime
+
+    @property
+    def max_connections(self) -> int:
+        """How many exchanges may be under way at a time."""
+        return self._max_connections
+
+    @property
+    def closed(self) -> bool:
+        """Whether the manager has been closed."""
+        return self._closed
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the manager and every client on it; closing twice is fine.
+
+        Calls that wait fail now with :class:`ClientStateError`. Exchanges under way finish, within their ``attempt_timeout``; nothing is retried.
+        """
+        self.check_owner()
+        self._closed = True
+        members = list(self._members)
+        for member in members:
+            member.calls.fail_waiting()
+        binding = self._binding
+        if binding is None:
+            return
+        if binding.loop.is_closed():
+            self._unbind(binding)
+            return
+        if binding.closing is None:
+            binding.closing = binding.loop.create_task(
+                self._close(binding, members), name="sinch_conv_async closing"
+            )
+        # In a task of its own: whoever waits for it may be cancelled, and still nothing stays open.
+        await asyncio.shield(binding.closing)
+
+    async def _close(self, binding: _Binding, members: list[Member]) -> None:
+        await asyncio.gather(*(source.close() for source in self._sources.values()))
+        for member in members:
+            await member.calls.drained()
+        binding.admission.stop()
+        await binding.pool.aclose()
+        self._binding = None
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        binding: _Binding | None = getattr(self, "_binding", None)
+        if binding is None or binding.http.closed:
+            return
+        if binding.pid != os.getpid():
+            binding.http.detach()  # the parent's, which goes on with it
+            return
+        _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "_members"):
+            # Its constructor refused an argument, and crash reporters print that frame's variables.
+            return "<SessionManager not constructed>"
+        stats = self.stats()
+        state = "closed" if self._closed else "open" if self._binding is not None else "unused"
+        paces = ", ".join(f"{project.project_id} {project.pace:.0f}/s" for project in stats.projects[:3])
+        more = f" and {len(stats.projects) - 3} more" if len(stats.projects) > 3 else ""
+        return (
+            f"<SessionManager {state}: {stats.in_flight} of {self._max_connections} in flight, {stats.waiting} waiting, "
+            f"calls {stats.calls}, attempts {stats.attempts}, retries {stats.retries}, throttled {stats.throttled}, "
+            f"token requests {stats.token_requests}{'; pace ' if paces else ''}{paces}{more}>"
+        )
+
+    def stats(self) -> SessionStats:
+        """The counters as they stand; may be called from any thread."""
+        now = self._clock()
+        projects = tuple(
+            ProjectStats(
+                origin,
+                project_id,
+                project.pace.rate_at(now),
+                project.under_way,
+                project.waiting,
+                project.throttled,
+            )
+            for (origin, project_id), project in list(self._projects.items())
+        )
+        return SessionStats(
+            calls=self._calls,
+            attempts=self._attempts,
+            retries=self._retries,
+            throttled=self._throttled,
+            token_requests=self._token_requests,
+            in_flight=sum(project.in_flight for project in projects),
+            waiting=sum(project.waiting for project in projects),
+            projects=projects,
+        )
+
+    # Membership
+
+    def join(
+        self,
+        *,
+        project_id: str,
+        credentials: Credentials,
+        auth: Literal["oauth2", "basic"],
+        origin: str,
+        auth_origin: str,
+        rate_limit: float | None,
+        policy: RetryPolicy,
+        attempt_timeout: float,
+    ) -> Member:
+        """Gives a client its place. Clients of one project share its pace, clients with one key its token."""
+        self._forget_unused()
+        project = self._projects.setdefault((origin, project_id), Project())
+        member = Member(
+            project_id=project_id,
+            origin=origin,
+            prefix=_wire.messages_prefix(origin, project_id),
+            policy=policy,
+            attempt_timeout=attempt_timeout,
+            project=project,
+            tokens=BasicAuthorization(credentials)
+            if auth == "basic"
+            else self._source(auth_origin, credentials),
+        )
+        project.join(member, rate_limit)
+        self._members.add(member)
+        return member
+
+    def _source(self, auth_origin: str, credentials: Credentials) -> TokenSource:
+        source = self._sources.get((auth_origin, credentials))
+        if source is None:
+            source = TokenSource(
+                credentials,
+                request=self._token_requester(auth_origin),
+                endpoint=self._endpoints.setdefault(auth_origin, EndpointPace()),
+                clock=self._clock,
+                rng=self._rng,
+            )
+            self._sources[auth_origin, credentials] = source
+        return source
+
+    def _forget_unused(self) -> None:
+        """Lets go of projects and tokens that no client has used for a while, so that a manager can outlive any number of them."""
+        if len(self._projects) + len(self._sources) < self._forget_above:
+            return
+        now = self._clock()
+        kept = {member.project for member in self._members if not member.calls.closed}
+        used = {member.tokens for member in self._members if not member.calls.closed}
+        self._projects = {
+            key: project
+            for key, project in self._projects.items()
+            if project in kept or not project.forgettable(now)
+        }
+        self._sources = {
+            key: source
+            for key, source in self._sources.items()
+            if source in used or not source.forgettable(now)
+        }
+        self._forget_above = 2 * (len(self._projects) + len(self._sources)) + FORGET_ABOVE
+
+    async def leave(self, member: Member) -> None:
+        """Closes one client's calls and no other's."""
+        self.check_owner()
+        member.project.leave(member)
+        member.calls.fail_waiting()
+        if self._binding is not None and not self._binding.loop.is_closed():
+            await member.calls.drained()
+
+    # Binding to an event loop
+
+    def _bound(self) -> _Binding:
+        if self._closed:
+            raise closed_error()
+        binding = self._binding
+        if binding is not None and binding.loop is asyncio.get_running_loop() and binding.pid == os.getpid():
+            return binding
+        self.check_owner()
+        return self._bind()
+
+    def check_owner(self) -> None:
+        """Raises ClientStateError where another event loop or process that is still there has the manager."""
+        binding = self._binding
+        if binding is None or binding.loop.is_closed():
+            return
+        if binding.pid != os.getpid():
+            raise ClientStateError(
+                "this client was in use when the process was forked; make a new one in the child process"
+            )
+        if binding.loop is not asyncio.get_running_loop():
+            raise ClientStateError(
+                "this client belongs to another event loop that is still there; make one client for each event loop or thread"
+            )
+
+    def _bind(self) -> _Binding:
+        """Makes a fresh pool on the running loop. Tokens are kept: they are not the loop's."""
+        loop = asyncio.get_running_loop()
+        if self._binding is not None:
+            self._unbind(self._binding)
+        options: dict[str, Any] = {
+            "keepalive_timeout": KEEPALIVE,
+            "ssl": True if self._ssl is None else self._ssl,
+        }
+        if self._resolver is not None:
+            options["resolver"] = self._resolver
+        http = aiohttp.ClientSession(
+            connector=Connector(**options),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            trust_env=False,
+            trace_configs=self._trace_configs,
+        )
+        pool = _pool(http)
+        with contextlib.suppress(StopIteration):
+            anext(pool).send(None)  # up to its yield, which makes the loop take charge of it
+        admission = Admission(self._max_connections, clock=self._clock, call_later=loop.call_later)
+        self._binding = binding = _Binding(loop, os.getpid(), http, admission, pool)
+        return binding
+
+    def _unbind(self, binding: _Binding) -> None:
+        """Forgets an event loop that is closed, and what was waiting on it."""
+        self._binding = None
+        for project in self._projects.values():
+            project.forget_loop()
+        for source in self._sources.values():
+            source.forget_loop()
+        for member in self._members:
+            member.calls = member.calls.on_another_loop()
+        if not binding.http.closed:
+            connector = binding.http.connector
+            assert isinstance(connector, Connector)  # _bind made it
+            binding.http.detach()
+            connector.discard()
+
+    # Sending
+
+    async def authenticate(self, member: Member) -> None:
+        """Has a token for the member, or raises TokenError."""
+        member.calls.check_open()
+        self._bound()
+        calls = member.calls
+        calls.enter()
+        try:
+            await member.tokens.get(calls)
+        finally:
+            calls.leave()
+
+    async def send(self, member: Member, call: Call, *, timeout: float | None) -> ConversationMessage:
+        """Sends one update until it is applied, refused for good, or no longer worth trying."""
+        if timeout is None:
+            return await self._send(member, call, deadline=None)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._send(member, call, deadline=self._clock() + timeout)
+        except CallTimeoutError:
+            raise
+        except TimeoutError:
+            # Nothing else raises a bare one: aiohttp's end in _http.
+            pass
+        raise CallTimeoutError(f"timeout of {timeout:g} s passed", call.attempts, call.sent, call.last)
+
+    async def _send(self, member: Member, call: Call, *, deadline: float | None) -> ConversationMessage:
+        member.calls.check_open()  # first, or a closed client would bind its manager to this loop
+        binding = self._bound()
+        calls, project, tokens, policy = member.calls, member.project, member.tokens, member.policy
+        admission, clock = binding.admission, self._clock
+        calls.enter()
+        try:
+            self._calls += 1
+            project.budget.call(clock())
+            admitted = False
+            while True:
+                calls.check_open()
+                # Authorised, holding nothing: a token that is waited for keeps nobody else waiting.
+                if tokens.current(clock()) is None:
+                    await tokens.get(calls)
+                    continue
+                # Admitted: the turn and the slot in one grant.
+                if not admission.enter_now(project, clock()):
+                    await admission.enter(project, calls, again=admitted, deadline=deadline)
+                admitted = True
+                departed = clock()
+                token = None if calls.closed else tokens.current(departed)
+                if token is None:
+                    # The token expired while the call waited for its turn, or the client closed in the tick of the grant.
+                    project.pace.refund()
+                    admission.leave(project)
+                    calls.check_open()
+                    continue
+                try:
+                    outcome = await self._exchange(binding, member, call, token)
+                finally:
+                    admission.leave(project)
+                if isinstance(outcome, ConversationMessage):
+                    token.accepted = True
+                    admission.answered(project)
+                    return outcome
+                failure, error = outcome, outcome.error
+                error.attempts = call.attempts
+                status = error.http_status if isinstance(error, ApiError) else None
+                if status is not None and status != 429:
+                    admission.answered(project)
+                    token.accepted |= status < 500 and status not in (401, 408)
+                if calls.closed:
+                    raise error
+                if status == 401:
+                    # Whatever WWW-Authenticate says: the API refuses an expired token in more than one way.
+                    if call.replayed or not tokens.refused(token, clock()):
+                        raise error
+                    call.replayed = True
+                    continue
+                call.failed(error)
+                call.gave_up = policy.allows(failure)
+                if isinstance(error, RateLimitedError):
+                    # The project's business, not this call's: everybody pauses, and goes on more slowly.
+                    project.throttled += 1
+                    self._throttled += 1
+                    if policy.too_long(failure.retry_after):
+                        admission.refuse_waiting(project, error)
+                    else:
+                        project.pace.throttled(
+                            clock(), departed=departed, retry_after=failure.retry_after, rng=self._rng
+                        )
+                if (
+                    not call.gave_up
+                    or call.retries >= policy.max_retries
+                    or policy.too_long(failure.retry_after)
+                ):
+                    raise error
+                if status == 429:
+                    # It waits for its turn with everybody else. The same call refused again and again steps back by itself: those who share a
+                    # limit can fill its second for longer than a few pauses last.
+                    call.throttled += 1
+                    if call.throttled > 1 and failure.retry_after is None:
+                        await calls.sleep(policy.throttled_delay(call.throttled, rng=self._rng))
+                elif not (failure.stale and call.retries == 0):
+                    # A stale connection says nothing about the server; all else is a retry that the budget knows of.
+                    call.throttled = 0
+                    if not project.budget.take(clock()):
+                        raise error
+                    await calls.sleep(
+                        policy.delay(retries=call.retries, retry_after=failure.retry_after, rng=self._rng)
+                    )
+                call.retries += 1
+                self._retries += 1
+        except SinchError as error:
+            error.attempts = call.attempts
+            if isinstance(error, TransportError):
+                error.sent = call.sent  # what this attempt did not send, an earlier one may have
+            if isinstance(error, CallTimeoutError) and error is not call.last:
+                error.last = call.last
+            raise
+        finally:
+            calls.leave()
+
+    async def _exchange(
+        self, binding: _Binding, member: Member, call: Call, token: Token
+    ) -> ConversationMessage | Failure:
+        """One HTTP exchange: what the API answered, or how there came to be no answer."""
+        call.attempts += 1
+        call.gave_up = False
+        self._attempts += 1
+        began = self._clock()
+        under_way = Exchange()
+        try:
+            answer = await self._http(binding, call.request, token, under_way, timeout=member.attempt_timeout)
+        finally:
+            call.maybe_sent |= under_way.connected
+        if isinstance(answer, Failure):
+            outcome: ConversationMessage | Failure = answer
+        else:
+            outcome = _wire.read_answer(
+                answer, call.request, scrub=lambda text: token.scrub(member.tokens.credentials.scrub(text))
+            )
+        if isinstance(outcome, Failure) and outcome.suspect and under_way.transport is not None:
+            under_way.transport.abort()
+        if _log.isEnabledFor(logging.DEBUG):
+            self._log_exchange(member, call, outcome, self._clock() - began)
+        return outcome
+
+    def _log_exchange(
+        self, member: Member, call: Call, outcome: ConversationMessage | Failure, seconds: float
+    ) -> None:
+        error = outcome.error if isinstance(outcome, Failure) else None
+        status = getattr(error, "http_status", None) if error else 200
+        fields = {
+            "project_id": member.project_id,
+            "message_id": call.request.message_id,
+            "attempt": call.attempts,
+            "status": status,
+            "error": type(error).__name__ if error else None,
+            "seconds": round(seconds, 6),
+        }
+        _log.debug(
+            "attempt %d: %s after %.3f s", call.attempts, status or fields["error"], seconds, extra=fields
+        )
+
+    def _token_requester(self, auth_origin: str) -> Callable[[Credentials], Awaitable[Grant | Failure]]:
+        """What the token cache asks with. It holds the manager weakly, so that one that is forgotten is freed, and says so, at once."""
+        ask = weakref.WeakMethod(self._request_token)
+        request = _wire.token_request(auth_origin)
+
+        async def request_token(credentials: Credentials) -> Grant | Failure:
+            request_of_manager = ask()
+            if request_of_manager is None:
+                return Failure(TokenError("the client is gone"), helps=False)
+            return await request_of_manager(request, credentials)
+
+        return request_token
+
+    async def _request_token(self, request: Request, credentials: Credentials) -> Grant | Failure:
+        """One request to the token endpoint (RFC 6749, section 4.4.2)."""
+        binding = self._binding
+        assert binding is not None  # a fetch is only started by a call, which is bound
+        self._token_requests += 1
+        basic = BasicAuthorization(credentials).token
+        answer = await self._http(binding, request, basic, Exchange(), timeout=TOKEN_TIMEOUT)
+        if isinstance(answer, Failure):
+            error = TokenError(f"the token endpoint gave no answer: {answer.error}")
+            outcome: Grant | Failure = Failure(error, helps=answer.helps)
+        else:
+            outcome = _wire.read_token_answer(answer, scrub=credentials.scrub)
+        if isinstance(outcome, Failure):
+            _log.warning("no access token: %s", outcome.error, extra={"key_id": credentials.key_id})
+        else:
+            _log.debug("access token for %.0f s", outcome.lifetime, extra={"key_id": credentials.key_id})
+        return outcome
+
+    async def _http(
+        self, binding: _Binding, request: Request, token: Token, under_way: Exchange, *, timeout: float
+    ) -> Answer | Failure:
+        """Sends one request and reads its answer. aiohttp's exceptions end here, and no frame above holds a header."""
+        response: aiohttp.ClientResponse | None = None
+        answer: Answer | None = None
+        cause: Exception | None = None
+        done = False
+        context = exchange.set(under_way)
+        try:
+            async with asyncio.timeout(timeout):
+                response = await binding.http.request(
+                    request.method,
+                    request.url,
+                    data=request.body,
+                    headers={**_headers(request, token), **self._plain_proxy_headers(request)},
+                    allow_redirects=False,
+                    proxy=None if self._proxy is None else self._proxy.url,
+                    proxy_headers=None if self._proxy is None else self._proxy.headers(),
+                )
+                body, done = await _read(response)
+                answer = Answer(response.status, response.headers, body)
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            cause = error
+        except BaseException as error:
+            # Cancelled, or a trace hook of the user's raised: the same instance goes on, without aiohttp's frames and their headers.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            raise
+        finally:
+            exchange.reset(context)
+            status = None if response is None else response.status
+            if response is not None and not done:
+                response.close()
+            response = None  # its repr prints the headers that the server sent
+        if answer is None:
+            assert cause is not None  # what is not caught is raised
+            failure = _transport_failure(cause, under_way, answered=status is not None, timeout=timeout)
+            cause = None
+            return failure
+        if done or answer.status >= 400:
+            # An error's status says enough, also when its body was cut short.
+            return answer
+        if len(answer.body) > MAX_ANSWER:
+            error_text = f"the answer is longer than {MAX_ANSWER:,} bytes"
+            return Failure(ResponseFormatError(error_text, http_status=status), helps=False, applied=True)
+        return Failure(
+            TransportError("the connection was closed in the middle of the answer"), helps=True, applied=True
+        )
+
+    def _plain_proxy_headers(self, request: Request) -> dict[str, str]:
+        """Credentials for a proxy that is sent the request itself: aiohttp puts ``proxy_headers`` only into a CONNECT."""
+        return self._proxy.headers() if self._proxy is not None and request.url.scheme == "http" else {}
+
+
+def _headers(request: Request, token: Token) -> dict[str, str]:
+    return {
+        "Authorization": token.authorization,
+        "Content-Type": request.content_type,
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": USER_AGENT,
+    }
+
+
+async def _read(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    """The body, at most one byte more than is allowed, and whether that is all of it."""
+    content = response.content
+    body = b""
+    try:
+        while len(body) <= MAX_ANSWER:
+            body += await content.read(MAX_ANSWER + 1 - len(body))
+            if content.at_eof():
+                return body, len(body) <= MAX_ANSWER
+    except aiohttp.ClientPayloadError:
+        pass
+    return body, False
+
+
+def _transport_failure(cause: Exception, under_way: Exchange, *, answered: bool, timeout: float) -> Failure:
+    """In our words what aiohttp's exception means. Its own text is not repeated: it may quote what the server sent."""
+    sent: Literal["no", "maybe"] = "maybe" if under_way.connected else "no"
+    applied = under_way.connected
+    if isinstance(cause, TimeoutError) and not isinstance(cause, aiohttp.ClientError):
+        where = "waiting for the answer" if under_way.connected else "connecting"
+        return Failure(
+            CallTimeoutError(f"attempt_timeout of {timeout:g} s passed while {where}", sent=sent),
+            helps=True,
+            applied=applied,
+        )
+    if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
+        return Failure(TransportError("the server's certificate was not accepted", sent="no"), helps=False)
+    if isinstance(cause, aiohttp.ClientHttpProxyError):
+        # The one status of an aiohttp exception that a peer really sent: the proxy's answer to CONNECT.
+        return Failure(
+            TransportError(f"the proxy answered {cause.status}", sent="no"), helps=cause.status >= 500
+        )
+    if isinstance(cause, aiohttp.ClientConnectorDNSError):
+        problem = "the host name could not be resolved"
+    elif isinstance(cause, aiohttp.ClientConnectorError):
+        problem = f"no connection: {cause.os_error.strerror or type(cause.os_error).__name__}"
+    elif isinstance(cause, aiohttp.ClientResponseError):
+        problem = "the answer is not HTTP"
+    elif isinstance(cause, aiohttp.ServerDisconnectedError):
+        problem = "the server closed the connection without an answer"
+    else:
+        problem = f"the connection failed: {getattr(cause, 'strerror', None) or type(cause).__name__}"
+    lost = isinstance(cause, aiohttp.ServerDisconnectedError | OSError)
+    return Failure(
+        TransportError(problem, sent=sent),
+        helps=True,
+        applied=applied,
+        stale=under_way.reused and lost and not answered,
+    )

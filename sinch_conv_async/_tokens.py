@@ -1,0 +1,244 @@
+"""Access tokens: one for each key, fetched once however many callers wait, renewed before it expires.
+
+How a token is asked for over HTTP is passed in. A fetch runs in a task of its own: it belongs to no caller, so that cancelling one, even the
+first, harms no other. Knows no HTTP library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Final
+from urllib.parse import quote
+
+import attrs
+
+from ._calls import Calls, closed_error
+from ._retry import Failure, RetryPolicy
+from ._wire import Credentials, Grant, basic_authorization
+from .errors import SinchError, TokenError
+
+__all__ = ["BasicAuthorization", "EndpointPace", "Token", "TokenSource"]
+
+RENEW_AT: Final = 0.8
+"""The share of a token's life after which a new one is fetched in the background, give or take ``RENEW_JITTER`` of it."""
+
+RENEW_JITTER: Final = 0.1
+
+FETCH_FOR: Final = 60.0
+"""Seconds that a failing token endpoint is asked again for, before those who wait are told."""
+
+REFUSAL_KEPT: Final = 60.0
+"""Seconds that ``invalid_client`` is remembered for, and that a renewed token which no call was accepted with is not renewed again."""
+
+# Sinch's endpoint is a token bucket of 30 that refills with 10 a second: ours is a little smaller, for what the network bunches together.
+ENDPOINT_BURST: Final = 28
+ENDPOINT_RATE: Final = 9.5
+
+_RETRY: Final = RetryPolicy()
+
+
+@attrs.define(eq=False)
+class Token:
+    """An access token in use. ``accepted``: the API has taken it at least once."""
+
+    authorization: str = attrs.field(repr=False)
+    expires_at: float
+    renew_at: float
+    accepted: bool = False
+
+    def scrub(self, text: str) -> str:
+        """The text with every spelling of the token cut out of it."""
+        token = self.authorization.partition(" ")[2]
+        return text.replace(token, "[redacted]").replace(quote(token, safe=""), "[redacted]")
+
+
+class BasicAuthorization:
+    """In a token's place for HTTP Basic: always there, never renewed."""
+
+    __slots__ = ("credentials", "token")
+
+    def __init__(self, credentials: Credentials) -> None:
+        self.credentials = credentials
+        self.token = Token(basic_authorization(credentials), expires_at=math.inf, renew_at=math.inf)
+
+    def current(self, now: float) -> Token:
+        return self.token
+
+    async def get(self, calls: Calls) -> Token:
+        return self.token
+
+    def refused(self, token: Token, now: float) -> bool:
+        return False
+
+
+class EndpointPace:
+    """A token bucket in front of one token endpoint, however many keys use it."""
+
+    __slots__ = ("_full_at",)
+
+    def __init__(self) -> None:
+        self._full_at = 0.0  # when the bucket is full again
+
+    def delay(self, now: float) -> float:
+        """Books the next request and says in how many seconds it may be made."""
+        self._full_at = max(self._full_at, now) + 1 / ENDPOINT_RATE
+        return max(0.0, self._full_at - now - ENDPOINT_BURST / ENDPOINT_RATE)
+
+
+class TokenSource:
+    """The token of one key at one token endpoint.
+
+    ``request`` makes one token request. ``clock`` gives monotonic seconds: a wall clock that jumps expires nothing. It and ``sleep`` are passed
+    in so that tests can hold time still.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_endpoint",
+        "_fetching",
+        "_no_renewal_before",
+        "_refused",
+        "_refused_until",
+        "_request",
+        "_rng",
+        "_sleep",
+        "_token",
+        "_unproven_until",
+        "_waiters",
+        "credentials",
+    )
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        request: Callable[[Credentials], Awaitable[Grant | Failure]],
+        endpoint: EndpointPace,
+        clock: Callable[[], float],
+        rng: Random,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.credentials = credentials
+        self._request = request
+        self._endpoint = endpoint
+        self._clock = clock
+        self._rng = rng
+        self._sleep = sleep
+        self._token: Token | None = None
+        self._fetching: asyncio.Task[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self._refused: TokenError | None = None
+        self._refused_until = 0.0
+        self._no_renewal_before = 0.0
+        self._unproven_until = 0.0
+
+    def current(self, now: float) -> Token | None:
+        """The token, if there is one that has not expired; starts its renewal when it is old enough."""
+        token = self._token
+        if token is None or now >= token.expires_at:
+            return None
+        if now >= token.renew_at and now >= self._no_renewal_before and self._fetching is None:
+            self._fetch()
+        return token
+
+    async def get(self, calls: Calls) -> Token:
+        """The token, fetched if need be; raises TokenError."""
+        while True:
+            calls.check_open()  # a fetch that a closed client started would outlive it
+            now = self._clock()
+            token = self.current(now)
+            if token is not None:
+                return token
+            if self._refused is not None and now < self._refused_until:
+                raise copy.copy(self._refused)
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(future)
+            if self._fetching is None:
+                self._fetch()
+            await calls.wait(future)
+
+    def refused(self, token: Token, now: float) -> bool:
+        """The API answered 401 to this token: drop it if it is still the one in use. False: there is no point in another."""
+        if token is not self._token:
+            return True
+        if not token.accepted and now < self._unproven_until:
+            # A service that refuses whatever it is given must not cost a token request a call.
+            return False
+        self._token = None
+        self._unproven_until = now + REFUSAL_KEPT
+        return True
+
+    def forgettable(self, now: float) -> bool:
+        """Whether nothing would be lost with it: no token that serves, and no fetch under way."""
+        return self._fetching is None and (self._token is None or now >= self._token.expires_at)
+
+    def forget_loop(self) -> None:
+        """The event loop that the last fetch ran on is closed: its task and those who waited are gone, the token is not."""
+        self._fetching = None
+        self._waiters = []
+
+    async def close(self) -> None:
+        """Ends a fetch under way; those who wait for it are told that the client is closed."""
+        task = self._fetching
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def _fetch(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(), name="sinch_conv_async token request")
+        # An eager task factory may have run it to its end already.
+        self._fetching = None if task.done() else task
+
+    async def _run(self) -> None:
+        outcome: Token | SinchError = closed_error()
+        try:
+            outcome = await self._ask()
+        except Exception as error:  # noqa: BLE001  # whatever a trace hook of the user's raises; it has no caller to go to
+            outcome = TokenError(f"the token request failed: {type(error).__name__}")
+        finally:
+            self._fetching = None
+            waiters, self._waiters = self._waiters, []
+            if isinstance(outcome, Token):
+                self._token = outcome
+                self._refused = None
+            elif isinstance(outcome, TokenError) and outcome.error == "invalid_client":
+                self._refused = outcome
+                self._refused_until = self._clock() + REFUSAL_KEPT
+            for future in waiters:
+                if future.done():
+                    continue
+                if isinstance(outcome, Token):
+                    future.set_result(None)
+                else:
+                    future.set_exception(copy.copy(outcome))
+
+    async def _ask(self) -> Token | SinchError:
+        """Asks until there is a token or no point in asking. Returns errors: nobody may be there to catch them."""
+        began: float | None = None
+        retries = 0
+        while True:
+            delay = self._endpoint.delay(self._clock())
+            if delay:
+                await self._sleep(delay)
+            now = self._clock()
+            if began is None:
+                began = now  # waiting for the endpoint's turn is not the endpoint failing
+            answer = await self._request(self.credentials)
+            if isinstance(answer, Grant):
+                # The life is counted from when the request was made: the answer may have taken its time.
+                renew_in = answer.lifetime * RENEW_AT * (1 + self._rng.uniform(-RENEW_JITTER, RENEW_JITTER))
+                return Token(f"Bearer {answer.access_token}", now + answer.lifetime, now + renew_in)
+            delay = _RETRY.delay(retries=retries, retry_after=answer.retry_after, rng=self._rng)
+            retries += 1
+            now = self._clock()
+            if self._token is not None and now < self._token.expires_at and not self._waiters:
+                # An early renewal that failed: the old token still serves, and nobody is in a hurry.
+                self._no_renewal_before = now + max(1.0, (self._token.expires_at - self._token.renew_at) / 4)
+                return answer.error
+            if not answer.helps or now + delay - began > FETCH_FOR:
+                return answer.error
+            await self._sleep(delay)

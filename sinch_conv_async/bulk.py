@@ -1,0 +1,411 @@
+"""Many updates as one job: a stream of updates in, a stream of outcomes out.
+
+A job holds ``concurrency`` updates at most, however long its input is: under way, behind an earlier update of the same id, or finished and
+not yet read. A place becomes free when whoever reads the outcomes comes back for the next one, so nothing is sent that nobody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, Hashable, Iterable
+from types import TracebackType
+from typing import Final, Self
+
+from . import _wire
+from ._calls import closed_error
+from ._session import Call, Member, SessionManager
+from .errors import (
+    ApiError,
+    AuthenticationError,
+    CallTimeoutError,
+    ClientStateError,
+    InvalidArgumentError,
+    RateLimitedError,
+    ResponseFormatError,
+    SinchError,
+    TokenError,
+)
+from .models import MetadataUpdate, UpdateOutcome
+
+__all__ = ["BulkUpdate", "Updates"]
+
+Updates = Iterable[MetadataUpdate | tuple[str, str]] | AsyncIterable[MetadataUpdate | tuple[str, str]]
+"""What :meth:`ConversationClient.update_many` takes: updates, or pairs of message id and metadata."""
+
+MAX_OUTAGE: Final = 900.0
+"""Seconds that a job waits for the API to come back, unless told otherwise."""
+
+PROBE_DELAYS: Final = (0.5, 1.0, 2.0, 4.0, 5.0)
+"""Seconds before each probe of an outage, the last one for all that follow: some 180 requests in 900 s, where a working job sends 720,000."""
+
+
+class _Outage:
+    """A time in which nothing gets through. One update at a time probes, the others wait for their turn to, or for the end."""
+
+    def __init__(self, began: float, ends: float) -> None:
+        self.began = began
+        self.ends = ends
+        self.probes = 0
+        self.probing = False
+        self.not_before = began
+        self.waiting: deque[asyncio.Future[None]] = deque()
+
+    def delay(self, now: float) -> float:
+        """Seconds until the next probe: as long as the API asks for, if that is before the job gives up."""
+        self.probes += 1
+        delay = PROBE_DELAYS[min(self.probes, len(PROBE_DELAYS)) - 1]
+        return max(delay, min(self.not_before, self.ends) - now)
+
+    def next_probe(self) -> None:
+        """Passes the turn to probe on to whoever has waited longest."""
+        self.probing = False
+        while self.waiting:
+            future = self.waiting.popleft()
+            if not future.done():
+                self.probing = True
+                future.set_result(None)
+                return
+
+    def over(self) -> None:
+        for future in self.waiting:
+            if not future.done():
+                future.set_result(None)
+
+
+class BulkUpdate:
+    """The outcomes of a bulk job, one for each update, in order of completion.
+
+    An asynchronous iterator, and an asynchronous context manager that leaves nothing running. Made by
+    :meth:`ConversationClient.update_many`; nothing is read or sent before the first outcome is asked for.
+
+    An update that fails is an outcome. What ends the whole job is raised, after the outcomes that were finished: a refused key
+    (:class:`TokenError`), a final 401 (:class:`AuthenticationError`), a closed client (:class:`ClientStateError`), an outage longer than
+    ``max_outage`` (its last error), and whatever the input raises. Two updates of one id keep their order.
+    """
+
+    def __init__(
+        self,
+        manager: SessionManager,
+        member: Member,
+        updates: Updates,
+        *,
+        concurrency: int,
+        max_outage: float,
+        timeout: float | None,
+    ) -> None:
+        self._manager = manager
+        self._member = member
+        self._input = aiter(updates) if isinstance(updates, AsyncIterable) else _OneByOne(updates)
+        self._concurrency = concurrency
+        self._max_outage = max_outage
+        self._timeout = timeout
+        self._workers: set[asyncio.Task[None]] = set()
+        self._places = asyncio.Semaphore(concurrency)
+        self._owed = 0  # places of outcomes that were handed out, free when their reader comes back
+        self._reading = asyncio.Lock()
+        self._readers = 0  # workers that want the next update
+        self._parked: set[asyncio.Task[None]] = (
+            set()
+        )  # workers that may be cancelled without an update getting lost
+        self._behind: dict[Hashable, deque[MetadataUpdate]] = {}  # by id: what waits for an earlier update
+        self._finished: deque[UpdateOutcome] = deque()
+        self._news = asyncio.Event()
+        self._no_more = False  # nothing is read any more
+        self._stopped = False  # nor is an outage waited out
+        self._error: BaseException | None = None
+        self._client_closed: asyncio.Future[None] | None = None
+        self._successes = 0
+        self._failing: set[Hashable] = set()  # ids that failed since the last success
+        self._outage: _Outage | None = None
+
+    def __repr__(self) -> str:
+        state = (
+            "reading" if self._workers and not self._no_more else "finishing" if self._workers else "at rest"
+        )
+        outage = ", outage" if self._outage is not None else ""
+        return f"<BulkUpdate {state}: {len(self._behind)} held, {len(self._finished)} unread{outage}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> UpdateOutcome:
+        if self._client_closed is None:
+            self._start()
+        for _ in range(self._owed):
+            self._places.release()
+        self._owed = 0
+        while not self._finished:
+            if not self._workers:
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        self._owed += 1
+        return self._finished.popleft()
+
+    @property
+    def in_outage(self) -> bool:
+        """Whether the job waits for the API to come back."""
+        return self._outage is not None
+
+    def stop_reading(self) -> None:
+        """Takes no more of the input. The outcomes of what is under way still come, then the iteration ends.
+
+        An update that waits for the end of an outage gets no outcome: it would take as long as the outage.
+        """
+        self._no_more = self._stopped = True
+        for worker in self._parked:
+            worker.cancel()
+
+    async def aclose(self) -> None:
+        """Ends the job now: what is under way is cancelled, and may or may not have been applied. Closing twice is fine."""
+        self._no_more = self._stopped = True
+        self._error = None
+        self._finished.clear()
+        workers = list(self._workers)
+        for worker in workers:
+            worker.cancel()
+        if workers:
+            await asyncio.wait(workers)
+        self._end()
+
+    def _start(self) -> None:
+        closed = self._client_closed = asyncio.get_running_loop().create_future()
+        if self._no_more:
+            return
+        calls = self._member.calls
+        if calls.closed:
+            raise closed_error()
+        # Entered among what the client's calls wait for, so that closing the client ends a job that waits for its input too.
+        calls.waiting.add(closed)
+        closed.add_done_callback(self._client_has_closed)
+        self._hire()
+
+    def _client_has_closed(self, closed: asyncio.Future[None]) -> None:
+        if not closed.cancelled():
+            self._fail(closed.exception())
+
+    def _end(self) -> None:
+        if self._client_closed is not None:
+            self._member.calls.waiting.discard(self._client_closed)
+            self._client_closed.cancel()
+        self._news.set()
+
+    def _fail(self, error: BaseException | None) -> None:
+        """Ends the job with an error: what is under way still gets its outcome."""
+        self._error = self._error or error
+        self.stop_reading()
+
+    def _hire(self) -> None:
+        worker = asyncio.get_running_loop().create_task(self._work(), name="sinch_conv_async bulk worker")
+        self._workers.add(worker)
+        worker.add_done_callback(self._retire)
+
+    def _retire(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        self._parked.discard(worker)
+        if not worker.cancelled():
+            if worker.exception() is not None:
+                self._fail(worker.exception())
+        elif not self._stopped:
+            # Not by us: the input raised it, which must not look like the input's end, or whatever runs is being cancelled.
+            self._fail(asyncio.CancelledError("the bulk job was cancelled"))
+        if not self._workers:
+            self._end()
+
+    async def _work(self) -> None:
+        """One worker: reads an update, sends it, hands in the outcome, and goes on while there are any."""
+        while (update := await self._read()) is not None:
+            key = _key(update)
+            while True:
+                self._finished.append(await self._outcome(update))
+                self._news.set()
+                waiting = self._behind[key]
+                if not waiting:
+                    break
+                update = waiting.popleft()
+            del self._behind[key]
+
+    async def _read(self) -> MetadataUpdate | None:
+        """The next update that need not wait for an earlier one, once there is a place for it."""
+        this = asyncio.current_task()
+        assert this is not None  # workers are tasks
+        self._parked.add(this)
+        self._readers += 1
+        try:
+            async with self._reading:
+                update = await self._next()
+        finally:
+            self._parked.discard(this)
+            self._readers -= 1
+        # Only now, and not when this worker ends with an error or is cancelled: nobody would wait for the new one then.
+        if not self._readers and not self._no_more and len(self._workers) < self._concurrency:
+            self._hire()
+        return update
+
+    async def _next(self) -> MetadataUpdate | None:
+        while not self._no_more:
+            await self._places.acquire()
+            try:
+                update = _as_update(await anext(self._input))
+            except StopAsyncIteration:
+                break
+            except BaseException:
+                self._no_more = True  # before the next worker's turn to read
+                raise
+            waiting = self._behind.get(_key(update))
+            if waiting is None:
+                self._behind[_key(update)] = deque()
+                return update
+            waiting.append(update)
+        self._no_more = True
+        return None
+
+    async def _outcome(self, update: MetadataUpdate) -> UpdateOutcome:
+        """Sends one update. Waits out an outage, raises what ends the job, and returns all else."""
+        member, policy = self._member, self._member.policy
+        try:
+            request = _wire.message_request(
+                member.prefix, update.message_id, update.metadata, update.messages_source
+            )
+        except InvalidArgumentError as refused:
+            return UpdateOutcome(update, error=refused)
+        call = Call(request)
+        parked_at: int | None = None
+        error: SinchError
+        while True:
+            probing = False
+            while self._outage is not None and not probing:
+                probing = await self._wait_out(self._outage)
+            # A probe is one exchange: whether there is another is decided here.
+            call.retries = policy.max_retries if probing else 0
+            call.replayed = call.gave_up = False
+            attempts = call.attempts
+            outage = self._outage
+            try:
+                message = await self._manager.send(member, call, timeout=self._timeout)
+            except SinchError as caught:
+                error = caught
+            else:
+                self._got_through()
+                return UpdateOutcome(update, message=message, attempts=call.attempts)
+            if _ends_job(error):
+                raise error
+            if probing and outage is not None:
+                outage.next_probe()
+            # The job's own timeout, in the middle of an exchange: as good as attempt_timeout.
+            timed_out = isinstance(error, CallTimeoutError) and error is not call.last and call.attempts > attempts
+            again = policy.retry_maybe_sent or not call.maybe_sent
+            passing = (
+                call.gave_up or isinstance(error, RateLimitedError | TokenError) or (timed_out and again)
+            )
+            if not passing or not policy.max_retries:
+                if isinstance(error, ApiError | ResponseFormatError):
+                    self._got_through()
+                return UpdateOutcome(update, error=error, attempts=call.attempts)
+            self._failing.add(_key(update))
+            # Not so when the project's retry budget was used up: then it has had less than its share.
+            tried = call.attempts > policy.max_retries or timed_out
+            alone = len(self._behind) == 1 and len(self._failing) == 1
+            others_get_through = parked_at is not None and self._successes > parked_at
+            if self._outage is None and tried and (alone or others_get_through):
+                return UpdateOutcome(update, error=error, attempts=call.attempts)
+            # Whether it is this update or the API, the next one that gets through will tell; until then they wait for one.
+            parked_at = self._successes
+            self._fell_through(error)
+
+    # Outages
+
+    def _got_through(self) -> None:
+        """The API answered: whatever outage there was is over."""
+        self._successes += 1
+        self._failing.clear()
+        outage, self._outage = self._outage, None
+        if outage is not None:
+            outage.over()
+
+    def _fell_through(self, error: SinchError) -> None:
+        """The API is out: from now on one update at a time probes. Raises the error once that has been so for too long."""
+        now = asyncio.get_running_loop().time()
+        if self._outage is None:
+            self._outage = _Outage(now, now + self._max_outage)
+        elif now >= self._outage.ends:
+            error.add_note(
+                f"The API has taken no update for {now - self._outage.began:.0f} s, so the job has ended. "
+                "Updates that have no outcome can be given to a new job."
+            )
+            raise error
+        if isinstance(error, ApiError) and error.retry_after is not None:
+            self._outage.not_before = now + error.retry_after
+
+    async def _wait_out(self, outage: _Outage) -> bool:
+        """Waits until the outage is over (False), or for the turn to probe it (True)."""
+        this = asyncio.current_task()
+        assert this is not None  # workers are tasks
+        loop = asyncio.get_running_loop()
+        self._parked.add(this)
+        if self._stopped:
+            this.cancel()  # as those were who waited here at the time
+        try:
+            turn = loop.create_future()
+            outage.waiting.append(turn)
+            if not outage.probing:
+                outage.next_probe()
+            await turn
+            if self._outage is outage:
+                # Also woken when a straggler gets through meanwhile.
+                outage.waiting.append(pause := loop.create_future())
+                await asyncio.wait([pause], timeout=outage.delay(loop.time()))
+                pause.cancel()  # done, it is passed over when the turn goes on
+            return self._outage is outage
+        finally:
+            self._parked.discard(this)
+
+
+class _OneByOne:
+    """A plain iterable as an asynchronous one; a generator would leave its own tidying up to the event loop."""
+
+    def __init__(self, updates: Iterable[MetadataUpdate | tuple[str, str]]) -> None:
+        self._updates = iter(updates)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> MetadataUpdate | tuple[str, str]:
+        try:
+            return next(self._updates)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+
+def _as_update(item: object) -> MetadataUpdate:
+    if isinstance(item, MetadataUpdate):
+        return item
+    if isinstance(item, tuple) and len(item) == 2:
+        return MetadataUpdate(*item)
+    raise InvalidArgumentError(
+        f"an update is a MetadataUpdate or a pair of message id and metadata, not {type(item).__name__}"
+    )
+
+
+def _key(update: MetadataUpdate) -> Hashable:
+    """What keeps updates of one message in order; an id that is no text is refused before it can matter."""
+    return update.message_id if isinstance(update.message_id, str) else id(update)
+
+
+def _ends_job(error: SinchError) -> bool:
+    """Whether the next update would fail in the same way."""
+    if isinstance(error, TokenError):
+        return error.http_status is not None and error.http_status != 429 and error.http_status < 500
+    return isinstance(error, AuthenticationError | ClientStateError)

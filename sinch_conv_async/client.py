@@ -1,0 +1,258 @@
+"""The client: one project's access to the Conversation API, on a session manager of its own or a shared one."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypedDict, Unpack
+
+from . import _wire
+from ._retry import RetryPolicy
+from ._session import Call, SessionManager
+from .bulk import MAX_OUTAGE, BulkUpdate, Updates
+from .enums import MessagesSource, Region
+from .errors import InvalidArgumentError
+from .models import ConversationMessage
+
+__all__ = ["ConversationClient"]
+
+RATE_LIMIT: Final = 800.0
+"""Requests a second that the API allows a project, over all its apps and most endpoints."""
+
+AUTH_ORIGIN: Final = "https://auth.sinch.com"
+"""The token endpoint's host, which serves every region."""
+
+_ENVIRONMENT: Final = {
+    "project_id": "SINCH_PROJECT_ID",
+    "key_id": "SINCH_KEY_ID",
+    "key_secret": "SINCH_KEY_SECRET",
+    "conversation_region": "SINCH_CONVERSATION_REGION",
+    "conversation_origin": "SINCH_CONVERSATION_ORIGIN",
+    "auth_origin": "SINCH_AUTH_ORIGIN",
+}
+
+
+class ClientOptions(TypedDict, total=False):
+    """The keywords of :class:`ConversationClient`."""
+
+    project_id: str
+    key_id: str
+    key_secret: str
+    conversation_region: Region | str | None
+    auth: Literal["oauth2", "basic"]
+    session_manager: SessionManager | None
+    rate_limit: float | None
+    retry: RetryPolicy | None
+    timeout: float | None
+    attempt_timeout: float
+    conversation_origin: str | None
+    auth_origin: str | None
+
+
+class ConversationClient:
+    """Updates message metadata in one Sinch project.
+
+    ``project_id``, ``key_id``, ``key_secret``: from the Sinch dashboard. ``conversation_region``: where the Conversation API app lives
+    (:class:`Region` or its text); a wrong one answers 404, so there is no default. It may be left out where ``conversation_origin`` is given.
+
+    ``auth``: ``"oauth2"``, or ``"basic"`` for trying things out (the API limits it heavily). ``session_manager``: a manager to share; without
+    one the client makes and owns its own. ``rate_limit``: requests a second for this project; ``None`` turns pacing off, and a 429 then still pauses.
+    ``retry``: a :class:`RetryPolicy`. ``timeout``: seconds that one call may take, waiting and all attempts included; ``None``
+    sets no bound. ``attempt_timeout``: seconds that one HTTP exchange may take. ``conversation_origin``, ``auth_origin``: where to send
+    instead of the regional host and of the token host, https only except to this machine.
+
+    The constructor opens nothing and needs no event loop, so a client may be built at import time. It binds to the running loop at its first call, and
+    anew when that loop has been closed. It is for one event loop, thread and process at a time: another gets :class:`ClientStateError`.
+
+    Raises :class:`InvalidArgumentError` for an argument that cannot be right.
+    """
+
+    def __init__(
+        self,
+        *,
+        project_id: str,
+        key_id: str,
+        key_secret: str,
+        conversation_region: Region | str | None = None,
+        auth: Literal["oauth2", "basic"] = "oauth2",
+        session_manager: SessionManager | None = None,
+        rate_limit: float | None = RATE_LIMIT,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        attempt_timeout: float = 10.0,
+        conversation_origin: str | None = None,
+        auth_origin: str | None = None,
+    ) -> None:
+        credentials = _wire.checked_credentials(key_id, key_secret)
+        del (
+            key_secret
+        )  # this frame is part of the errors' tracebacks below, and crash reporters collect its variables
+        if isinstance(credentials, str):
+            raise InvalidArgumentError(credentials)
+        project_id = _wire.checked_id("project_id", project_id)
+        if conversation_origin is not None:
+            origin = _wire.checked_origin("conversation_origin", conversation_origin)
+        elif conversation_region is None:
+            raise InvalidArgumentError(
+                "conversation_region is missing: the region that the Conversation API app lives in"
+            )
+        else:
+            origin = _wire.regional_origin(conversation_region)
+        if conversation_region is not None:
+            _wire.regional_origin(conversation_region)
+        if auth not in ("oauth2", "basic"):
+            raise InvalidArgumentError("auth must be 'oauth2' or 'basic'")
+        if session_manager is not None and not isinstance(session_manager, SessionManager):
+            raise InvalidArgumentError(
+                "session_manager must be a SessionManager; an aiohttp.ClientSession is not taken"
+            )
+        if retry is not None and not isinstance(retry, RetryPolicy):
+            raise InvalidArgumentError("retry must be a RetryPolicy")
+        exchange_seconds = _positive("attempt_timeout", attempt_timeout)
+        if exchange_seconds is None:
+            raise InvalidArgumentError("attempt_timeout must be a positive, finite number")
+        self._timeout = _positive("timeout", timeout)
+        self._owns_manager = session_manager is None
+        self._manager = SessionManager() if session_manager is None else session_manager
+        self._member = self._manager.join(
+            project_id=project_id,
+            credentials=credentials,
+            auth=auth,
+            origin=origin,
+            auth_origin=_wire.checked_origin(
+                "auth_origin", AUTH_ORIGIN if auth_origin is None else auth_origin
+            ),
+            rate_limit=_positive("rate_limit", rate_limit),
+            policy=retry or RetryPolicy(),
+            attempt_timeout=exchange_seconds,
+        )
+
+    @classmethod
+    def from_env(cls, **overrides: Unpack[ClientOptions]) -> Self:
+        """A client made of the environment's ``SINCH_PROJECT_ID``, ``SINCH_KEY_ID``, ``SINCH_KEY_SECRET`` and ``SINCH_CONVERSATION_REGION``.
+
+        ``SINCH_CONVERSATION_ORIGIN`` and ``SINCH_AUTH_ORIGIN`` are read too where they are set. ``overrides`` are keywords of the
+        constructor and win. Raises :class:`InvalidArgumentError` that names the variables that are missing.
+        """
+        options: dict[str, Any] = {
+            name: os.environ[variable] for name, variable in _ENVIRONMENT.items() if os.environ.get(variable)
+        }
+        options.update(overrides)
+        del (
+            overrides
+        )  # this frame is part of an error's traceback: the secret leaves it before anything is raised
+        required = ["project_id", "key_id", "key_secret"]
+        if options.get("conversation_origin") is None:
+            required.append("conversation_region")
+        missing = [_ENVIRONMENT[name] for name in required if name not in options]
+        if missing:
+            options.clear()
+            raise InvalidArgumentError(f"not set in the environment: {', '.join(missing)}")
+        return cls(key_secret=options.pop("key_secret"), **options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        member = getattr(self, "_member", None)
+        if member is None:
+            # Its constructor refused an argument, and crash reporters print that frame's variables.
+            return "<ConversationClient not constructed>"
+        state = "closed" if self.closed else "open"
+        return f"<ConversationClient {state}: project {member.project_id} at {member.origin}, {member.project!r}>"
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        # One that was never used has nothing to close. A manager of its own warns too, and says the same of its connections.
+        member = getattr(self, "_member", None)
+        if member is not None and not self._owns_manager and not self.closed and member.calls.under_way:
+            _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client, or the manager that it is on, has been closed."""
+        return self._member.calls.closed or self._manager.closed
+
+    async def update_message_metadata(
+        self,
+        message_id: str,
+        metadata: str,
+        *,
+        messages_source: MessagesSource | str | None = None,
+        timeout: float | None = None,
+    ) -> ConversationMessage:
+        """The message as the API answers it, once its metadata has been set to ``metadata``.
+
+        ``message_id``: 1 to 256 letters, digits, ``-``, ``.``, ``_``, ``~``. ``metadata``: at most 1,024 characters; it replaces what was
+        there. ``messages_source``: where to look for the message, left to the API (``CONVERSATION_SOURCE``) when not given. ``timeout``:
+        seconds for this call instead of the client's, waiting for its turn included.
+
+        Raises :class:`InvalidArgumentError` before anything is sent; :class:`ApiError` (:class:`NotFoundError`,
+        :class:`RateLimitedError`, ...) for what the API answered, :class:`TransportError` and :class:`CallTimeoutError` where
+        no answer came, :class:`TokenError`, :class:`ResponseFormatError`, :class:`ClientStateError`. What can be retried has been
+        by then.
+
+        Source: ``PATCH /v1/projects/{project_id}/messages/{message_id}``, *Update message metadata*.
+        """
+        member = self._member
+        request = _wire.message_request(member.prefix, message_id, metadata, messages_source)
+        timeout = self._timeout if timeout is None else _positive("timeout", timeout)
+        return await self._manager.send(member, Call(request), timeout=timeout)
+
+    def update_many(
+        self, updates: Updates, *, concurrency: int | None = None, max_outage: float = MAX_OUTAGE
+    ) -> BulkUpdate:
+        """The outcomes of many updates, one for each, in order of completion: ``async for outcome in client.update_many(...)``.
+
+        ``updates``: :class:`MetadataUpdate` objects or ``(message_id, metadata)`` pairs, from any iterable or asynchronous iterable of any length.
+        ``concurrency``: updates held at a time; the manager's ``max_connections`` when not given. ``max_outage``: seconds to wait
+        for an API that takes no update, probing, before the job ends with its error.
+
+        A failed update is an outcome with its ``error``. Use ``async with client.update_many(...) as outcomes`` to leave nothing running when
+        the loop is left early. See :class:`BulkUpdate` for what is raised.
+        """
+        seconds = _positive("max_outage", max_outage)
+        places = self._manager.max_connections if concurrency is None else concurrency
+        if type(places) is not int or places < 1:
+            raise InvalidArgumentError("concurrency must be a whole number, 1 or more")
+        return BulkUpdate(
+            self._manager,
+            self._member,
+            updates,
+            concurrency=places,
+            max_outage=math.inf if seconds is None else seconds,
+            timeout=self._timeout,
+        )
+
+    async def authenticate(self) -> None:
+        """Returns when there is a valid access token; for a service's check at start-up.
+
+        Costs nothing when there is one already, and with ``auth="basic"``, which has none. Raises :class:`TokenError` (its ``error`` is
+        ``invalid_client`` for a wrong key), and :class:`ClientStateError`.
+        """
+        await self._manager.authenticate(self._member)
+
+    async def close(self) -> None:
+        """Closes the client, and its session manager unless that is shared; closing twice is fine.
+
+        Calls that wait fail now with :class:`ClientStateError`; those under way finish, within their ``attempt_timeout``.
+        """
+        if self._owns_manager:
+            await self._manager.close()
+        else:
+            await self._manager.leave(self._member)
+
+
+def _positive(name: str, value: object) -> float | None:
+    """A positive, finite number or None; or InvalidArgumentError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InvalidArgumentError(f"{name} must be a positive, finite number")
+    return value

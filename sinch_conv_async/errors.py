@@ -1,0 +1,181 @@
+"""Everything that can go wrong, as one tree.
+
+::
+
+    SinchError                              attempts
+    ├── InvalidArgumentError (ValueError)   refused before anything was sent
+    ├── ClientStateError (RuntimeError)     closed; another event loop, thread or forked process
+    ├── TransportError                      no usable HTTP answer; sent
+    │   └── CallTimeoutError (TimeoutError) attempt_timeout or timeout passed; last
+    ├── TokenError                          no access token could be had
+    ├── ResponseFormatError                 an answer that is not what the API promises; http_status
+    └── ApiError                            the API answered with an error
+        ├── BadRequestError 400   ├── AuthenticationError 401   ├── PermissionDeniedError 403
+        ├── NotFoundError 404     ├── RateLimitedError 429      └── ServerError 5xx
+
+Errors carry data as attributes, compare by identity, copy and pickle with every field, and never carry a
+credential. They know nothing of JSON or HTTP libraries.
+"""
+
+# Each class is slots=False: a slotted one cannot also inherit TimeoutError's layout, and copy and pickle carry __dict__ along. Fields are positional
+# and have defaults: BaseException.__reduce__ rebuilds an error from its args.
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+
+__all__ = [
+    "ApiError",
+    "AuthenticationError",
+    "BadRequestError",
+    "CallTimeoutError",
+    "ClientStateError",
+    "ErrorDetail",
+    "InvalidArgumentError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RateLimitedError",
+    "ResponseFormatError",
+    "ServerError",
+    "SinchError",
+    "TokenError",
+    "TransportError",
+]
+
+
+@attrs.define(slots=False, eq=False)
+class SinchError(Exception):
+    """The root of every error that this package raises.
+
+    ``attempts`` is the number of HTTP exchanges with the API that the call made before it gave up.
+    """
+
+    message: str = ""
+    attempts: int = 0
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@attrs.define(slots=False, eq=False)
+class InvalidArgumentError(SinchError, ValueError):
+    """An argument that cannot be right; nothing was sent."""
+
+
+@attrs.define(slots=False, eq=False)
+class ClientStateError(SinchError, RuntimeError):
+    """The client is closed, or belongs to another event loop, thread or process."""
+
+
+@attrs.define(slots=False, eq=False)
+class TransportError(SinchError):
+    """No usable HTTP answer came.
+
+    ``sent`` is ``"no"`` when no request of this call can have reached the server, else ``"maybe"``: the update may have been applied.
+    """
+
+    sent: Literal["no", "maybe"] = "maybe"
+
+
+@attrs.define(slots=False, eq=False)
+class CallTimeoutError(TransportError, TimeoutError):
+    """``attempt_timeout`` or ``timeout`` passed.
+
+    ``last`` is the error of the attempt before it, where there was one.
+    """
+
+    last: SinchError | None = None
+
+
+@attrs.define(slots=False, eq=False)
+class TokenError(SinchError):
+    """No access token could be had.
+
+    ``error`` is the OAuth 2.0 error code of the token endpoint where it gave one, such as ``invalid_client``
+    (RFC 6749, section 5.2); ``http_status`` its last HTTP status, ``None`` where it gave no answer.
+    """
+
+    error: str | None = None
+    http_status: int | None = None
+
+
+@attrs.define(slots=False, eq=False)
+class ResponseFormatError(SinchError):
+    """An answer that is not what the API promises.
+
+    The text says where: ``... @ $.channel_identity.channel``. ``http_status`` 200 means that the update was applied.
+    """
+
+    http_status: int | None = None
+
+
+@attrs.frozen
+class ErrorDetail:
+    """One entry of an error's ``details``: a ``type_url`` and, where one came, its ``value``.
+
+    The API names the type in three ways (``type_url``, ``@type``, ``type``): ``type_url`` has whichever came.
+    All other fields, such as ``field_violations`` or a problem document's ``pointer``, are in ``extra``.
+    """
+
+    type_url: str | None = None
+    value: str | None = None
+    extra: Mapping[str, Any] = attrs.field(factory=dict, hash=False, repr=False)
+
+
+@attrs.define(slots=False, eq=False)
+class ApiError(SinchError):
+    """The API answered with an error.
+
+    ``code``, ``message``, ``status`` and ``details`` are the wire's fields (``error`` object of the
+    specification's 400, 403, 500 and 501 answers), ``None`` or empty where the answer had none. ``http_status`` is the
+    status of the HTTP answer, which ``code`` need not equal. ``retry_after`` is in seconds, ``None`` where
+    the server gave none. ``request_id`` is the id that the answer's headers carried, to be quoted to Sinch's support.
+    ``body`` is the answer's first 2 KiB as text; it never shows in ``str``, ``repr`` or logs.
+    """
+
+    code: int | None = None
+    status: str | None = None
+    details: tuple[ErrorDetail, ...] = ()
+    http_status: int = 0
+    retry_after: float | None = None
+    request_id: str | None = None
+    body: str = attrs.field(default="", repr=False)
+
+    def __str__(self) -> str:
+        status = f" {self.status}" if self.status else ""
+        message = f": {self.message}" if self.message else ""
+        request_id = f" (request id {self.request_id})" if self.request_id else ""
+        return f"{self.http_status}{status}{message}{request_id}"
+
+
+@attrs.define(slots=False, eq=False)
+class BadRequestError(ApiError):
+    """400: the request was malformed in the API's eyes."""
+
+
+@attrs.define(slots=False, eq=False)
+class AuthenticationError(ApiError):
+    """401: the credentials were refused, also after one renewal of the access token."""
+
+
+@attrs.define(slots=False, eq=False)
+class PermissionDeniedError(ApiError):
+    """403: the key may not do this in this project."""
+
+
+@attrs.define(slots=False, eq=False)
+class NotFoundError(ApiError):
+    """404: no such message in this project and region."""
+
+
+@attrs.define(slots=False, eq=False)
+class RateLimitedError(ApiError):
+    """429: the project's limit was exceeded, longer than the retry policy was willing to wait."""
+
+
+@attrs.define(slots=False, eq=False)
+class ServerError(ApiError):
+    """5xx: the API or a gateway before it failed."""

@@ -1,0 +1,91 @@
+"""What every test is held to: it leaves nothing behind, and it does not quietly go without the servers it needs."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+# Where Debian puts servers; a plain user's PATH leaves it out.
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+# No deadlines: a slow machine is no finding. In CI the examples are the same in every run, so that a red run can be had
+# again; the fuzzing profile is for `nox -s fuzz`, which keeps trying.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=100_000, print_blob=True)
+hypothesis.settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "default")
+)
+
+DESCRIPTORS = Path("/proc/self/fd")
+
+# Closing a transport takes the loop a pass to call connection_lost and one for each layer above it (TLS, the stream,
+# the protocol that waited). Ten is generous, and still a count and not a time.
+LOOP_PASSES = 10
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test whose program is missing; in CI, where `.ci/run` installs them all, that is a failure."""
+    for marker in item.iter_markers("needs_program"):
+        missing = [name for name in marker.args if shutil.which(name) is None]
+        if not missing:
+            continue
+        reason = f"needs {', '.join(missing)}, not on this machine"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{reason}: add it to .ci/run", pytrace=False)
+        pytest.skip(reason)
+
+
+def open_descriptors() -> dict[str, str]:
+    """Number and target of every descriptor of this process; empty where /proc is not there to say."""
+    found = {}
+    for entry in DESCRIPTORS.iterdir() if DESCRIPTORS.exists() else ():
+        try:
+            found[entry.name] = str(entry.readlink())
+        except FileNotFoundError:  # the listing's own descriptor
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_descriptor_or_thread() -> Iterator[None]:
+    """Before the event loop is made and after it is gone: the same open files and sockets, the same threads."""
+    descriptors, threads = open_descriptors(), set(threading.enumerate())
+    yield
+    left = dict(open_descriptors().items() - descriptors.items())
+    assert not left, f"descriptors left open: {left}"
+    running = {thread for thread in threading.enumerate() if thread not in threads}
+    assert not running, f"threads left running: {running}"
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_task(request: pytest.FixtureRequest, leaves_no_descriptor_or_thread: None) -> None:
+    """For a test that is a coroutine, look at its own loop before that is closed: closing cancels what is left."""
+    if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
+        request.getfixturevalue("loop_is_left_idle")
+
+
+@pytest.fixture
+async def loop_is_left_idle() -> AsyncIterator[None]:
+    """After the test and its fixtures: no task on the loop but this one, and no descriptor that the test opened."""
+    tasks, descriptors = asyncio.all_tasks(), open_descriptors()
+    yield
+    for _ in range(LOOP_PASSES):
+        await asyncio.sleep(0)
+        left = asyncio.all_tasks() - tasks - {asyncio.current_task()}
+        opened = dict(open_descriptors().items() - descriptors.items())
+        if not left and not opened:
+            return
+    assert not left, f"tasks left running: {left}"
+    assert not opened, f"descriptors left open: {opened}"

@@ -1,0 +1,193 @@
+"""The errors are one tree, and none of them loses anything on the way through a copy, a pickle or another process."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import traceback
+
+import attrs
+import pytest
+
+from sinch_conv_async import errors
+from sinch_conv_async.errors import (
+    ApiError,
+    AuthenticationError,
+    BadRequestError,
+    CallTimeoutError,
+    ClientStateError,
+    ErrorDetail,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitedError,
+    ResponseFormatError,
+    ServerError,
+    SinchError,
+    TokenError,
+    TransportError,
+)
+
+TREE = {
+    SinchError: (Exception,),
+    InvalidArgumentError: (SinchError, ValueError),
+    ClientStateError: (SinchError, RuntimeError),
+    TransportError: (SinchError,),
+    CallTimeoutError: (TransportError, TimeoutError),
+    TokenError: (SinchError,),
+    ResponseFormatError: (SinchError,),
+    ApiError: (SinchError,),
+    BadRequestError: (ApiError,),
+    AuthenticationError: (ApiError,),
+    PermissionDeniedError: (ApiError,),
+    NotFoundError: (ApiError,),
+    RateLimitedError: (ApiError,),
+    ServerError: (ApiError,),
+}
+# One value for every field that any of them has; `last` is compared by what is in it.
+VALUES = {
+    "message": "what went wrong",
+    "attempts": 3,
+    "sent": "no",
+    "last": ServerError("before", 2, 503, "UNAVAILABLE", http_status=503),
+    "error": "invalid_client",
+    "http_status": 404,
+    "code": 5,
+    "status": "NOT_FOUND",
+    "details": (ErrorDetail("type.example/Thing", "value", {"owner": ["nobody"]}),),
+    "retry_after": 1.5,
+    "request_id": "request-1",
+    "body": "<html>",
+}
+AGAIN = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{
+        f"pickle {protocol}": lambda error, protocol=protocol: pickle.loads(pickle.dumps(error, protocol))
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+
+def names(cls):
+    return [field.name for field in attrs.fields(cls)]
+
+
+def made(cls):
+    return cls(*(VALUES[name] for name in names(cls)))
+
+
+def state(error):
+    """Everything that an error holds, in a form that compares by value."""
+    fields = {name: getattr(error, name) for name in names(type(error))}
+    return type(error), {
+        name: state(value) if isinstance(value, SinchError) else value for name, value in fields.items()
+    }
+
+
+def test_the_module_defines_the_tree_and_nothing_beside_it():
+    classes = {
+        cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__
+    }
+    assert classes == {*TREE, ErrorDetail}
+    assert sorted(errors.__all__) == errors.__all__ == sorted(cls.__name__ for cls in classes)
+    assert {cls: cls.__bases__ for cls in TREE} == TREE
+
+
+@pytest.mark.parametrize("cls", TREE)
+def test_an_error_can_be_made_of_nothing(cls):
+    error = cls()
+    assert (error.message, error.attempts) == ("", 0)
+
+
+@pytest.mark.parametrize("cls", TREE)
+def test_every_field_has_a_place_and_is_read_back(cls):
+    error = made(cls)
+    assert state(error) == (
+        cls,
+        {name: state(VALUES["last"]) if name == "last" else VALUES[name] for name in names(cls)},
+    )
+
+
+@pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
+@pytest.mark.parametrize("cls", TREE)
+def test_an_error_keeps_what_it_was_made_with(cls, again):
+    error = made(cls)
+    twin = again(error)
+    assert twin is not error
+    assert state(twin) == state(error)
+    assert (str(twin), repr(twin)) == (str(error), repr(error))
+
+
+@pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
+@pytest.mark.parametrize("cls", TREE)
+def test_an_error_keeps_what_was_set_later(cls, again):
+    error = cls()
+    for name in names(cls):
+        setattr(error, name, VALUES[name])
+    error.add_note("seen in passing")
+    twin = again(error)
+    assert state(twin) == state(error) == state(made(cls))
+    assert twin.__notes__ == ["seen in passing"]
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_a_timeout_keeps_its_fields_however_many_were_given(count):
+    """OSError, which TimeoutError is, reads two to five arguments as an errno and file names."""
+    given = [VALUES[name] for name in names(CallTimeoutError)[:count]]
+    error = CallTimeoutError(*given)
+    twin = pickle.loads(pickle.dumps(error))
+    assert state(twin) == state(error)
+    assert str(twin) == (given[0] if given else "")
+    assert error.errno is error.filename is None
+
+
+@pytest.mark.parametrize("cls", TREE)
+def test_errors_compare_by_identity(cls):
+    error = made(cls)
+    assert error == error  # that is the fact
+    assert error != made(cls)
+    assert len({error, error, made(cls)}) == 2
+
+
+@pytest.mark.parametrize("cls", TREE)
+def test_an_error_can_be_raised_and_caught_as_each_of_its_parents(cls):
+    for parent in inspect.getmro(cls)[:-1]:
+        with pytest.raises(parent):
+            raise made(cls)
+
+
+@pytest.mark.parametrize("cls", [cls for cls in TREE if not issubclass(cls, ApiError)])
+def test_the_text_of_an_error_is_its_message(cls):
+    assert str(made(cls)) == "what went wrong"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"http_status": 500}, "500"),
+        ({"http_status": 404, "status": "NOT_FOUND"}, "404 NOT_FOUND"),
+        ({"http_status": 401, "message": "token expired"}, "401: token expired"),
+        (
+            {"http_status": 400, "status": "INVALID_ARGUMENT", "message": "too long", "request_id": "r-1"},
+            "400 INVALID_ARGUMENT: too long (request id r-1)",
+        ),
+    ],
+)
+def test_the_text_of_an_api_error_has_what_the_server_gave(fields, text):
+    assert str(ApiError(**fields)) == text
+
+
+@pytest.mark.parametrize("cls", [cls for cls in TREE if issubclass(cls, ApiError)])
+def test_a_body_shows_nowhere_but_in_its_field(cls):
+    error = cls("said")
+    error.body = "<p>canary</p>"
+    error.details = (ErrorDetail("type", "value", {"owner": "canary"}),)
+    try:
+        raise error
+    except ApiError as caught:
+        shown = "".join(traceback.format_exception(caught))
+    assert "said" in shown
+    assert "canary" not in f"{shown} {error} {error!r} {error.args!r}"
+    assert "canary" in error.body

@@ -1,0 +1,425 @@
+"""The pace is arithmetic: every fact here is checked with times that the test makes up."""
+
+import itertools
+import math
+import random
+import tracemalloc
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sinch_conv_async._pace import Pace
+
+
+@pytest.fixture
+def rng():
+    return random.Random(20)
+
+
+def steady(pace, *, seconds, start=1000.0, stalls=None, tick=0.001, rng=None):
+    """The departures of a supply that never runs dry, from an event loop that is late by its timers and its stalls."""
+    rng = rng or random.Random(4)
+    departures = []
+    now = start
+    stalled = start if stalls else math.inf
+    while now < start + seconds:
+        while pace.due <= now:
+            pace.depart(now)
+            departures.append(now)
+        now = max(now, pace.due) + rng.uniform(0.0, tick)
+        if now >= stalled:
+            a_second, shortest, longest = stalls
+            now = max(now, stalled + rng.uniform(shortest, longest))
+            stalled = now + rng.expovariate(a_second)
+    return departures
+
+
+def most_in(departures, window):
+    """The most departures that a half-open window of that length holds."""
+    most = first = 0
+    for last, departure in enumerate(departures):
+        while departures[first] + window <= departure:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def climb_back(pace, now):
+    """Departures until the pace is what it was; the time of the last one."""
+    while pace.rate < pace.limit:
+        now = max(now + 0.01, pace.due)
+        pace.depart(now)
+    return now
+
+
+# The limit
+
+
+@pytest.mark.parametrize("limit", [0, -1, math.inf, math.nan])
+def test_a_limit_is_a_positive_number(limit):
+    with pytest.raises(ValueError, match="limit must be a positive number"):
+        Pace(limit)
+
+
+def test_the_first_departure_is_due_at_once():
+    assert Pace(800).due <= 0.0
+
+
+@given(
+    limit=st.one_of(st.integers(1, 60), st.floats(1.0, 60.0)),
+    start=st.floats(0, 1e6),
+    waits=st.lists(st.one_of(st.just(0.0), st.floats(0, 0.1), st.floats(0, 1.5)), min_size=60, max_size=200),
+    seed=st.integers(0, 1000),
+)
+def test_no_window_of_a_second_holds_more_than_the_limit(limit, start, waits, seed):
+    pace = Pace(limit)
+    choice = random.Random(seed)
+    now = start
+    departures = []
+    for wait in waits:
+        now += wait
+        while pace.due <= now:
+            pace.depart(now)
+            departures.append(now)
+            if choice.random() < 0.1:
+                pace.idle()
+            if choice.random() < 0.1:
+                pace.refund()
+                departures.pop()
+    whole = math.floor(limit)
+    assert all(later - earlier >= 1.0 for earlier, later in zip(departures, departures[whole:], strict=False))
+
+
+@given(limit=st.floats(0.001, 0.999), start=st.floats(0, 1e6), late=st.lists(st.floats(0, 3), max_size=50))
+def test_below_one_a_second_departures_are_a_full_interval_apart(limit, start, late):
+    pace = Pace(limit)
+    pace.depart(start)
+    last = start
+    for wait in late:
+        now = pace.due + wait
+        assert now - last >= 1 / limit
+        pace.depart(now)
+        last = now
+
+
+@settings(deadline=None)
+@given(
+    limits=st.lists(st.integers(1, 50), min_size=1, max_size=20),
+    steps=st.integers(1, 40),
+    gap=st.floats(0, 0.2),
+)
+def test_a_changed_limit_counts_what_has_departed_already(limits, steps, gap):
+    pace = Pace(30)
+    departures = []
+    now = 0.0
+    for limit in limits:
+        pace.limit = limit
+        assert pace.limit == limit
+        for _ in range(steps):
+            if pace.due <= now:
+                pace.depart(now)
+                departures.append(now)
+                assert sum(now - departure < 1.0 for departure in departures) <= limit
+            else:
+                now = min(pace.due, now + gap) if gap else pace.due
+
+
+def test_a_limit_that_was_lowered_and_raised_again_allows_nothing_twice():
+    pace = Pace(100)
+    departures = steady(pace, seconds=1.0, start=0.0)
+    pace.limit = 50
+    pace.limit = 100
+    departures += steady(pace, seconds=3.0, start=departures[-1])
+    assert most_in(departures, 1.0) <= 100
+
+
+def test_a_raised_limit_is_used():
+    pace = Pace(10)
+    steady(pace, seconds=5.0, start=0.0)
+    pace.limit = 100
+    assert len(steady(pace, seconds=10.0, start=5.0)) >= 980
+
+
+def test_a_limit_may_be_taken_away_and_set_again():
+    pace = Pace(1)
+    pace.depart(5.0)
+    assert pace.due > 6.0
+    pace.limit = None
+    pace.limit = 2
+    assert pace.rate == 2
+    pace.depart(pace.due)
+    pace.depart(pace.due)
+    assert pace.due > 7.0
+
+
+def test_without_a_limit_everything_is_due_at_once():
+    pace = Pace(None)
+    for _ in range(10_000):
+        assert pace.due <= 7.0
+        pace.depart(7.0)
+    pace.refund()
+    assert pace.due <= 7.0
+    assert pace.rate == pace.rate_at(7.0) == math.inf
+
+
+def test_a_million_a_second_takes_memory_only_once_they_depart():
+    tracemalloc.start()
+    try:
+        paces = [Pace(1_000_000) for _ in range(100)]
+        for pace in paces:
+            for second in range(100):
+                pace.depart(float(second))
+        assert tracemalloc.get_traced_memory()[0] / len(paces) < 1500
+    finally:
+        tracemalloc.stop()
+
+
+# The supply
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 50, 800, 3000])
+@pytest.mark.parametrize("stalls", [None, (3, 0.010, 0.050), (5, 0.010, 0.050), (10, 0.010, 0.050)])
+def test_a_steady_supply_reaches_98_percent_though_the_loop_stalls(limit, stalls):
+    seconds = max(20, 100 / limit)
+    departures = steady(Pace(limit), seconds=seconds, stalls=stalls)
+    assert len(departures) >= 0.98 * limit * seconds
+    assert most_in(departures, 1.0) <= limit
+
+
+def test_without_stalls_departures_are_evenly_spaced():
+    departures = steady(Pace(800), seconds=5.0, tick=0.0)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(departures)]
+    assert max(gaps) == pytest.approx(min(gaps), rel=1e-6)
+    assert 1 / 800 <= min(gaps) <= 1.01 / 800
+
+
+@given(
+    limit=st.sampled_from([20, 100, 800]),
+    busy=st.lists(st.tuples(st.floats(0.0, 2.0), st.integers(1, 100)), min_size=1, max_size=15),
+)
+def test_idleness_saves_up_no_burst(limit, busy):
+    pace = Pace(limit)
+    departures = []
+    now = 0.0
+    for idle, calls in busy:
+        now += idle
+        for _ in range(calls):
+            now = max(now, pace.due)
+            pace.depart(now)
+            departures.append(now)
+        pace.idle()
+    assert most_in(departures, 0.05) <= 0.05 * limit + 1
+
+
+def test_lateness_of_more_than_a_quarter_of_a_second_is_not_made_up_for():
+    pace = Pace(100)
+    pace.depart(0.0)
+    departures = 0
+    while pace.due <= 10.0:
+        pace.depart(10.0)
+        departures += 1
+    assert 25 <= departures <= 26
+
+
+def test_a_departure_that_was_not_made_is_given_back():
+    pace = Pace(2)
+    pace.depart(0.0)
+    pace.depart(pace.due)
+    assert pace.due > 1.0
+    pace.refund()
+    assert pace.due < 0.51
+
+
+# Congestion
+
+
+def test_a_429_pauses_everyone_for_a_tenth_of_a_second_at_most(rng):
+    for seed in range(50):
+        pace = Pace(800)
+        now = 10.0
+        for _ in range(8):
+            pace.depart(now)
+            pace.throttled(now, departed=now, retry_after=None, rng=random.Random(seed))
+            assert now < pace.paused_until <= now + 0.1
+            assert pace.due >= pace.paused_until
+            now = pace.due
+
+
+@pytest.mark.parametrize("limit", [None, 800])
+def test_retry_after_is_how_long_the_pause_is(limit, rng):
+    pace = Pace(limit)
+    pace.depart(1.0)
+    pace.throttled(1.1, departed=1.0, retry_after=7.0, rng=rng)
+    assert pace.due == pace.paused_until == 1.1 + 7.0
+
+
+def test_a_pause_that_ends_before_the_next_turn_does_not_put_it_off(rng):
+    pace = Pace(0.1)
+    pace.depart(1.0)
+    due = pace.due
+    pace.throttled(1.1, departed=1.0, retry_after=None, rng=rng)
+    assert pace.due == due
+
+
+def test_without_a_limit_a_429_pauses_and_no_more(rng):
+    pace = Pace(None)
+    pace.depart(1.0)
+    pace.throttled(1.0, departed=1.0, retry_after=None, rng=rng)
+    assert 1.0 < pace.due <= 1.1
+    assert pace.rate == math.inf
+
+
+def test_what_the_pause_held_back_does_not_depart_all_at_once(rng):
+    pace = Pace(100)
+    pace.depart(1.0)
+    pace.throttled(1.0, departed=1.0, retry_after=2.0, rng=rng)
+    departures = steady(pace, seconds=1.0, start=pace.paused_until, tick=0.0)
+    assert most_in(departures, 0.05) <= 6
+
+
+def test_one_congestion_lowers_the_pace_once(rng):
+    pace = Pace(800)
+    for call in range(5):
+        pace.depart(1.0 + call / 700)
+    pace.throttled(1.1, departed=1.0, retry_after=None, rng=rng)
+    rate, paused_until = pace.rate, pace.paused_until
+    assert rate == pytest.approx(760)
+    for call in range(5):
+        pace.throttled(1.2, departed=1.0 + call / 700, retry_after=None, rng=rng)
+    assert (pace.rate, pace.paused_until) == (rate, paused_until)
+
+
+def test_the_longest_retry_after_of_one_congestion_is_kept(rng):
+    pace = Pace(800)
+    pace.throttled(1.0, departed=0.9, retry_after=1.0, rng=rng)
+    rate = pace.rate
+    pace.throttled(1.1, departed=0.9, retry_after=3.0, rng=rng)
+    pace.throttled(1.2, departed=0.9, retry_after=0.5, rng=rng)
+    assert pace.paused_until == pytest.approx(4.1)
+    assert pace.rate == rate
+
+
+def test_congestion_that_goes_on_lowers_the_pace_more_but_within_a_second_not_below_a_third(rng):
+    pace = Pace(800)
+    now = 0.0
+    rates = [800.0]
+    while now < 1.0:
+        pace.depart(now)
+        pace.throttled(now, departed=now, retry_after=None, rng=rng)
+        rates.append(pace.rate)
+        now = pace.due
+    falls = [later / earlier for earlier, later in itertools.pairwise(rates)]
+    assert falls[0] > falls[1] > falls[2]
+    assert rates[-1] == pytest.approx(0.35 * 800)
+    now = 1.2
+    pace.depart(now)
+    pace.throttled(now, departed=now, retry_after=None, rng=rng)
+    assert pace.rate < 0.8 * rates[-1]
+
+
+def test_a_congestion_after_some_quiet_is_a_light_one_again(rng):
+    pace = Pace(800)
+    now = 0.0
+    for _ in range(4):
+        pace.depart(now)
+        pace.throttled(now, departed=now, retry_after=None, rng=rng)
+        now = pace.due
+    now = climb_back(pace, now)
+    pace.throttled(now, departed=now, retry_after=None, rng=rng)
+    assert pace.rate == pytest.approx(760)
+    assert pace.paused_until <= now + 0.0125
+
+
+def test_the_pace_climbs_by_a_fixed_share_of_the_limit_a_second_and_no_further_than_the_limit(rng):
+    pace = Pace(800)
+    pace.depart(0.0)
+    pace.throttled(0.0, departed=0.0, retry_after=1.0, rng=rng)
+    low = pace.rate
+    assert pace.rate_at(0.5) == low
+    assert pace.rate_at(1.0) == low
+    assert pace.rate_at(3.0) == pytest.approx(low + 2 * 0.015 * 800)
+    assert pace.rate_at(1000.0) == 800
+    for tenth in range(1, 21):
+        pace.depart(1.0 + tenth / 10)
+    assert pace.rate == pytest.approx(low + 2 * 0.015 * 800)
+    pace.depart(1000.0)
+    assert pace.rate == 800
+    assert len(steady(pace, seconds=10.0, start=1000.01)) >= 7840
+
+
+def test_departures_follow_the_pace_while_it_climbs(rng):
+    pace = Pace(100)
+    pace.depart(0.0)
+    pace.throttled(0.0, departed=0.0, retry_after=1.0, rng=rng)
+    low = pace.rate
+    departures = steady(pace, seconds=10.0, start=1.0)
+    assert len(departures) == pytest.approx(10 * low + 1.5 * 10 * 10 / 2, rel=0.01)
+
+
+def test_a_slow_pace_does_not_wait_for_what_it_will_have_climbed_to(rng):
+    pace = Pace(1)
+    now = 0.0
+    for _ in range(40):
+        pace.throttled(now, departed=now, retry_after=0.0, rng=rng)
+        now += 1.01
+    assert pace.rate < 0.1
+    pace.depart(now)
+    assert pace.due - now < 11
+
+
+def test_the_pace_never_falls_to_nothing(rng):
+    pace = Pace(800)
+    for second in range(2000):
+        pace.throttled(second * 2.0, departed=second * 2.0, retry_after=1.99, rng=rng)
+    assert pace.rate >= 1.6
+
+
+def test_a_limit_below_the_lowered_pace_lowers_it_further_and_a_higher_one_is_climbed_to(rng):
+    pace = Pace(800)
+    pace.throttled(0.0, departed=0.0, retry_after=None, rng=rng)
+    pace.limit = 1000
+    assert pace.rate == pytest.approx(760)
+    pace.limit = 100
+    assert pace.rate == 100
+    pace.depart(1.0)
+    assert pace.rate_at(1.0) == 100
+
+
+@pytest.mark.parametrize("round_trip", [1, 50, 200])
+def test_three_processes_that_know_nothing_of_each_other_share_a_sliding_window(round_trip):
+    """In steps of a millisecond, for 40 s; what other servers and other numbers do is in benchmarks/pace_simulation.py."""
+    paces = [Pace(800) for _ in range(3)]
+    rngs = [random.Random(seed) for seed in range(3)]
+    order = [0, 1, 2]
+    arrivals = deque()
+    answers = deque()
+    window = deque()
+    allowed = [0, 0, 0]
+    refused = 0
+    for millisecond in range(40_000):
+        now = millisecond / 1000
+        rngs[0].shuffle(order)  # or the same one would always find the window full
+        for index in order:
+            pace = paces[index]
+            while pace.due <= now and millisecond >= index * 50:
+                pace.depart(now)
+                arrivals.append((millisecond + round_trip // 2, index, now))
+        while window and window[0] <= now - 1.0:
+            window.popleft()
+        while arrivals and arrivals[0][0] <= millisecond:
+            _, index, departed = arrivals.popleft()
+            settled = now >= 10.0
+            if len(window) < 800:
+                window.append(now)
+                allowed[index] += settled
+            else:
+                refused += settled
+                answers.append((millisecond + round_trip - round_trip // 2, index, departed))
+        while answers and answers[0][0] <= millisecond:
+            _, index, departed = answers.popleft()
+            paces[index].throttled(now, departed=departed, retry_after=None, rng=rngs[index])
+    assert sum(allowed) >= 0.95 * 800 * 30
+    assert refused <= 0.02 * (sum(allowed) + refused)
+    assert min(allowed) >= 0.7 * 800 / 3 * 30
