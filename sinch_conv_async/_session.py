@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -27,11 +27,12 @@ from yarl import URL
 
 from . import _wire
 from ._calls import Calls, closed_error
-from ._connector import Connector, Exchange, exchange
+from ._connector import NO_TIMEOUT, Connector, Exchange, exchange, read_body, transport_failure
 from ._pacing import Admission, Project
 from ._retry import Failure, RetryPolicy
 from ._tokens import BasicAuthorization, EndpointPace, Token, TokenSource
 from ._wire import Answer, Credentials, Grant, Request
+from .enums import MessagesSource
 from .errors import (
     ApiError,
     CallTimeoutError,
@@ -96,20 +97,6 @@ class SessionStats:
 
 
 @attrs.define(eq=False)
-class Member:
-    """One client's place in the manager: where it sends to, as whom, how patiently, and its calls."""
-
-    project_id: str
-    origin: str
-    prefix: str = attrs.field(repr=False)
-    policy: RetryPolicy
-    attempt_timeout: float
-    project: Project = attrs.field(repr=False)
-    tokens: TokenSource | BasicAuthorization = attrs.field(repr=False)
-    calls: Calls = attrs.field(factory=Calls, repr=False)
-
-
-@attrs.define(eq=False)
 class Call:
     """One update on its way, as far as it has come.
 
@@ -139,15 +126,211 @@ class Call:
 
 
 @attrs.define(eq=False)
+class Member:
+    """One client's place in a manager: where it sends to, as whom, how patiently; its calls, and the loop that sends them."""
+
+    manager: SessionManager = attrs.field(repr=False)
+    project_id: str
+    origin: str
+    path: str = attrs.field(repr=False)
+    policy: RetryPolicy
+    attempt_timeout: float
+    project: Project = attrs.field(repr=False)
+    tokens: TokenSource | BasicAuthorization = attrs.field(repr=False)
+    calls: Calls = attrs.field(factory=Calls, repr=False)
+
+    @classmethod
+    def join(
+        cls,
+        manager: SessionManager,
+        *,
+        project_id: str,
+        credentials: Credentials,
+        auth: Literal["oauth2", "basic"],
+        origin: str,
+        auth_origin: str,
+        rate_limit: float | None,
+        policy: RetryPolicy,
+        attempt_timeout: float,
+    ) -> Self:
+        """Gives a client its place. Clients of one project share its pace, clients with one key its token."""
+        tokens = (
+            BasicAuthorization(credentials) if auth == "basic" else manager._source(auth_origin, credentials)
+        )
+        member = cls(
+            manager=manager,
+            project_id=project_id,
+            origin=origin,
+            path=_wire.messages_path(project_id),
+            policy=policy,
+            attempt_timeout=attempt_timeout,
+            project=manager._project(origin, project_id),
+            tokens=tokens,
+        )
+        member.project.join(member, rate_limit)
+        manager._members.add(member)
+        return member
+
+    def request(
+        self, message_id: str, metadata: str, messages_source: MessagesSource | str | None
+    ) -> Request:
+        """The request for one update, or InvalidArgumentError."""
+        return _wire.message_request(self.origin, self.path, message_id, metadata, messages_source)
+
+    async def leave(self) -> None:
+        """Closes this client's calls and no other's."""
+        manager = self.manager
+        manager._check_owner()
+        self.project.leave(self)
+        self.calls.fail_waiting()
+        if manager._binding is not None and not manager._binding.loop.is_closed():
+            await self.calls.drained()
+
+    async def authenticate(self) -> None:
+        """Has a token, or raises TokenError."""
+        self.calls.check_open()  # first, or a closed client would bind its manager to this loop
+        self.manager._bound()
+        calls = self.calls
+        calls.enter()
+        try:
+            await self.tokens.get(calls)
+        finally:
+            calls.leave()
+
+    async def send(self, call: Call, *, timeout: float | None) -> ConversationMessage:
+        """Sends one update until it is applied, refused for good, or no longer worth trying."""
+        if timeout is None:
+            return await self._send(call, deadline=None)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._send(call, deadline=self.manager._clock() + timeout)
+        except CallTimeoutError:
+            raise
+        except TimeoutError:
+            # Nothing else raises a bare one: aiohttp's end in _http.
+            pass
+        raise CallTimeoutError(f"timeout of {timeout:g} s passed", call.attempts, call.sent, call.last)
+
+    async def _send(self, call: Call, *, deadline: float | None) -> ConversationMessage:
+        manager = self.manager
+        self.calls.check_open()
+        binding = manager._bound()
+        calls, project, tokens, policy = self.calls, self.project, self.tokens, self.policy
+        admission, clock, rng = binding.admission, manager._clock, manager._rng
+        calls.enter()
+        try:
+            manager._calls += 1
+            project.budget.call(clock())
+            admitted = False
+            while True:
+                calls.check_open()
+                # Authorised, holding nothing: a token that is waited for keeps nobody else waiting.
+                if tokens.current(clock()) is None:
+                    await tokens.get(calls)
+                    continue
+                # Admitted: the turn and the slot in one grant.
+                if not admission.enter_now(project, clock()):
+                    await admission.enter(project, calls, again=admitted, deadline=deadline)
+                admitted = True
+                departed = clock()
+                token = None if calls.closed else tokens.current(departed)
+                if token is None:
+                    # The token expired while the call waited for its turn, or the client closed in the tick of the grant.
+                    project.pace.refund()
+                    admission.leave(project)
+                    calls.check_open()
+                    continue
+                try:
+                    outcome = await manager._exchange(binding, self, call, token)
+                finally:
+                    admission.leave(project)
+                if isinstance(outcome, ConversationMessage):
+                    token.accepted = True
+                    admission.answered(project)
+                    return outcome
+                failure, error = outcome, outcome.error
+                error.attempts = call.attempts
+                status = error.http_status if isinstance(error, ApiError) else None
+                if status is not None and status != 429:
+                    admission.answered(project)
+                    token.accepted |= status < 500 and status not in (401, 408)
+                if calls.closed:
+                    raise error
+                if status == 401:
+                    # Whatever WWW-Authenticate says: the API refuses an expired token in more than one way.
+                    if call.replayed or not tokens.refused(token, clock()):
+                        raise error
+                    call.replayed = True
+                    continue
+                call.failed(error)
+                call.gave_up = policy.allows(failure)
+                if isinstance(error, RateLimitedError):
+                    # The project's business, not this call's: everybody pauses, and goes on more slowly.
+                    project.throttled += 1
+                    manager._throttled += 1
+                    if policy.too_long(failure.retry_after):
+                        admission.refuse_waiting(project, error)
+                    else:
+                        project.pace.throttled(
+                            clock(), departed=departed, retry_after=failure.retry_after, rng=rng
+                        )
+                if (
+                    not call.gave_up
+                    or call.retries >= policy.max_retries
+                    or policy.too_long(failure.retry_after)
+                ):
+                    raise error
+                if status == 429:
+                    # It waits for its turn with everybody else. The same call refused again and again steps back by itself: those who share a
+                    # limit can fill its second for longer than a few pauses last.
+                    call.throttled += 1
+                    if call.throttled > 1 and failure.retry_after is None:
+                        await calls.sleep(policy.throttled_delay(call.throttled, rng=rng))
+                elif not (failure.stale and call.retries == 0):
+                    # A stale connection says nothing about the server; all else is a retry that the budget knows of.
+                    call.throttled = 0
+                    if not project.budget.take(clock()):
+                        raise error
+                    await calls.sleep(
+                        policy.delay(retries=call.retries, retry_after=failure.retry_after, rng=rng)
+                    )
+                call.retries += 1
+                manager._retries += 1
+        except SinchError as error:
+            error.attempts = call.attempts
+            if isinstance(error, TransportError):
+                error.sent = call.sent  # what this attempt did not send, an earlier one may have
+            if isinstance(error, CallTimeoutError) and error is not call.last:
+                error.last = call.last
+            raise
+        finally:
+            calls.leave()
+
+
+@attrs.define(eq=False)
 class _Binding:
     """What belongs to one event loop of one process."""
 
     loop: asyncio.AbstractEventLoop
     pid: int
+    connector: Connector = attrs.field(repr=False)
     http: aiohttp.ClientSession = attrs.field(repr=False)
+    traced: (
+        bool  # by way of http, since a proxy or trace hooks ask for more than the connector's own round trip
+    )
     admission: Admission = attrs.field(repr=False)
     pool: AsyncGenerator[None, None] = attrs.field(repr=False)
     closing: asyncio.Task[None] | None = attrs.field(default=None, repr=False)
+    _routes: dict[str, aiohttp.ClientRequest] = attrs.field(factory=dict, repr=False)
+
+    def route(self, request: Request) -> aiohttp.ClientRequest:
+        """What tells the connector where to connect to; the same for all requests to one origin."""
+        route = self._routes.get(request.origin)
+        if route is None:
+            route = self._routes[request.origin] = aiohttp.ClientRequest(
+                "GET", URL(request.origin), loop=self.loop
+            )
+        return route
 
 
 async def _pool(http: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
@@ -238,7 +421,7 @@ class SessionManager:
 
         Calls that wait fail now with :class:`ClientStateError`. Exchanges under way finish, within their ``attempt_timeout``; nothing is retried.
         """
-        self.check_owner()
+        self._check_owner()
         self._closed = True
         members = list(self._members)
         for member in members:
@@ -312,37 +495,7 @@ class SessionManager:
             projects=projects,
         )
 
-    # Membership
-
-    def join(
-        self,
-        *,
-        project_id: str,
-        credentials: Credentials,
-        auth: Literal["oauth2", "basic"],
-        origin: str,
-        auth_origin: str,
-        rate_limit: float | None,
-        policy: RetryPolicy,
-        attempt_timeout: float,
-    ) -> Member:
-        """Gives a client its place. Clients of one project share its pace, clients with one key its token."""
-        self._forget_unused()
-        project = self._projects.setdefault((origin, project_id), Project())
-        member = Member(
-            project_id=project_id,
-            origin=origin,
-            prefix=_wire.messages_prefix(origin, project_id),
-            policy=policy,
-            attempt_timeout=attempt_timeout,
-            project=project,
-            tokens=BasicAuthorization(credentials)
-            if auth == "basic"
-            else self._source(auth_origin, credentials),
-        )
-        project.join(member, rate_limit)
-        self._members.add(member)
-        return member
+    # What clients share
 
     def _source(self, auth_origin: str, credentials: Credentials) -> TokenSource:
         source = self._sources.get((auth_origin, credentials))
@@ -356,6 +509,10 @@ class SessionManager:
             )
             self._sources[auth_origin, credentials] = source
         return source
+
+    def _project(self, origin: str, project_id: str) -> Project:
+        self._forget_unused()
+        return self._projects.setdefault((origin, project_id), Project())
 
     def _forget_unused(self) -> None:
         """Lets go of projects and tokens that no client has used for a while, so that a manager can outlive any number of them."""
@@ -376,14 +533,6 @@ class SessionManager:
         }
         self._forget_above = 2 * (len(self._projects) + len(self._sources)) + FORGET_ABOVE
 
-    async def leave(self, member: Member) -> None:
-        """Closes one client's calls and no other's."""
-        self.check_owner()
-        member.project.leave(member)
-        member.calls.fail_waiting()
-        if self._binding is not None and not self._binding.loop.is_closed():
-            await member.calls.drained()
-
     # Binding to an event loop
 
     def _bound(self) -> _Binding:
@@ -392,10 +541,10 @@ class SessionManager:
         binding = self._binding
         if binding is not None and binding.loop is asyncio.get_running_loop() and binding.pid == os.getpid():
             return binding
-        self.check_owner()
+        self._check_owner()
         return self._bind()
 
-    def check_owner(self) -> None:
+    def _check_owner(self) -> None:
         """Raises ClientStateError where another event loop or process that is still there has the manager."""
         binding = self._binding
         if binding is None or binding.loop.is_closed():
@@ -420,18 +569,20 @@ class SessionManager:
         }
         if self._resolver is not None:
             options["resolver"] = self._resolver
+        connector = Connector(**options)
         http = aiohttp.ClientSession(
-            connector=Connector(**options),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            timeout=NO_TIMEOUT,
             trust_env=False,
             trace_configs=self._trace_configs,
         )
+        traced = bool(self._proxy or self._trace_configs)
         pool = _pool(http)
         with contextlib.suppress(StopIteration):
             anext(pool).send(None)  # up to its yield, which makes the loop take charge of it
         admission = Admission(self._max_connections, clock=self._clock, call_later=loop.call_later)
-        self._binding = binding = _Binding(loop, os.getpid(), http, admission, pool)
+        self._binding = binding = _Binding(loop, os.getpid(), connector, http, traced, admission, pool)
         return binding
 
     def _unbind(self, binding: _Binding) -> None:
@@ -444,131 +595,10 @@ class SessionManager:
         for member in self._members:
             member.calls = member.calls.on_another_loop()
         if not binding.http.closed:
-            connector = binding.http.connector
-            assert isinstance(connector, Connector)  # _bind made it
             binding.http.detach()
-            connector.discard()
+            binding.connector.discard()
 
     # Sending
-
-    async def authenticate(self, member: Member) -> None:
-        """Has a token for the member, or raises TokenError."""
-        member.calls.check_open()
-        self._bound()
-        calls = member.calls
-        calls.enter()
-        try:
-            await member.tokens.get(calls)
-        finally:
-            calls.leave()
-
-    async def send(self, member: Member, call: Call, *, timeout: float | None) -> ConversationMessage:
-        """Sends one update until it is applied, refused for good, or no longer worth trying."""
-        if timeout is None:
-            return await self._send(member, call, deadline=None)
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._send(member, call, deadline=self._clock() + timeout)
-        except CallTimeoutError:
-            raise
-        except TimeoutError:
-            # Nothing else raises a bare one: aiohttp's end in _http.
-            pass
-        raise CallTimeoutError(f"timeout of {timeout:g} s passed", call.attempts, call.sent, call.last)
-
-    async def _send(self, member: Member, call: Call, *, deadline: float | None) -> ConversationMessage:
-        member.calls.check_open()  # first, or a closed client would bind its manager to this loop
-        binding = self._bound()
-        calls, project, tokens, policy = member.calls, member.project, member.tokens, member.policy
-        admission, clock = binding.admission, self._clock
-        calls.enter()
-        try:
-            self._calls += 1
-            project.budget.call(clock())
-            admitted = False
-            while True:
-                calls.check_open()
-                # Authorised, holding nothing: a token that is waited for keeps nobody else waiting.
-                if tokens.current(clock()) is None:
-                    await tokens.get(calls)
-                    continue
-                # Admitted: the turn and the slot in one grant.
-                if not admission.enter_now(project, clock()):
-                    await admission.enter(project, calls, again=admitted, deadline=deadline)
-                admitted = True
-                departed = clock()
-                token = None if calls.closed else tokens.current(departed)
-                if token is None:
-                    # The token expired while the call waited for its turn, or the client closed in the tick of the grant.
-                    project.pace.refund()
-                    admission.leave(project)
-                    calls.check_open()
-                    continue
-                try:
-                    outcome = await self._exchange(binding, member, call, token)
-                finally:
-                    admission.leave(project)
-                if isinstance(outcome, ConversationMessage):
-                    token.accepted = True
-                    admission.answered(project)
-                    return outcome
-                failure, error = outcome, outcome.error
-                error.attempts = call.attempts
-                status = error.http_status if isinstance(error, ApiError) else None
-                if status is not None and status != 429:
-                    admission.answered(project)
-                    token.accepted |= status < 500 and status not in (401, 408)
-                if calls.closed:
-                    raise error
-                if status == 401:
-                    # Whatever WWW-Authenticate says: the API refuses an expired token in more than one way.
-                    if call.replayed or not tokens.refused(token, clock()):
-                        raise error
-                    call.replayed = True
-                    continue
-                call.failed(error)
-                call.gave_up = policy.allows(failure)
-                if isinstance(error, RateLimitedError):
-                    # The project's business, not this call's: everybody pauses, and goes on more slowly.
-                    project.throttled += 1
-                    self._throttled += 1
-                    if policy.too_long(failure.retry_after):
-                        admission.refuse_waiting(project, error)
-                    else:
-                        project.pace.throttled(
-                            clock(), departed=departed, retry_after=failure.retry_after, rng=self._rng
-                        )
-                if (
-                    not call.gave_up
-                    or call.retries >= policy.max_retries
-                    or policy.too_long(failure.retry_after)
-                ):
-                    raise error
-                if status == 429:
-                    # It waits for its turn with everybody else. The same call refused again and again steps back by itself: those who share a
-                    # limit can fill its second for longer than a few pauses last.
-                    call.throttled += 1
-                    if call.throttled > 1 and failure.retry_after is None:
-                        await calls.sleep(policy.throttled_delay(call.throttled, rng=self._rng))
-                elif not (failure.stale and call.retries == 0):
-                    # A stale connection says nothing about the server; all else is a retry that the budget knows of.
-                    call.throttled = 0
-                    if not project.budget.take(clock()):
-                        raise error
-                    await calls.sleep(
-                        policy.delay(retries=call.retries, retry_after=failure.retry_after, rng=self._rng)
-                    )
-                call.retries += 1
-                self._retries += 1
-        except SinchError as error:
-            error.attempts = call.attempts
-            if isinstance(error, TransportError):
-                error.sent = call.sent  # what this attempt did not send, an earlier one may have
-            if isinstance(error, CallTimeoutError) and error is not call.last:
-                error.last = call.last
-            raise
-        finally:
-            calls.leave()
 
     async def _exchange(
         self, binding: _Binding, member: Member, call: Call, token: Token
@@ -647,112 +677,71 @@ class SessionManager:
         self, binding: _Binding, request: Request, token: Token, under_way: Exchange, *, timeout: float
     ) -> Answer | Failure:
         """Sends one request and reads its answer. aiohttp's exceptions end here, and no frame above holds a header."""
-        response: aiohttp.ClientResponse | None = None
         answer: Answer | None = None
         cause: Exception | None = None
-        done = False
+        whole = False
         context = exchange.set(under_way)
         try:
             async with asyncio.timeout(timeout):
-                response = await binding.http.request(
-                    request.method,
-                    request.url,
-                    data=request.body,
-                    headers={**_headers(request, token), **self._plain_proxy_headers(request)},
-                    allow_redirects=False,
-                    proxy=None if self._proxy is None else self._proxy.url,
-                    proxy_headers=None if self._proxy is None else self._proxy.headers(),
-                )
-                body, done = await _read(response)
-                answer = Answer(response.status, response.headers, body)
-        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+                if binding.traced:
+                    status, headers, body, whole = await self._round_trip(binding, request, token)
+                else:
+                    status, headers, body, whole = await binding.connector.round_trip(
+                        binding.route(request),
+                        _wire.serialized(request, token.head(request, user_agent=USER_AGENT)),
+                        limit=MAX_ANSWER,
+                    )
+                answer = Answer(status, headers, body)
+        except (
+            aiohttp.ClientError,
+            aiohttp.http.HttpProcessingError,
+            OSError,
+        ) as error:  # TimeoutError is an OSError
             cause = error
         except BaseException as error:
-            # Cancelled, or a trace hook of the user's raised: the same instance goes on, without aiohttp's frames and their headers.
+            # Cancelled, or a trace hook of the user's raised: the same instance goes on, without the frames below and their headers.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             raise
         finally:
             exchange.reset(context)
-            status = None if response is None else response.status
-            if response is not None and not done:
-                response.close()
-            response = None  # its repr prints the headers that the server sent
         if answer is None:
             assert cause is not None  # what is not caught is raised
-            failure = _transport_failure(cause, under_way, answered=status is not None, timeout=timeout)
+            failure = transport_failure(cause, under_way, timeout=timeout)
             cause = None
             return failure
-        if done or answer.status >= 400:
+        if whole or answer.status >= 400:
             # An error's status says enough, also when its body was cut short.
             return answer
         if len(answer.body) > MAX_ANSWER:
             error_text = f"the answer is longer than {MAX_ANSWER:,} bytes"
-            return Failure(ResponseFormatError(error_text, http_status=status), helps=False, applied=True)
+            return Failure(
+                ResponseFormatError(error_text, http_status=answer.status), helps=False, applied=True
+            )
         return Failure(
             TransportError("the connection was closed in the middle of the answer"), helps=True, applied=True
         )
 
-    def _plain_proxy_headers(self, request: Request) -> dict[str, str]:
-        """Credentials for a proxy that is sent the request itself: aiohttp puts ``proxy_headers`` only into a CONNECT."""
-        return self._proxy.headers() if self._proxy is not None and request.url.scheme == "http" else {}
-
-
-def _headers(request: Request, token: Token) -> dict[str, str]:
-    return {
-        "Authorization": token.authorization,
-        "Content-Type": request.content_type,
-        "Accept": "application/json",
-        "Accept-Encoding": "identity",
-        "User-Agent": USER_AGENT,
-    }
-
-
-async def _read(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
-    """The body, at most one byte more than is allowed, and whether that is all of it."""
-    content = response.content
-    body = b""
-    try:
-        while len(body) <= MAX_ANSWER:
-            body += await content.read(MAX_ANSWER + 1 - len(body))
-            if content.at_eof():
-                return body, len(body) <= MAX_ANSWER
-    except aiohttp.ClientPayloadError:
-        pass
-    return body, False
-
-
-def _transport_failure(cause: Exception, under_way: Exchange, *, answered: bool, timeout: float) -> Failure:
-    """In our words what aiohttp's exception means. Its own text is not repeated: it may quote what the server sent."""
-    sent: Literal["no", "maybe"] = "maybe" if under_way.connected else "no"
-    applied = under_way.connected
-    if isinstance(cause, TimeoutError) and not isinstance(cause, aiohttp.ClientError):
-        where = "waiting for the answer" if under_way.connected else "connecting"
-        return Failure(
-            CallTimeoutError(f"attempt_timeout of {timeout:g} s passed while {where}", sent=sent),
-            helps=True,
-            applied=applied,
+    async def _round_trip(
+        self, binding: _Binding, request: Request, token: Token
+    ) -> tuple[int, Mapping[str, str], bytes, bool]:
+        """The same as the connector's, by way of aiohttp's session: for a proxy's and for trace hooks' sake."""
+        proxy = self._proxy
+        # aiohttp puts proxy_headers only into a CONNECT; a proxy that is sent the request itself is to find them there.
+        plain = proxy.headers() if proxy is not None and request.url.scheme == "http" else {}
+        response = await binding.http.request(
+            request.method,
+            request.url,
+            data=request.body,
+            headers={**_wire.request_headers(request, token.authorization, USER_AGENT), **plain},
+            allow_redirects=False,
+            proxy=None if proxy is None else proxy.url,
+            proxy_headers=None if proxy is None else proxy.headers(),
         )
-    if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
-        return Failure(TransportError("the server's certificate was not accepted", sent="no"), helps=False)
-    if isinstance(cause, aiohttp.ClientHttpProxyError):
-        # The one status of an aiohttp exception that a peer really sent: the proxy's answer to CONNECT.
-        return Failure(
-            TransportError(f"the proxy answered {cause.status}", sent="no"), helps=cause.status >= 500
-        )
-    if isinstance(cause, aiohttp.ClientConnectorDNSError):
-        problem = "the host name could not be resolved"
-    elif isinstance(cause, aiohttp.ClientConnectorError):
-        problem = f"no connection: {cause.os_error.strerror or type(cause.os_error).__name__}"
-    elif isinstance(cause, aiohttp.ClientResponseError):
-        problem = "the answer is not HTTP"
-    elif isinstance(cause, aiohttp.ServerDisconnectedError):
-        problem = "the server closed the connection without an answer"
-    else:
-        problem = f"the connection failed: {getattr(cause, 'strerror', None) or type(cause).__name__}"
-    lost = isinstance(cause, aiohttp.ServerDisconnectedError | OSError)
-    return Failure(
-        TransportError(problem, sent=sent),
-        helps=True,
-        applied=applied,
-        stale=under_way.reused and lost and not answered,
-    )
+        exchange.get().answered = True
+        whole = False
+        try:
+            body, whole = await read_body(response.content, limit=MAX_ANSWER)
+            return response.status, response.headers, body, whole
+        finally:
+            if not whole:
+                response.close()

@@ -18,7 +18,7 @@ import attrs
 
 from ._calls import Calls, closed_error
 from ._retry import Failure, RetryPolicy
-from ._wire import Credentials, Grant, basic_authorization
+from ._wire import Credentials, Grant, Head, Request, basic_authorization, request_head
 from .errors import SinchError, TokenError
 
 __all__ = ["BasicAuthorization", "EndpointPace", "Token", "TokenSource"]
@@ -49,6 +49,14 @@ class Token:
     expires_at: float
     renew_at: float
     accepted: bool = False
+    _heads: dict[str, Head] = attrs.field(factory=dict, init=False, repr=False)
+
+    def head(self, request: Request, *, user_agent: str) -> Head:
+        """What the heads of all requests to the request's origin have in common; made once."""
+        head = self._heads.get(request.origin)
+        if head is None:
+            head = self._heads[request.origin] = request_head(request, self.authorization, user_agent)
+        return head
 
     def scrub(self, text: str) -> str:
         """The text with every spelling of the token cut out of it."""

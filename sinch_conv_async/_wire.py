@@ -31,6 +31,7 @@ __all__ = [
     "Answer",
     "Credentials",
     "Grant",
+    "Head",
     "Proxy",
     "Request",
     "basic_authorization",
@@ -39,11 +40,14 @@ __all__ = [
     "checked_origin",
     "checked_proxy",
     "message_request",
-    "messages_prefix",
+    "messages_path",
     "read_answer",
     "read_token_answer",
     "regional_origin",
+    "request_head",
+    "request_headers",
     "retry_after",
+    "serialized",
     "token_request",
 ]
 
@@ -80,24 +84,26 @@ _TRY_AGAIN_NOT_APPLIED: Final = frozenset({408, 429, 503})
 _TRY_AGAIN_MAYBE_APPLIED: Final = frozenset({500, 502, 504})
 
 
+def _spellings(credentials: Credentials) -> tuple[str, ...]:
+    """The secret as a server may echo it: plain, from the Authorization header, in a URL, in JSON, in HTML."""
+    secret = credentials.key_secret
+    basic = basic_authorization(credentials).removeprefix("Basic ").rstrip("=")
+    quoted = (quote(secret, safe=""), quote(secret), quote_plus(secret))
+    in_json = _json.dump_text(secret).decode()[1:-1]
+    found = {basic, secret, *quoted, in_json, in_json.replace("/", r"\/"), html.escape(secret)}
+    # The longest first: a secret may hold one of its own spellings.
+    return tuple(sorted(found, key=len, reverse=True))
+
+
 @attrs.frozen
 class Credentials:
     """A project's access key. Compares by value: a rotated secret is another key."""
 
     key_id: str
     key_secret: str = attrs.field(repr=False)
-    _spellings: tuple[str, ...] = attrs.field(init=False, repr=False, eq=False)
-
-    @_spellings.default
-    def _spell(self) -> tuple[str, ...]:
-        """The secret as a server may echo it: plain, from the Authorization header, in a URL, in JSON, in HTML."""
-        secret = self.key_secret
-        basic = basic_authorization(self).removeprefix("Basic ").rstrip("=")
-        quoted = (quote(secret, safe=""), quote(secret), quote_plus(secret))
-        in_json = _json.dump_text(secret).decode()[1:-1]
-        found = {basic, secret, *quoted, in_json, in_json.replace("/", r"\/"), html.escape(secret)}
-        # The longest first: a secret may hold one of its own spellings.
-        return tuple(sorted(found, key=len, reverse=True))
+    _spellings: tuple[str, ...] = attrs.field(
+        default=attrs.Factory(_spellings, takes_self=True), init=False, repr=False, eq=False
+    )
 
     def scrub(self, text: str) -> str:
         """The text with the usual spellings of the secret cut out of it."""
@@ -128,10 +134,22 @@ class Request:
     """One request, ready to be sent as often as it takes. ``message_id``: what the answer must be about."""
 
     method: str
-    url: URL
+    origin: str
+    target: str
     body: bytes = attrs.field(repr=False)
     content_type: str = "application/json"
     message_id: str = ""
+
+    @property
+    def url(self) -> URL:
+        return URL(self.origin + self.target, encoded=True)
+
+
+@attrs.frozen
+class Head:
+    """What the heads of all requests to one origin with one token have in common, as bytes; it ends where the body's length belongs."""
+
+    data: bytes = attrs.field(repr=False)
 
 
 @attrs.frozen
@@ -229,15 +247,19 @@ def _member(words: type[_Words], value: object) -> _Words | None:
         return None
 
 
-def messages_prefix(origin: str, project_id: str) -> str:
-    """What every message URL of a project starts with."""
-    return f"{origin}/v1/projects/{project_id}/messages/"
+def messages_path(project_id: str) -> str:
+    """What the path of every message of a project starts with."""
+    return f"/v1/projects/{project_id}/messages/"
 
 
 def message_request(
-    prefix: str, message_id: str, metadata: str, messages_source: MessagesSource | str | None = None
+    origin: str,
+    path: str,
+    message_id: str,
+    metadata: str,
+    messages_source: MessagesSource | str | None = None,
 ) -> Request:
-    """The request for one update, or InvalidArgumentError."""
+    """The request for one update of a message under ``path``, or InvalidArgumentError."""
     if type(message_id) is not str or _ID.fullmatch(message_id) is None or message_id in (".", ".."):
         message_id = checked_id("message_id", message_id)
     if not isinstance(metadata, str):
@@ -248,21 +270,56 @@ def message_request(
         )
     if not metadata.isascii() and not _encodes(metadata):
         raise InvalidArgumentError("metadata must encode to UTF-8: it holds a lone surrogate")
-    url = prefix + message_id
+    target = path + message_id
     if messages_source is not None:
         source = _member(MessagesSource, messages_source)
         if source is None:
             raise InvalidArgumentError(f"messages_source must be one of {', '.join(MessagesSource)}")
-        url += f"?messages_source={source}"
+        target += f"?messages_source={source}"
     body = b'{"metadata": ' + _json.dump_text(metadata) + b"}"
-    return Request("PATCH", URL(url, encoded=True), body, message_id=message_id)
+    return Request("PATCH", origin, target, body, message_id=message_id)
 
 
 def token_request(auth_origin: str) -> Request:
     """The request for a token by client credentials (RFC 6749, section 4.4.2); the key goes into the Authorization header."""
-    url = URL(f"{auth_origin}/oauth2/token")
+    content_type = "application/x-www-form-urlencoded"
     return Request(
-        "POST", url, b"grant_type=client_credentials", content_type="application/x-www-form-urlencoded"
+        "POST", auth_origin, "/oauth2/token", b"grant_type=client_credentials", content_type=content_type
+    )
+
+
+def request_headers(request: Request, authorization: str, user_agent: str) -> dict[str, str]:
+    """The header fields of a request, but for Host and Content-Length."""
+    return {
+        "Authorization": authorization,
+        "Content-Type": request.content_type,
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": user_agent,
+    }
+
+
+def request_head(request: Request, authorization: str, user_agent: str) -> Head:
+    """The part of the request's head that stays the same (RFC 9112, sections 3 and 5), to be made once a token.
+
+    Each value has been checked where it came in, so none can end its line: ids are unreserved characters, tokens printable ASCII.
+    """
+    fields = {
+        "Host": request.url.host_port_subcomponent,
+        **request_headers(request, authorization, user_agent),
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return Head(f" HTTP/1.1\r\n{lines}Content-Length: ".encode("ascii"))
+
+
+def serialized(request: Request, head: Head) -> bytes:
+    """The request as it goes over the wire."""
+    return b"%b %b%b%d\r\n\r\n%b" % (
+        request.method.encode("ascii"),
+        request.target.encode("ascii"),
+        head.data,
+        len(request.body),
+        request.body,
     )
 
 

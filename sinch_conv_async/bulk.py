@@ -12,9 +12,8 @@ from collections.abc import AsyncIterable, Hashable, Iterable
 from types import TracebackType
 from typing import Final, Self
 
-from . import _wire
 from ._calls import closed_error
-from ._session import Call, Member, SessionManager
+from ._session import Call, Member
 from .errors import (
     ApiError,
     AuthenticationError,
@@ -86,7 +85,6 @@ class BulkUpdate:
 
     def __init__(
         self,
-        manager: SessionManager,
         member: Member,
         updates: Updates,
         *,
@@ -94,7 +92,6 @@ class BulkUpdate:
         max_outage: float,
         timeout: float | None,
     ) -> None:
-        self._manager = manager
         self._member = member
         self._input = aiter(updates) if isinstance(updates, AsyncIterable) else _OneByOne(updates)
         self._concurrency = concurrency
@@ -276,9 +273,7 @@ class BulkUpdate:
         """Sends one update. Waits out an outage, raises what ends the job, and returns all else."""
         member, policy = self._member, self._member.policy
         try:
-            request = _wire.message_request(
-                member.prefix, update.message_id, update.metadata, update.messages_source
-            )
+            request = member.request(update.message_id, update.metadata, update.messages_source)
         except InvalidArgumentError as refused:
             return UpdateOutcome(update, error=refused)
         call = Call(request)
@@ -294,7 +289,7 @@ class BulkUpdate:
             attempts = call.attempts
             outage = self._outage
             try:
-                message = await self._manager.send(member, call, timeout=self._timeout)
+                message = await member.send(call, timeout=self._timeout)
             except SinchError as caught:
                 error = caught
             else:
@@ -305,7 +300,9 @@ class BulkUpdate:
             if probing and outage is not None:
                 outage.next_probe()
             # The job's own timeout, in the middle of an exchange: as good as attempt_timeout.
-            timed_out = isinstance(error, CallTimeoutError) and error is not call.last and call.attempts > attempts
+            timed_out = (
+                isinstance(error, CallTimeoutError) and error is not call.last and call.attempts > attempts
+            )
             again = policy.retry_maybe_sent or not call.maybe_sent
             passing = (
                 call.gave_up or isinstance(error, RateLimitedError | TokenError) or (timed_out and again)

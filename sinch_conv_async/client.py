@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self, TypedDict, Unpack
 
 from . import _wire
 from ._retry import RetryPolicy
-from ._session import Call, SessionManager
+from ._session import Call, Member, SessionManager
 from .bulk import MAX_OUTAGE, BulkUpdate, Updates
 from .enums import MessagesSource, Region
 from .errors import InvalidArgumentError
@@ -116,7 +116,8 @@ class ConversationClient:
         self._timeout = _positive("timeout", timeout)
         self._owns_manager = session_manager is None
         self._manager = SessionManager() if session_manager is None else session_manager
-        self._member = self._manager.join(
+        self._member = Member.join(
+            self._manager,
             project_id=project_id,
             credentials=credentials,
             auth=auth,
@@ -201,9 +202,9 @@ class ConversationClient:
         Source: ``PATCH /v1/projects/{project_id}/messages/{message_id}``, *Update message metadata*.
         """
         member = self._member
-        request = _wire.message_request(member.prefix, message_id, metadata, messages_source)
+        request = member.request(message_id, metadata, messages_source)
         timeout = self._timeout if timeout is None else _positive("timeout", timeout)
-        return await self._manager.send(member, Call(request), timeout=timeout)
+        return await member.send(Call(request), timeout=timeout)
 
     def update_many(
         self, updates: Updates, *, concurrency: int | None = None, max_outage: float = MAX_OUTAGE
@@ -222,7 +223,6 @@ class ConversationClient:
         if type(places) is not int or places < 1:
             raise InvalidArgumentError("concurrency must be a whole number, 1 or more")
         return BulkUpdate(
-            self._manager,
             self._member,
             updates,
             concurrency=places,
@@ -236,7 +236,7 @@ class ConversationClient:
         Costs nothing when there is one already, and with ``auth="basic"``, which has none. Raises :class:`TokenError` (its ``error`` is
         ``invalid_client`` for a wrong key), and :class:`ClientStateError`.
         """
-        await self._manager.authenticate(self._member)
+        await self._member.authenticate()
 
     async def close(self) -> None:
         """Closes the client, and its session manager unless that is shared; closing twice is fine.
@@ -246,7 +246,7 @@ class ConversationClient:
         if self._owns_manager:
             await self._manager.close()
         else:
-            await self._manager.leave(self._member)
+            await self._member.leave()
 
 
 def _positive(name: str, value: object) -> float | None:

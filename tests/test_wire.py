@@ -45,16 +45,34 @@ from sinch_conv_async._wire import (
     checked_origin,
     checked_proxy,
     message_request,
-    messages_prefix,
+    messages_path,
     read_answer,
     read_token_answer,
     regional_origin,
+    request_head,
+    request_headers,
     retry_after,
+    serialized,
     token_request,
 )
 
-PREFIX = "https://eu.conversation.api.sinch.com/v1/projects/project-1/messages/"
-REQUEST = message_request(PREFIX, "01MESSAGE", "new")
+ORIGIN = "https://eu.conversation.api.sinch.com"
+PATH = "/v1/projects/project-1/messages/"
+SECRETS = [
+    "s3cr3t~with.usual_characters-",
+    'q"u\\o/te',
+    "a&b<c>d='e'",
+    "with space",
+    "per%cent+plus",
+    "ends==",
+]
+
+
+def update(message_id="01", metadata="x", source=None):
+    return message_request(ORIGIN, PATH, message_id, metadata, source)
+
+
+REQUEST = update("01MESSAGE", "new")
 
 
 def no_scrub(text):
@@ -135,7 +153,7 @@ GOOD_IDS = ["a", "0", "-", "_", "~", "...", ".a", "a..b", "~.-_", "01FC66621XXXX
 
 @pytest.mark.parametrize("value", HOSTILE_IDS, ids=ascii)
 def test_an_id_that_could_reach_elsewhere_is_refused(value):
-    for check in (lambda: checked_id("message_id", value), lambda: message_request(PREFIX, value, "x")):
+    for check in (lambda: checked_id("message_id", value), lambda: update(value, "x")):
         with pytest.raises(
             InvalidArgumentError, match=r"^message_id must be 1 to 256 letters, digits, "
         ) as caught:
@@ -147,7 +165,7 @@ def test_an_id_that_could_reach_elsewhere_is_refused(value):
 
 @pytest.mark.parametrize("value", NO_TEXT, ids=repr)
 def test_an_id_that_is_no_text_is_refused(value):
-    for check in (lambda: checked_id("message_id", value), lambda: message_request(PREFIX, value, "x")):
+    for check in (lambda: checked_id("message_id", value), lambda: update(value, "x")):
         with pytest.raises(
             InvalidArgumentError, match=rf"^message_id must be a str, not {type(value).__name__}$"
         ):
@@ -157,29 +175,33 @@ def test_an_id_that_is_no_text_is_refused(value):
 @pytest.mark.parametrize("value", GOOD_IDS)
 def test_an_id_of_unreserved_characters_is_the_last_part_of_the_path_as_it_is(value):
     assert checked_id("message_id", value) == value
-    request = message_request(PREFIX, value, "x")
-    assert str(request.url) == PREFIX + value
-    assert request.url.raw_path == f"/v1/projects/project-1/messages/{value}"
+    request = update(value, "x")
+    assert str(request.url) == ORIGIN + PATH + value
+    assert request.url.raw_path == PATH + value
     assert request.message_id == value
+
+
+def test_the_path_of_a_message_is_the_specifications():
+    assert messages_path("project-1") == PATH
 
 
 def test_an_id_may_be_a_subclass_of_str():
     class Id(str):
         __slots__ = ()
 
-    assert str(message_request(PREFIX, Id("01"), "x").url) == f"{PREFIX}01"
+    assert str(update(Id("01"), "x").url) == f"{ORIGIN}{PATH}01"
     with pytest.raises(InvalidArgumentError):
-        message_request(PREFIX, Id("../01"), "x")
+        update(Id("../01"), "x")
 
 
 @given(st.text(st.characters(exclude_categories=[])) | st.text("./%~-_?#\\ab0\r\n", max_size=8))
 def test_whatever_the_id_is_no_other_path_is_reached(value):
     try:
-        url = message_request(PREFIX, value, "x").url
+        url = update(value, "x").url
     except InvalidArgumentError:
         assert re.fullmatch(r"[A-Za-z0-9._~-]{1,256}", value) is None or value in (".", "..")
     else:
-        assert url == URL(PREFIX) / value
+        assert url == URL(ORIGIN + PATH) / value
         assert (url.host, url.raw_query_string, url.raw_fragment) == ("eu.conversation.api.sinch.com", "", "")
 
 
@@ -202,7 +224,7 @@ def test_whatever_the_id_is_no_other_path_is_reached(value):
     ids=ascii,
 )
 def test_metadata_of_at_most_1024_characters_is_sent_as_it_is(metadata):
-    request = message_request(PREFIX, "01", metadata)
+    request = update("01", metadata)
     assert (request.method, request.content_type) == ("PATCH", "application/json")
     assert request.body.startswith(b'{"metadata": "')
     assert json.loads(request.body) == {"metadata": metadata}
@@ -216,13 +238,13 @@ def test_metadata_that_is_too_long_is_refused_with_its_length(metadata, length):
     with pytest.raises(
         InvalidArgumentError, match=rf"^metadata must be at most 1,024 characters, not {length}$"
     ):
-        message_request(PREFIX, "01", metadata)
+        update("01", metadata)
 
 
 @pytest.mark.parametrize("metadata", ["\ud800", "a\udc00", "\udc80canary"])
 def test_metadata_with_a_lone_surrogate_is_refused(metadata):
     with pytest.raises(InvalidArgumentError, match=r"^metadata must encode to UTF-8") as caught:
-        message_request(PREFIX, "01", metadata)
+        update("01", metadata)
     assert "canary" not in str(caught.value)
     assert caught.value.__context__ is None
 
@@ -232,13 +254,13 @@ def test_metadata_that_is_no_text_is_refused(metadata):
     with pytest.raises(
         InvalidArgumentError, match=rf"^metadata must be a str, not {type(metadata).__name__}$"
     ):
-        message_request(PREFIX, "01", metadata)
+        update("01", metadata)
 
 
 @given(st.text(st.characters(exclude_categories=[]), max_size=30))
 def test_whatever_the_metadata_is_it_is_sent_whole_or_refused(metadata):
     try:
-        body = message_request(PREFIX, "01", metadata).body
+        body = update("01", metadata).body
     except InvalidArgumentError:
         assert any(0xD800 <= ord(character) <= 0xDFFF for character in metadata)
     else:
@@ -247,13 +269,74 @@ def test_whatever_the_metadata_is_it_is_sent_whole_or_refused(metadata):
 
 def test_the_body_is_the_same_without_the_speedups(monkeypatch):
     metadata = 'é "\\\n\N{GRINNING FACE}'
-    body = message_request(PREFIX, "01", metadata).body
+    body = update("01", metadata).body
     monkeypatch.setattr(_json, "dump_text", _json._dump_text_json)
-    assert message_request(PREFIX, "01", metadata).body == body
+    assert update("01", metadata).body == body
 
 
 def test_a_request_shows_no_body():
-    assert "canary" not in repr(message_request(PREFIX, "01", "canary"))
+    assert "canary" not in repr(update("01", "canary"))
+
+
+# The request as bytes
+
+
+def test_a_request_goes_over_the_wire_as_rfc_9112_writes_it():
+    request = update("01", "é", "DISPATCH_SOURCE")
+    assert serialized(request, request_head(request, "Bearer token", "agent/1 (x)")) == (
+        b"PATCH /v1/projects/project-1/messages/01?messages_source=DISPATCH_SOURCE HTTP/1.1\r\n"
+        b"Host: eu.conversation.api.sinch.com\r\n"
+        b"Authorization: Bearer token\r\n"
+        b"Content-Type: application/json\r\n"
+        b"Accept: application/json\r\n"
+        b"Accept-Encoding: identity\r\n"
+        b"User-Agent: agent/1 (x)\r\n"
+        b"Content-Length: 18\r\n"
+        b"\r\n"
+        b'{"metadata": "\xc3\xa9"}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("https://api.example", b"api.example"),
+        ("https://api.example:8443", b"api.example:8443"),
+        ("http://127.0.0.1:8080", b"127.0.0.1:8080"),
+        ("https://[2001:db8::1]", b"[2001:db8::1]"),
+        ("http://[::1]:8080", b"[::1]:8080"),
+        ("https://xn--bcher-kva.example", b"xn--bcher-kva.example"),
+    ],
+)
+def test_the_host_field_is_the_origins_host_and_the_port_that_is_not_the_schemes_own(origin, host):
+    request = message_request(checked_origin("conversation_origin", origin), PATH, "01", "x")
+    assert b"\r\nHost: " + host + b"\r\n" in serialized(request, request_head(request, "Bearer t", "a"))
+
+
+@given(
+    st.text("aZ9._~-", min_size=3),
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.sampled_from(SECRETS),
+)
+def test_nothing_that_was_checked_can_end_its_line(message_id, metadata, secret):
+    request = update(message_id[:256], metadata[:1024])
+    data = serialized(request, request_head(request, basic_authorization(Credentials("id", secret)), "agent"))
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert len(head.split(b"\r\n")) == 8
+    assert (head.count(b"\r"), head.count(b"\n"), head.count(b"\0")) == (7, 7, 0)
+    assert body == request.body
+    assert head.endswith(b"Content-Length: %d" % len(body))
+
+
+def test_a_head_shows_no_authorization():
+    assert repr(request_head(REQUEST, "Bearer canary", "agent")) == "Head()"
+
+
+def test_the_header_fields_are_those_of_the_bytes():
+    fields = request_headers(REQUEST, "Bearer token", "agent")
+    data = serialized(REQUEST, request_head(REQUEST, "Bearer token", "agent"))
+    for name, value in fields.items():
+        assert f"\r\n{name}: {value}\r\n".encode() in data
 
 
 # Query, origins, regions
@@ -261,12 +344,12 @@ def test_a_request_shows_no_body():
 
 @pytest.mark.parametrize("source", [*MessagesSource, "CONVERSATION_SOURCE", "DISPATCH_SOURCE"])
 def test_a_messages_source_is_a_query_parameter(source):
-    url = message_request(PREFIX, "01", "x", source).url
-    assert str(url) == f"{PREFIX}01?messages_source={str(source)}"  # noqa: RUF010  # what an enum member's str is, is the point
+    url = update("01", "x", source).url
+    assert str(url) == f"{ORIGIN}{PATH}01?messages_source={str(source)}"  # noqa: RUF010  # what an enum member's str is, is the point
 
 
 def test_no_messages_source_is_no_query():
-    assert message_request(PREFIX, "01", "x", None).url.raw_query_string == ""
+    assert update("01", "x", None).url.raw_query_string == ""
 
 
 @pytest.mark.parametrize(
@@ -276,7 +359,7 @@ def test_an_unknown_messages_source_is_refused(source):
     with pytest.raises(
         InvalidArgumentError, match=r"^messages_source must be one of CONVERSATION_SOURCE, DISPATCH_SOURCE$"
     ) as caught:
-        message_request(PREFIX, "01", "x", source)
+        update("01", "x", source)
     assert caught.value.__context__ is None
 
 
@@ -318,7 +401,7 @@ def test_an_origin_is_a_scheme_a_host_and_a_port(value):
     origin = checked_origin("conversation_origin", value)
     assert origin == ORIGINS[value]
     assert checked_origin("conversation_origin", origin) == origin
-    assert message_request(messages_prefix(origin, "p"), "01", "x").url.origin() == URL(origin)
+    assert message_request(origin, PATH, "01", "x").url.origin() == URL(origin)
     assert str(token_request(origin).url) == f"{origin}/oauth2/token"
 
 
@@ -535,15 +618,6 @@ def test_whatever_is_given_as_a_proxy_is_one_or_told(value):
 
 
 # Credentials
-
-SECRETS = [
-    "s3cr3t~with.usual_characters-",
-    'q"u\\o/te',
-    "a&b<c>d='e'",
-    "with space",
-    "per%cent+plus",
-    "ends==",
-]
 
 
 @pytest.mark.parametrize("name", ["key_id", "key_secret"])
