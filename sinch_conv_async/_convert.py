@@ -183,8 +183,9 @@ def _explaining() -> cattrs.Converter:
     return converter
 
 
+@functools.cache
 def _configure() -> cattrs.Converter:
-    """The converter of every call."""
+    """The converter of models and errors; made when first needed, since importing the package must cost no more than it has to."""
     converter = cattrs.Converter(detailed_validation=False)
     converter.register_structure_hook(ConversationMessage, _message)
     converter.register_structure_hook(ChannelIdentity, _identity)
@@ -292,9 +293,6 @@ def _unstructure_error(error: SinchError) -> dict[str, Any]:
     return {"status": type(error).__name__, "message": str(error)}
 
 
-_CONVERTER: Final = _configure()
-
-
 def structure_message(body: bytes) -> ConversationMessage | str:
     """The message that a 200 answer holds, or what is wrong with it and where (``expected a string @ $.id``).
 
@@ -335,7 +333,7 @@ def structure_error(http_status: int, body: bytes, *, scrub: Callable[[str], str
         value = None
     text = scrub(text)[:_BODY_KEPT]  # in this order: half a credential is not found
     default = ServerError if 500 <= http_status <= 599 else ApiError
-    error: ApiError = _CONVERTER.structure(_envelope(value), _ERROR_CLASSES.get(http_status, default))
+    error: ApiError = _configure().structure(_envelope(value), _ERROR_CLASSES.get(http_status, default))
     error.http_status = http_status
     error.body = text
     return error
@@ -359,4 +357,4 @@ def to_dict(
     Fields that are ``None`` are left out, those in ``extra`` stand beside the named ones, timestamps are RFC 3339 text. An
     :class:`ApiError` always gives its ``code``, ``message``, ``status`` and ``details``, any other error its class as ``status`` and its ``message``.
     """
-    return _CONVERTER.unstructure(model)  # type: ignore[no-any-return]  # the hooks above all give dicts
+    return _configure().unstructure(model)  # type: ignore[no-any-return]  # the hooks above all give dicts

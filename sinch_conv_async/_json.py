@@ -35,6 +35,7 @@ def _loads_json(data: bytes) -> Any:
 
 
 def _loads_orjson(data: bytes) -> Any:
+    assert orjson is not None  # else `loads` below is the other one
     if _LONG_NUMBER in data.translate(_DIGITS_TO_ZERO):
         return _loads_json(data)
     try:

@@ -20,8 +20,8 @@ other, come to share it evenly). What this does with the usual ways of counting 
 from __future__ import annotations
 
 import math
-from random import Random
 from array import array
+from random import Random
 from typing import Final
 
 __all__ = ["Pace"]
@@ -185,9 +185,7 @@ class Pace:
         self._next -= self._interval
         self._settle()
 
-    def throttled(
-        self, now: float, *, departed: float, retry_after: float | None, rng: Random
-    ) -> None:
+    def throttled(self, now: float, *, departed: float, retry_after: float | None, rng: Random) -> None:
         """Take note of a 429 to a request that departed at ``departed``: pause, and lower the pace once."""
         if departed > self._lowered:
             if retry_after is not None:

@@ -186,10 +186,14 @@ class Member:
         if manager._binding is not None and not manager._binding.loop.is_closed():
             await self.calls.drained()
 
+    def bound(self) -> _Binding:
+        """What the manager has on the running event loop, or ClientStateError."""
+        self.calls.check_open()  # first, or a closed client would bind its manager to this loop
+        return self.manager._bound()
+
     async def authenticate(self) -> None:
         """Has a token, or raises TokenError."""
-        self.calls.check_open()  # first, or a closed client would bind its manager to this loop
-        self.manager._bound()
+        self.bound()
         calls = self.calls
         calls.enter()
         try:
@@ -213,8 +217,7 @@ class Member:
 
     async def _send(self, call: Call, *, deadline: float | None) -> ConversationMessage:
         manager = self.manager
-        self.calls.check_open()
-        binding = manager._bound()
+        binding = self.bound()
         calls, project, tokens, policy = self.calls, self.project, self.tokens, self.policy
         admission, clock, rng = binding.admission, manager._clock, manager._rng
         calls.enter()
@@ -577,13 +580,16 @@ class SessionManager:
             trust_env=False,
             trace_configs=self._trace_configs,
         )
-        traced = bool(self._proxy or self._trace_configs)
         pool = _pool(http)
         with contextlib.suppress(StopIteration):
             anext(pool).send(None)  # up to its yield, which makes the loop take charge of it
         admission = Admission(self._max_connections, clock=self._clock, call_later=loop.call_later)
-        self._binding = binding = _Binding(loop, os.getpid(), connector, http, traced, admission, pool)
+        self._binding = binding = _Binding(loop, os.getpid(), connector, http, self._traced, admission, pool)
         return binding
+
+    @property
+    def _traced(self) -> bool:
+        return bool(self._proxy or self._trace_configs)
 
     def _unbind(self, binding: _Binding) -> None:
         """Forgets an event loop that is closed, and what was waiting on it."""

@@ -34,6 +34,9 @@ FETCH_FOR: Final = 60.0
 REFUSAL_KEPT: Final = 60.0
 """Seconds that ``invalid_client`` is remembered for, and that a renewed token which no call was accepted with is not renewed again."""
 
+SHORTEST_LIFE: Final = 1.0
+"""Seconds that a token is used for, whatever ``expires_in`` says: those who waited for it would else ask again, for ever."""
+
 # Sinch's endpoint is a token bucket of 30 that refills with 10 a second: ours is a little smaller, for what the network bunches together.
 ENDPOINT_BURST: Final = 28
 ENDPOINT_RATE: Final = 9.5
@@ -238,8 +241,9 @@ class TokenSource:
             answer = await self._request(self.credentials)
             if isinstance(answer, Grant):
                 # The life is counted from when the request was made: the answer may have taken its time.
-                renew_in = answer.lifetime * RENEW_AT * (1 + self._rng.uniform(-RENEW_JITTER, RENEW_JITTER))
-                return Token(f"Bearer {answer.access_token}", now + answer.lifetime, now + renew_in)
+                lifetime = max(answer.lifetime, SHORTEST_LIFE)
+                renew_in = lifetime * RENEW_AT * (1 + self._rng.uniform(-RENEW_JITTER, RENEW_JITTER))
+                return Token(f"Bearer {answer.access_token}", now + lifetime, now + renew_in)
             delay = _RETRY.delay(retries=retries, retry_after=answer.retry_after, rng=self._rng)
             retries += 1
             now = self._clock()

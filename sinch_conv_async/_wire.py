@@ -7,7 +7,6 @@ credential in reach of a traceback's frames.
 from __future__ import annotations
 
 import base64
-import html
 import ipaddress
 import math
 import re
@@ -86,6 +85,8 @@ _TRY_AGAIN_MAYBE_APPLIED: Final = frozenset({500, 502, 504})
 
 def _spellings(credentials: Credentials) -> tuple[str, ...]:
     """The secret as a server may echo it: plain, from the Authorization header, in a URL, in JSON, in HTML."""
+    import html  # two milliseconds of entity tables that importing the package need not pay
+
     secret = credentials.key_secret
     basic = basic_authorization(credentials).removeprefix("Basic ").rstrip("=")
     quoted = (quote(secret, safe=""), quote(secret), quote_plus(secret))
@@ -168,8 +169,11 @@ def checked_id(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidArgumentError(f"{name} must be a str, not {type(value).__name__}")
     if _ID.fullmatch(value) is None or value in (".", ".."):
+        # Only the character at fault is repeated: arguments get mixed up, and this one may be a secret or a message's contents.
+        at = next((at for at, character in enumerate(value) if not _ID.fullmatch(character)), None)
+        fault = f"{len(value)} characters" if at is None else f"{value[at]!a} at {at}"
         raise InvalidArgumentError(
-            f"{name} must be 1 to 256 letters, digits, '-', '.', '_' or '~', and not '.' or '..': {value[:64]!a}"
+            f"{name} must be 1 to 256 letters, digits, '-', '.', '_' or '~', and not '.' or '..', but has {fault}"
         )
     return value
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, Hashable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
 from types import TracebackType
 from typing import Final, Self
 
-from ._calls import closed_error
 from ._session import Call, Member
 from .errors import (
     ApiError,
@@ -181,9 +180,8 @@ class BulkUpdate:
         closed = self._client_closed = asyncio.get_running_loop().create_future()
         if self._no_more:
             return
+        self._member.bound()  # first: a member that comes to another event loop gets calls of its own there
         calls = self._member.calls
-        if calls.closed:
-            raise closed_error()
         # Entered among what the client's calls wait for, so that closing the client ends a job that waits for its input too.
         calls.waiting.add(closed)
         closed.add_done_callback(self._client_has_closed)
@@ -370,14 +368,11 @@ class BulkUpdate:
             self._parked.discard(this)
 
 
-class _OneByOne:
+class _OneByOne(AsyncIterator[MetadataUpdate | tuple[str, str]]):
     """A plain iterable as an asynchronous one; a generator would leave its own tidying up to the event loop."""
 
     def __init__(self, updates: Iterable[MetadataUpdate | tuple[str, str]]) -> None:
         self._updates = iter(updates)
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> MetadataUpdate | tuple[str, str]:
         try:

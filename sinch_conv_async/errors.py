@@ -60,12 +60,10 @@ class SinchError(Exception):
         return self.message
 
 
-@attrs.define(slots=False, eq=False)
 class InvalidArgumentError(SinchError, ValueError):
     """An argument that cannot be right; nothing was sent."""
 
 
-@attrs.define(slots=False, eq=False)
 class ClientStateError(SinchError, RuntimeError):
     """The client is closed, or belongs to another event loop, thread or process."""
 
@@ -151,31 +149,25 @@ class ApiError(SinchError):
         return f"{self.http_status}{status}{message}{request_id}"
 
 
-@attrs.define(slots=False, eq=False)
 class BadRequestError(ApiError):
     """400: the request was malformed in the API's eyes."""
 
 
-@attrs.define(slots=False, eq=False)
 class AuthenticationError(ApiError):
     """401: the credentials were refused, also after one renewal of the access token."""
 
 
-@attrs.define(slots=False, eq=False)
 class PermissionDeniedError(ApiError):
     """403: the key may not do this in this project."""
 
 
-@attrs.define(slots=False, eq=False)
 class NotFoundError(ApiError):
     """404: no such message in this project and region."""
 
 
-@attrs.define(slots=False, eq=False)
 class RateLimitedError(ApiError):
     """429: the project's limit was exceeded, longer than the retry policy was willing to wait."""
 
 
-@attrs.define(slots=False, eq=False)
 class ServerError(ApiError):
     """5xx: the API or a gateway before it failed."""

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -89,3 +89,20 @@ async def loop_is_left_idle() -> AsyncIterator[None]:
             return
     assert not left, f"tasks left running: {left}"
     assert not opened, f"descriptors left open: {opened}"
+
+
+@pytest.fixture(params=["direct", "traced"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test twice: with trace hooks (or a proxy) a call goes by way of aiohttp's session, else past it."""
+    if request.param == "direct":
+        return
+    import aiohttp
+
+    from sinch_conv_async import SessionManager
+
+    construct = SessionManager.__init__
+
+    def traced(self: SessionManager, **options: Any) -> None:
+        construct(self, **{"trace_configs": [aiohttp.TraceConfig()], **options})
+
+    monkeypatch.setattr(SessionManager, "__init__", traced)

@@ -15,6 +15,8 @@ from sinch_conv_async._connector import Connector
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import ID, NEVER, OTHER, Server, answering, client_of, http, served, updated
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 UNSOLICITED = {
     "200": updated(ID, metadata="unsolicited"),
     "404": http(404, b"{}"),

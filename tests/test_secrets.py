@@ -40,6 +40,8 @@ from sinch_conv_async import (
 from tests.servers import ID, OTHER, Server, http, message
 from tests.test_session import SlowResolver
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 KEY_ID = "key-id"
 SECRET = "canary-secret+/=%&"
 TOKEN = "canary.token-_~+/="

@@ -86,6 +86,7 @@ async def settle() -> None:
 # What is sent
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_the_headers_on_the_wire_are_these_and_no_others():
     async with served(answering()) as (server, client):
         await client.update_message_metadata(ID, 'a "b" ü \U0001f600')
@@ -146,6 +147,7 @@ async def test_basic_credentials_that_are_refused_are_tried_once(sandbox):
     assert caught.value.attempts == len(sandbox.requests) == 1
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_no_cookie_is_kept(sandbox):
     async with served(answering(http(200, message(), "Set-Cookie: session=1; Path=/"))) as (server, client):
         await client.update_message_metadata(ID, "x")
@@ -153,6 +155,7 @@ async def test_no_cookie_is_kept(sandbox):
         assert [request.headers.get("cookie") for request in server.received] == [None, None]
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_neither_netrc_nor_the_environments_proxies_are_used(monkeypatch, tmp_path):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login stranger password stranger\n")
@@ -201,6 +204,7 @@ async def test_metadata_arrives_as_it_was_given(sandbox, metadata):
 # What answers are taken for
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
@@ -240,6 +244,7 @@ async def test_an_answer_that_the_api_does_not_promise_is_said_to_be_one_and_not
         assert (await client.update_message_metadata(ID, "y")).id == ID
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_an_answer_of_just_the_allowed_length_is_read():
     body = message(text="x" * (MIB - len(message(text=""))))
     assert len(body) == MIB
@@ -247,6 +252,7 @@ async def test_an_answer_of_just_the_allowed_length_is_read():
         assert (await client.update_message_metadata(ID, "x")).id == ID
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_compressed_answer_is_read_though_none_was_asked_for():
     async with served(answering(http(200, gzip.compress(message()), "Content-Encoding: gzip"))) as (
         _server,
@@ -255,6 +261,7 @@ async def test_a_compressed_answer_is_read_though_none_was_asked_for():
         assert (await client.update_message_metadata(ID, "x")).id == ID
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_an_error_as_long_as_a_bomb_is_still_the_error():
     bomb = http(404, gzip.compress(b" " * (64 * MIB)), "Content-Encoding: gzip")
     async with served(answering(bomb)) as (_server, client):
@@ -263,6 +270,7 @@ async def test_an_error_as_long_as_a_bomb_is_still_the_error():
         assert len(caught.value.body) <= 2048
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
     "answer",
     [
@@ -289,6 +297,7 @@ async def test_an_answer_that_is_no_answer_is_tried_again_on_another_connection(
         assert server.connections == 2
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.1 2x0 OK\r\n\r\n", updated(OTHER), http(200, b"{", length=9)]
 )
@@ -301,6 +310,7 @@ async def test_what_is_no_answer_may_have_been_applied(answer):
         assert caught.value.attempts == 1
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_the_connection_of_an_answer_about_another_message_is_not_used_again():
     async with served(answering(updated(OTHER))) as (server, client):
         assert (await client.update_message_metadata(ID, "x")).id == ID
@@ -314,6 +324,7 @@ async def test_an_answer_without_an_id_is_accepted():
         assert (await client.update_message_metadata(ID, "x")).id is None
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_interim_answers_are_passed_over():
     early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
     async with served(answering(early + updated())) as (server, client):
@@ -321,6 +332,7 @@ async def test_interim_answers_are_passed_over():
         assert len(server.received) == 1
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_an_upgrade_that_nobody_asked_for_is_no_answer():
     upgrade = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
     async with served(answering(upgrade), retry=NEVER) as (server, client):
@@ -330,6 +342,7 @@ async def test_an_upgrade_that_nobody_asked_for_is_no_answer():
         assert server.connections == 2
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_303_is_not_followed():
     async with (
         Server(answering()) as other,
@@ -340,6 +353,7 @@ async def test_a_303_is_not_followed():
         assert other.connections == 0
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_307_to_another_port_carries_nothing_there():
     async with Server(answering()) as other:
         redirect = http(307, b"", f"Location: {other.origin}/v1/projects/project/messages/{ID}")
@@ -350,6 +364,7 @@ async def test_a_307_to_another_port_carries_nothing_there():
         assert other.connections == 0
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_redirected_token_request_carries_the_secret_nowhere(sandbox):
     async with Server(answering()) as other, client_of(sandbox) as client:
         sandbox.redirect_next_token(307, other.origin)
@@ -393,6 +408,7 @@ async def test_an_error_is_of_its_class_whatever_its_body(sandbox, status, kind,
     assert error.retry_after == 0.0
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("reset", [False, True])
 async def test_an_error_status_says_enough_though_its_body_breaks_off(reset):
     async def script(peer):
@@ -528,6 +544,7 @@ async def test_a_429_costs_no_budget(sandbox):
             await client.update_message_metadata(ID, "x")
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_stale_connection_is_retried_at_once_and_costs_no_budget(sandbox, monkeypatch):
     delays = slept(monkeypatch)
     async with client_of(sandbox, retry=RetryPolicy()) as client:
@@ -540,6 +557,7 @@ async def test_a_stale_connection_is_retried_at_once_and_costs_no_budget(sandbox
         assert sandbox.peak_connections >= 1
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_fresh_connection_that_is_lost_is_no_stale_one(sandbox, monkeypatch):
     delays = slept(monkeypatch)
     async with client_of(sandbox, auth="basic") as client:
@@ -560,6 +578,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(("sent", "script"), FAILURES.values(), ids=FAILURES)
 async def test_a_failed_transport_says_whether_anything_was_sent(sandbox, sent, script):
     async with client_of(sandbox, auth="basic", retry=NEVER) as client:
@@ -575,6 +594,7 @@ async def test_a_failed_transport_says_whether_anything_was_sent(sandbox, sent, 
         assert caught.value.__context__ is None
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(("sent", "script"), FAILURES.values(), ids=FAILURES)
 async def test_what_may_have_been_sent_is_not_repeated_where_that_matters(sandbox, sent, script):
     async with client_of(sandbox, auth="basic", retry=MAYBE_SENT_NEVER) as client:
@@ -745,6 +765,7 @@ async def test_a_token_endpoint_that_cannot_be_reached_is_a_token_error(sandbox,
 # Timeouts
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_attempt_timeout_bounds_one_exchange_and_is_tried_again():
     hung = asyncio.Event()
 
@@ -761,6 +782,7 @@ async def test_attempt_timeout_bounds_one_exchange_and_is_tried_again():
         assert server.connections == 2
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_attempt_timeout_while_waiting_for_the_answer():
     async with served(hang, attempt_timeout=0.02, retry=RetryPolicy(max_retries=1, base_delay=0)) as (
         server,
@@ -808,6 +830,7 @@ class LoopbackResolver(SlowResolver):
         return [{"hostname": host, "host": "127.0.0.1", "port": port, "family": 2, "proto": 0, "flags": 0}]
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_attempt_timeout_while_connecting():
     async with (
         SessionManager(resolver=SlowResolver()) as manager,
@@ -828,6 +851,7 @@ async def test_attempt_timeout_while_connecting():
         assert caught.value.last is None
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_attempt_timeout_in_the_body():
     async def script(peer):
         await peer.receive()
@@ -840,6 +864,7 @@ async def test_attempt_timeout_in_the_body():
         assert caught.value.sent == "maybe"
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_timeout_bounds_the_whole_call_and_keeps_the_last_error(sandbox):
     async with client_of(
         sandbox, auth="basic", timeout=0.05, retry=RetryPolicy(base_delay=1000, max_delay=1000)
@@ -853,6 +878,7 @@ async def test_timeout_bounds_the_whole_call_and_keeps_the_last_error(sandbox):
         assert caught.value.__context__ is None
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_timeout_before_anything_was_sent(sandbox):
     async with client_of(sandbox) as client:
         sandbox.hold_tokens()
@@ -1249,6 +1275,7 @@ async def test_nothing_is_tried_again_once_closing(sandbox, status):
     assert len(sandbox.requests) == 1
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("turns", range(12))
 async def test_closing_at_any_turn_of_a_cold_call_leaves_nothing(sandbox, turns):
     client = client_of(sandbox)
@@ -1667,6 +1694,7 @@ async def test_eager_tasks_change_nothing(sandbox, hook_raises):
 # Cancellation
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("timeout", [None, 60.0])
 @pytest.mark.parametrize("script", ["as usual", "503 first", "401 first", "dropped first", "slow body"])
@@ -1715,6 +1743,7 @@ async def test_a_call_is_cancelled_cleanly_at_any_turn_of_the_loop(sandbox, warm
     assert cancelled > 3
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_the_cancelled_error_is_the_same_instance_without_frames_that_hold_headers(sandbox):
     async with client_of(sandbox) as client:
         await client.authenticate()

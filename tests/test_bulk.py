@@ -1,0 +1,881 @@
+"""A bulk job: one outcome for each update, nothing read that need not be, nothing sent that nobody reads, no outage spent on failing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sinch_conv_async import (
+    AuthenticationError,
+    CallTimeoutError,
+    ClientStateError,
+    InvalidArgumentError,
+    MessagesSource,
+    MetadataUpdate,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitedError,
+    RetryPolicy,
+    ServerError,
+    SessionManager,
+    TokenError,
+    TransportError,
+)
+from sinch_conv_async import bulk as bulk_module
+from sinch_conv_async.sandbox import Sandbox
+from tests.servers import AT_ONCE, NEVER, client_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+USUAL_DELAYS = bulk_module.PROBE_DELAYS
+QUICK = RetryPolicy(base_delay=0.001)
+
+
+class Input:
+    """Updates that count how many of them have been read."""
+
+    def __init__(self, length: int | None = None) -> None:
+        self.length = length
+        self.read = 0
+        self.done = False
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for number in itertools.count() if self.length is None else range(self.length):
+            self.read += 1
+            yield f"m{number}", f"metadata {number}"
+        self.done = True
+
+
+class Feed:
+    """An input that gives an update when a test says so, and raises what a test says."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[object] = asyncio.Queue()
+        self.asked = 0
+
+    def __aiter__(self) -> Feed:
+        return self
+
+    async def __anext__(self) -> MetadataUpdate:
+        self.asked += 1
+        item = await self.queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item  # type: ignore[return-value]  # a test may put anything in
+
+    def put(self, *items: object) -> None:
+        for item in items:
+            self.queue.put_nowait(item)
+
+
+def update(number: int, metadata: str = "new") -> MetadataUpdate:
+    return MetadataUpdate(f"m{number}", metadata)
+
+
+@pytest.fixture
+async def sandbox():
+    async with Sandbox(auto_create=True, token_rate=None) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def client(sandbox):
+    async with client_of(sandbox, retry=QUICK, rate_limit=None) as client:
+        yield client
+
+
+@pytest.fixture
+def quick_probes(monkeypatch):
+    monkeypatch.setattr(bulk_module, "PROBE_DELAYS", (0.001, 0.002, 0.005))
+
+
+async def collect(outcomes, done) -> None:
+    async for outcome in outcomes:
+        done.append(outcome)
+
+
+async def until(condition) -> None:
+    """Lets the loop turn until it is so; the run's own time limit ends one that never is."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def turns(number: int = 50) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+def workers() -> int:
+    return sum(task.get_name() == "sinch_conv_async bulk worker" for task in asyncio.all_tasks())
+
+
+# What comes in, what comes out
+
+
+async def test_there_is_one_outcome_for_each_update(client, sandbox):
+    outcomes = [outcome async for outcome in client.update_many(Input(500), concurrency=20)]
+    assert sorted(outcome.update.message_id for outcome in outcomes) == sorted(f"m{n}" for n in range(500))
+    assert all(outcome.ok and outcome.attempts == 1 for outcome in outcomes)
+    assert {outcome.message.metadata for outcome in outcomes} == {f"metadata {n}" for n in range(500)}
+    assert sandbox.updates_applied == 500
+
+
+async def test_concurrency_is_the_managers_connections_unless_given(sandbox):
+    async with (
+        SessionManager(max_connections=3) as manager,
+        client_of(sandbox, session_manager=manager) as client,
+    ):
+        sandbox.hold()
+        updates, done = Input(30), []
+        job = asyncio.create_task(collect(client.update_many(updates), done))
+        await sandbox.wait_for_requests(3)
+        assert updates.read == 3
+        sandbox.release()
+        await job
+    assert len(done) == 30
+    assert sandbox.peak_in_flight == 3
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 7])
+async def test_so_many_exchanges_at_a_time_and_no_more(client, sandbox, concurrency):
+    sandbox.hold()
+    done = []
+    job = asyncio.create_task(collect(client.update_many(Input(40), concurrency=concurrency), done))
+    await sandbox.wait_for_requests(concurrency)
+    sandbox.release()
+    await job
+    assert len(done) == 40
+    assert sandbox.peak_in_flight == concurrency
+
+
+@pytest.mark.parametrize("concurrency", [0, -1, 2.0, True, "2"])
+async def test_concurrency_is_a_whole_number(client, concurrency):
+    with pytest.raises(InvalidArgumentError, match="concurrency"):
+        client.update_many([], concurrency=concurrency)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 5])
+async def test_an_empty_input_has_no_outcome(client, sandbox, concurrency):
+    assert [outcome async for outcome in client.update_many([], concurrency=concurrency)] == []
+    assert sandbox.token_requests == []
+
+
+async def test_updates_and_pairs_may_be_mixed_and_the_source_is_sent(client, sandbox):
+    updates = [MetadataUpdate("m1", "a", MessagesSource.DISPATCH_SOURCE), ("m2", "b")]
+    outcomes = [outcome async for outcome in client.update_many(updates)]
+    assert {outcome.update.message_id: outcome.update for outcome in outcomes} == {
+        "m1": updates[0],
+        "m2": MetadataUpdate("m2", "b"),
+    }
+    assert {request.message_id: request.messages_source for request in sandbox.requests} == {
+        "m1": "DISPATCH_SOURCE",
+        "m2": None,
+    }
+
+
+async def test_an_asynchronous_generator_is_an_input(client):
+    async def updates() -> AsyncIterator[MetadataUpdate]:
+        for number in range(30):
+            await asyncio.sleep(0)
+            yield update(number)
+
+    assert len([outcome async for outcome in client.update_many(updates(), concurrency=4)]) == 30
+
+
+async def test_outcomes_stream_as_they_finish(client, sandbox):
+    """In order of completion: the first update is answered last."""
+    sandbox.delay_next(0.2, message_id="m0")
+    ids = [outcome.update.message_id async for outcome in client.update_many(Input(20), concurrency=4)]
+    assert ids[-1] == "m0"
+
+
+async def test_an_input_that_has_nothing_yet_keeps_no_outcome_back(client):
+    feed = Feed()
+    feed.put(update(1))
+    async with client.update_many(feed) as outcomes:
+        first = await anext(outcomes)
+        assert first.update.message_id == "m1"
+        feed.put(update(2), update(3), StopAsyncIteration())
+        assert sorted([outcome.update.message_id async for outcome in outcomes]) == ["m2", "m3"]
+
+
+async def test_invalid_updates_are_failed_outcomes_and_nothing_is_sent_for_them(client, sandbox):
+    updates = [
+        ("m1", "good"),
+        ("../m2", "bad id"),
+        ("m3", "x" * 1025),
+        MetadataUpdate("m4", "source", "ELSEWHERE"),
+        (5, "no text"),
+        ("m6", None),
+        ("m7", "good"),
+    ]
+    outcomes = [outcome async for outcome in client.update_many(updates)]
+    failed = {outcome.update.message_id for outcome in outcomes if not outcome.ok}
+    assert failed == {"../m2", "m3", "m4", 5, "m6"}
+    for outcome in outcomes:
+        assert outcome.ok or (isinstance(outcome.error, InvalidArgumentError) and outcome.attempts == 0)
+    assert {request.message_id for request in sandbox.requests} == {"m1", "m7"}
+
+
+async def test_errors_of_single_updates_are_outcomes(client, sandbox):
+    sandbox.fail_next(403, message_id="m1")
+    sandbox.fail_next(404, message_id="m2")
+    sandbox.fail_next(501, message_id="m3")
+    outcomes = {outcome.update.message_id: outcome async for outcome in client.update_many(Input(6))}
+    assert isinstance(outcomes["m1"].error, PermissionDeniedError)
+    assert isinstance(outcomes["m2"].error, NotFoundError)
+    assert isinstance(outcomes["m3"].error, ServerError)
+    assert sum(outcome.ok for outcome in outcomes.values()) == 3
+
+
+async def test_what_is_tried_again_is_counted_as_attempts(client, sandbox):
+    sandbox.fail_next(503, times=2, message_id="m1")
+    outcomes = {outcome.update.message_id: outcome async for outcome in client.update_many(Input(3))}
+    assert outcomes["m1"].ok
+    assert outcomes["m1"].attempts == 3
+
+
+# Reading
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 10])
+async def test_no_more_is_read_than_there_are_places_for(client, concurrency):
+    """What is held: under way, or finished and not read. Asking for the next outcome gives the last one's place free."""
+    updates = Input()
+    async with client.update_many(updates, concurrency=concurrency) as outcomes:
+        assert updates.read == 0, "nothing is read before the first outcome is asked for"
+        for taken in range(1, 50):
+            await anext(outcomes)
+            await turns()
+            assert updates.read <= concurrency + taken - 1
+    read = updates.read
+    await turns()
+    assert updates.read == read
+
+
+async def test_a_generator_that_never_ends_is_an_input(client):
+    async with client.update_many(Input(), concurrency=5) as outcomes:
+        async for outcome in outcomes:
+            assert outcome.ok
+            if outcome.update.message_id == "m300":
+                break
+
+
+async def test_there_is_never_a_task_for_each_item(client):
+    most = 0
+    async for _ in client.update_many(Input(300), concurrency=8):
+        most = max(most, workers())
+    assert most == 8
+
+
+async def test_an_input_that_raises_midway_is_raised_after_the_outcomes_so_far(client, sandbox):
+    def updates():
+        yield from Input(10)
+        raise LookupError("row 11")
+
+    done = []
+    with pytest.raises(LookupError, match="row 11"):
+        async for outcome in client.update_many(updates(), concurrency=3):
+            done.append(outcome)
+    assert len(done) == 10
+    assert all(outcome.ok for outcome in done)
+    assert sandbox.updates_applied == 10
+
+
+async def test_nothing_is_read_after_the_input_raised(client):
+    """An iterator, unlike a generator, could go on."""
+    feed = Feed()
+    feed.put(update(1), update(2), update(3), LookupError("bad row"), update(4))
+    done = []
+    with pytest.raises(LookupError):
+        async for outcome in client.update_many(feed, concurrency=4):
+            done.append(outcome)
+    assert len(done) == 3
+    assert feed.asked == 4
+
+
+async def test_what_is_no_update_ends_the_job_like_an_input_that_raises(client):
+    done = []
+    with pytest.raises(InvalidArgumentError, match="MetadataUpdate or a pair .* not str"):
+        async for outcome in client.update_many([("m1", "x"), "m2", ("m3", "x")], concurrency=1):
+            done.append(outcome)
+    assert len(done) == 1
+
+
+async def test_an_input_that_is_cancelled_does_not_look_like_one_that_ended(client):
+    feed = Feed()
+    feed.put(update(1), asyncio.CancelledError(), update(2))
+    done = []
+    with pytest.raises(asyncio.CancelledError):
+        async for outcome in client.update_many(feed, concurrency=3):
+            done.append(outcome)
+    assert [outcome.update.message_id for outcome in done] == ["m1"]
+    assert workers() == 0
+
+
+async def test_the_error_is_raised_once_and_then_the_iteration_is_over(client):
+    feed = Feed()
+    feed.put(LookupError())
+    outcomes = client.update_many(feed)
+    with pytest.raises(LookupError):
+        await anext(outcomes)
+    with pytest.raises(StopAsyncIteration):
+        await anext(outcomes)
+
+
+# The order of one id
+
+
+async def test_updates_of_one_id_keep_their_order_also_while_the_first_is_tried_again(client, sandbox):
+    sandbox.fail_next(503, times=3, message_id="same")
+    updates = [("same", "first"), ("other", "x"), ("same", "second"), ("same", "third")]
+    outcomes = [outcome async for outcome in client.update_many(updates)]
+    assert [outcome.update.metadata for outcome in outcomes if outcome.update.message_id == "same"] == [
+        "first",
+        "second",
+        "third",
+    ]
+    sent = [request.metadata for request in sandbox.requests if request.message_id == "same"]
+    assert sent == ["first"] * 4 + ["second", "third"]
+    assert sandbox.messages["same"].metadata == "third"
+
+
+async def test_a_failed_first_does_not_keep_the_second_from_being_sent(client, sandbox):
+    sandbox.fail_next(404, message_id="same")
+    outcomes = [outcome async for outcome in client.update_many([("same", "first"), ("same", "second")])]
+    assert [outcome.ok for outcome in outcomes] == [False, True]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 4])
+async def test_more_updates_of_one_id_than_there_are_places(client, sandbox, concurrency):
+    updates = [("same", str(number)) for number in range(20)] + [("other", "x")] + [("same", "last")]
+    outcomes = [outcome async for outcome in client.update_many(updates, concurrency=concurrency)]
+    assert len(outcomes) == 22
+    same = [request.metadata for request in sandbox.requests if request.message_id == "same"]
+    assert same == [*map(str, range(20)), "last"]
+
+
+async def test_shuffled_ids_keep_their_order_under_faults(client, sandbox, quick_probes):
+    sandbox.fail_next(503, times=30)
+    updates = [(f"m{number * 7 % 5}", str(number)) for number in range(100)]
+    outcomes = [outcome async for outcome in client.update_many(updates, concurrency=9)]
+    assert all(outcome.ok for outcome in outcomes)
+    for message_id in {message_id for message_id, _ in updates}:
+        applied = [r.metadata for r in sandbox.requests if r.applied and r.message_id == message_id]
+        assert applied == [metadata for name, metadata in updates if name == message_id]
+
+
+# Leaving early
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 6])
+async def test_left_by_break_it_keeps_at_most_as_many_exchanges_and_starts_none_that_nobody_reads(
+    client, sandbox, concurrency
+):
+    updates = Input()
+    outcomes = client.update_many(updates, concurrency=concurrency)
+    async for _ in outcomes:
+        break
+    await until(lambda: sandbox.in_flight == 0 and len(sandbox.requests) == updates.read)
+    await turns()
+    assert len(sandbox.requests) == concurrency
+    assert updates.read == concurrency
+    await outcomes.aclose()
+    assert workers() == 0
+
+
+async def test_async_with_leaves_nothing_running(client, sandbox):
+    sandbox.hold()
+    async with client.update_many(Input(), concurrency=5) as outcomes:
+        waiting = asyncio.ensure_future(anext(outcomes))
+        await sandbox.wait_for_requests(5)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert workers() == 5
+    assert workers() == 0
+    assert client._manager.stats().in_flight == 0
+    sandbox.release()
+
+
+async def test_closing_twice_and_asking_again_is_fine(client):
+    outcomes = client.update_many(Input(), concurrency=3)
+    await anext(outcomes)
+    await outcomes.aclose()
+    await outcomes.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(outcomes)
+
+
+async def test_closed_before_it_began_it_reads_nothing(client):
+    updates = Input()
+    outcomes = client.update_many(updates)
+    await outcomes.aclose()
+    assert [outcome async for outcome in outcomes] == []
+    assert updates.read == 0
+
+
+async def test_an_error_in_the_loops_body_closes_the_job(client):
+    with pytest.raises(ZeroDivisionError):
+        async with client.update_many(Input(), concurrency=3) as outcomes:
+            async for outcome in outcomes:
+                assert outcome.ok
+                1 / 0
+    assert workers() == 0
+
+
+@pytest.mark.parametrize("moment", range(0, 60, 3))
+async def test_cancelled_at_any_moment_it_leaves_nothing(client, sandbox, moment):
+    sandbox.fail_next(503, times=3)
+
+    async def job() -> None:
+        async with client.update_many(Input(), concurrency=4) as outcomes:
+            async for _ in outcomes:
+                pass
+
+    task = asyncio.create_task(job())
+    await turns(moment)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert workers() == 0
+    stats = client._manager.stats()
+    assert (stats.in_flight, stats.waiting) == (0, 0)
+    assert not client._member.calls.waiting
+
+
+async def test_cancelling_one_who_asks_for_an_outcome_loses_none(client, sandbox):
+    sandbox.hold()
+    outcomes = client.update_many(Input(6), concurrency=2)
+    for _ in range(5):
+        asking = asyncio.ensure_future(anext(outcomes))
+        await turns()
+        asking.cancel()
+        await asyncio.wait([asking])
+    sandbox.release()
+    assert len([outcome async for outcome in outcomes]) == 6
+
+
+def test_a_job_that_is_left_when_its_event_loop_ends_ends_with_it(recwarn):
+    """`asyncio.run` cancels the workers; none of them hires another on its way out."""
+
+    async def main() -> None:
+        async with Sandbox(auto_create=True) as sandbox:
+            client = client_of(sandbox)
+            feed = Feed()
+            feed.put(update(1))
+            async for _ in client.update_many(feed, concurrency=5):
+                break
+
+    asyncio.run(main())
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn if "unclosed" not in str(warning.message)] == []
+
+
+async def test_stop_reading_finishes_what_is_under_way(client, sandbox):
+    updates = Input()
+    sandbox.hold()
+    outcomes = client.update_many(updates, concurrency=4)
+    first = asyncio.ensure_future(anext(outcomes))
+    await sandbox.wait_for_requests(4)
+    outcomes.stop_reading()
+    assert "finishing" in repr(outcomes)
+    sandbox.release()
+    assert (await first).ok
+    assert len([outcome async for outcome in outcomes]) == 3
+    assert updates.read == 4
+    assert "at rest" in repr(outcomes)
+
+
+async def test_stop_reading_ends_the_wait_for_the_input(client):
+    feed = Feed()
+    feed.put(update(1))
+    outcomes = client.update_many(feed, concurrency=4)
+    await anext(outcomes)
+    asking = asyncio.ensure_future(anext(outcomes))
+    await turns()
+    assert "reading" in repr(outcomes)
+    outcomes.stop_reading()
+    with pytest.raises(StopAsyncIteration):
+        await asking
+    assert workers() == 0
+
+
+async def test_stop_reading_takes_what_waits_behind_an_earlier_update_along(client, sandbox):
+    sandbox.hold()
+    outcomes = client.update_many([("same", str(n)) for n in range(9)], concurrency=3)
+    first = asyncio.ensure_future(anext(outcomes))
+    await sandbox.wait_for_requests(1)
+    outcomes.stop_reading()
+    sandbox.release()
+    await first
+    assert [outcome.update.metadata async for outcome in outcomes] == ["1", "2"]
+
+
+# What ends the whole job
+
+
+async def test_a_closed_client_ends_the_job_after_what_was_finished(client, sandbox):
+    sandbox.hold()
+    outcomes = client.update_many(Input(), concurrency=3)
+    first = asyncio.ensure_future(anext(outcomes))
+    await sandbox.wait_for_requests(3)
+    closing = asyncio.create_task(client.close())
+    await turns()
+    sandbox.release()
+    await closing
+    done = [await first]
+    with pytest.raises(ClientStateError):
+        async for outcome in outcomes:
+            done.append(outcome)
+    assert [outcome.ok for outcome in done] == [True] * 3
+    assert workers() == 0
+
+
+async def test_a_client_that_closes_while_the_job_waits_for_its_input_ends_it(client):
+    feed = Feed()
+    outcomes = client.update_many(feed)
+    asking = asyncio.ensure_future(anext(outcomes))
+    await turns()
+    await client.close()
+    with pytest.raises(ClientStateError):
+        await asking
+    assert workers() == 0
+
+
+async def test_a_job_of_a_closed_client_does_not_begin(client):
+    await client.close()
+    updates = Input()
+    outcomes = client.update_many(updates)
+    with pytest.raises(ClientStateError):
+        await anext(outcomes)
+    assert updates.read == 0
+
+
+async def test_a_refused_key_ends_the_job_with_one_token_request(sandbox):
+    async with client_of(sandbox, key_secret="wrong") as client:
+        with pytest.raises(TokenError) as caught:
+            async for _ in client.update_many(Input(), concurrency=10):
+                pytest.fail("no outcome was possible")
+    assert caught.value.error == "invalid_client"
+    assert len(sandbox.token_requests) == 1
+    assert sandbox.requests == []
+
+
+async def test_a_final_401_ends_the_job_after_the_outcomes_so_far(client, sandbox):
+    done = []
+    with pytest.raises(AuthenticationError):
+        async for outcome in client.update_many(Input(), concurrency=3):
+            done.append(outcome)
+            if len(done) == 20:
+                sandbox.refuse_tokens()
+    assert len(done) >= 20
+    assert all(outcome.ok for outcome in done)
+    assert workers() == 0
+
+
+async def test_a_token_endpoint_that_fails_is_an_outage_and_not_the_jobs_end(client, sandbox, quick_probes, monkeypatch):
+    monkeypatch.setattr("sinch_conv_async._tokens.FETCH_FOR", 0.0)
+    sandbox.fail_next_token(503, times=3)
+    outcomes = [outcome async for outcome in client.update_many(Input(20), concurrency=4)]
+    assert len(outcomes) == 20
+    assert all(outcome.ok for outcome in outcomes)
+
+
+# Outages
+
+
+@pytest.mark.parametrize("concurrency", [2, 16])
+async def test_an_outage_in_the_middle_loses_nothing_and_costs_few_requests(client, sandbox, quick_probes, concurrency):
+    """Out until it has been probed 20 times: more than a minute, at the usual delays."""
+    probes = 20
+    assert sum(USUAL_DELAYS) + (probes - len(USUAL_DELAYS)) * USUAL_DELAYS[-1] > 60
+    outcomes = client.update_many(Input(200), concurrency=concurrency)
+    done = [await anext(outcomes) for _ in range(100)]
+    sandbox.fail_next(503, times=1_000_000)
+    before = len(sandbox.requests)
+
+    async def rest() -> None:
+        async for outcome in outcomes:
+            done.append(outcome)
+
+    job = asyncio.create_task(rest())
+    await until(lambda: outcomes._outage is not None and outcomes._outage.probes == probes)
+    assert outcomes.in_outage
+    assert "outage" in repr(outcomes)
+    sandbox.clear_faults()
+    await job
+    assert not outcomes.in_outage
+    assert len(done) == 200
+    assert all(outcome.ok for outcome in done)
+    spent = sum(request.status == 503 for request in sandbox.requests[before:])
+    print(f"{spent} requests refused in an outage of {probes} probes, {concurrency} at a time")
+    assert spent <= concurrency * (1 + QUICK.max_retries) + probes
+
+
+async def test_a_server_that_is_gone_is_an_outage_too(client, sandbox, quick_probes):
+    outcomes = client.update_many(Input(100), concurrency=8)
+    done = [await anext(outcomes) for _ in range(30)]
+    await sandbox.close()
+
+    async def rest() -> None:
+        async for outcome in outcomes:
+            done.append(outcome)
+
+    job = asyncio.create_task(rest())
+    await until(lambda: outcomes.in_outage and outcomes._outage.probes > 5)
+    await sandbox.start()
+    await job
+    assert len(done) == 100
+    assert all(outcome.ok for outcome in done)
+
+
+async def test_probes_are_made_one_at_a_time(client, sandbox, quick_probes):
+    outcomes = client.update_many(Input(50), concurrency=10)
+    sandbox.fail_next(503, times=1_000_000)
+    job = asyncio.ensure_future(anext(outcomes))
+    await until(lambda: len(outcomes._parked) == 10 and outcomes._outage is not None)
+    sandbox.peak_in_flight = 0
+    probes = outcomes._outage.probes
+    await until(lambda: outcomes._outage.probes > probes + 20)
+    assert sandbox.peak_in_flight == 1
+    sandbox.clear_faults()
+    await job
+    await outcomes.aclose()
+
+
+async def test_after_an_outage_the_job_is_at_full_concurrency_again(client, sandbox, quick_probes):
+    sandbox.fail_next(503, times=1_000_000)
+    outcomes = client.update_many(Input(), concurrency=10)
+    first = asyncio.ensure_future(anext(outcomes))
+    await until(lambda: len(outcomes._parked) == 10)
+    sandbox.clear_faults()
+    await first
+    sandbox.hold()
+    job = asyncio.create_task(collect(outcomes, []))
+    await until(lambda: sandbox.in_flight == 10)
+    job.cancel()
+    await asyncio.wait([job])
+    await outcomes.aclose()
+    sandbox.release()
+
+
+@pytest.mark.parametrize("concurrency", [2, 10])
+async def test_an_outage_longer_than_max_outage_ends_the_job_and_says_what_to_do(
+    client, sandbox, quick_probes, concurrency
+):
+    outcomes = client.update_many(Input(), concurrency=concurrency, max_outage=0.05)
+    done = [await anext(outcomes) for _ in range(20)]
+    sandbox.fail_next(503, times=1_000_000)
+    with pytest.raises(ServerError) as caught:
+        async for outcome in outcomes:
+            done.append(outcome)
+    assert all(outcome.ok for outcome in done)
+    (note,) = caught.value.__notes__
+    assert "taken no update" in note
+    assert "new job" in note
+    assert workers() == 0
+
+
+async def test_an_outage_lasts_as_long_as_the_api_asks_for(client, sandbox, quick_probes):
+    """Retry-After is beyond the patience of a single call: the next probe comes after it, or where the job gives up."""
+    sandbox.fail_next(429, times=1_000_000, retry_after=3600)
+    outcomes = client.update_many(Input(), concurrency=3, max_outage=0.2)
+    with pytest.raises(RateLimitedError) as caught:
+        await anext(outcomes)
+    assert caught.value.__notes__
+    assert len(sandbox.requests) <= 3 + 2
+
+
+async def test_stop_reading_does_not_wait_for_the_end_of_an_outage(client, sandbox):
+    """Also not where the probe is under way at that moment."""
+    sandbox.fail_next(503, times=1_000_000)
+    outcomes = client.update_many(Input(), concurrency=4)
+    first = asyncio.ensure_future(anext(outcomes))
+    await until(lambda: len(outcomes._parked) == 4)
+    outcomes.stop_reading()
+    with pytest.raises(StopAsyncIteration):
+        await first
+    assert workers() == 0
+
+
+async def test_a_probe_under_way_when_reading_stops_is_the_last(client, sandbox, quick_probes):
+    sandbox.fail_next(503, times=1_000_000)
+    outcomes = client.update_many(Input(), concurrency=4)
+    first = asyncio.ensure_future(anext(outcomes))
+    await until(lambda: len(outcomes._parked) == 4)
+    sandbox.hold()
+    await until(lambda: sandbox.in_flight == 1)
+    outcomes.stop_reading()
+    arrived = len(sandbox.requests)
+    sandbox.release()
+    with pytest.raises(StopAsyncIteration):
+        await first
+    assert len(sandbox.requests) == arrived
+
+
+async def test_closing_in_an_outage_leaves_nothing(client, sandbox):
+    sandbox.fail_next(503, times=1_000_000)
+    async with client.update_many(Input(), concurrency=4) as outcomes:
+        asking = asyncio.ensure_future(anext(outcomes))
+        await until(lambda: outcomes.in_outage)
+        asking.cancel()
+        await asyncio.wait([asking])
+    assert workers() == 0
+
+
+async def test_one_that_gets_through_meanwhile_ends_the_outage(client, sandbox):
+    """A straggler's answer comes while the probe still waits: nobody waits out its delay."""
+    sandbox.delay_next(0.3, message_id="m0")
+    sandbox.fail_next(503, times=15)
+    outcomes = client.update_many(Input(4), concurrency=4)
+    done = [outcome async for outcome in outcomes]
+    assert len(done) == 4
+    assert all(outcome.ok for outcome in done)
+
+
+async def test_an_outage_that_follows_at_once_is_probed_too(client, sandbox, quick_probes):
+    """Whoever was woken by the end of one outage finds the next: it waits again, and does not spend retries on it."""
+    outcomes = client.update_many(Input(60), concurrency=8)
+    done = []
+
+    async def rest() -> None:
+        async for outcome in outcomes:
+            done.append(outcome)
+            if len(done) % 10 == 0:
+                sandbox.clear_faults()
+                sandbox.fail_next(503, times=60)
+
+    await rest()
+    assert len(done) == 60
+    assert all(outcome.ok for outcome in done)
+
+
+# One update that always fails
+
+
+@pytest.mark.parametrize("concurrency", [2, 3, 10])
+async def test_one_id_that_always_fails_is_one_failed_outcome(client, sandbox, quick_probes, concurrency):
+    sandbox.fail_next(500, times=1_000_000, message_id="m5")
+    outcomes = {o.update.message_id: o async for o in client.update_many(Input(100), concurrency=concurrency)}
+    assert len(outcomes) == 100
+    assert [name for name, outcome in outcomes.items() if not outcome.ok] == ["m5"]
+    assert isinstance(outcomes["m5"].error, ServerError)
+
+
+async def test_a_lone_update_that_fails_is_a_failed_outcome(client, sandbox):
+    """Nobody else could tell whether it is the update or the API."""
+    sandbox.fail_next(503, times=1_000_000)
+    (outcome,) = [outcome async for outcome in client.update_many(Input(1))]
+    assert isinstance(outcome.error, ServerError)
+    assert outcome.attempts == 1 + QUICK.max_retries
+
+
+async def test_at_a_concurrency_of_one_an_id_that_always_fails_does_not_stop_the_rest(client, sandbox):
+    sandbox.fail_next(500, times=1_000_000, message_id="m5")
+    outcomes = [outcome async for outcome in client.update_many(Input(20), concurrency=1)]
+    assert [outcome.update.message_id for outcome in outcomes if not outcome.ok] == ["m5"]
+    assert len(outcomes) == 20
+
+
+async def test_at_a_concurrency_of_one_an_outage_costs_one_update(client, sandbox, quick_probes):
+    outcomes = client.update_many(Input(30), concurrency=1)
+    done = [await anext(outcomes) for _ in range(10)]
+    sandbox.fail_next(503, times=30)
+    done += [outcome async for outcome in outcomes]
+    assert len(done) == 30
+    assert sum(not outcome.ok for outcome in done) == 1
+
+
+async def test_many_ids_that_always_fail_use_up_the_retry_budget_and_still_end(client, sandbox, quick_probes):
+    """A third of all: their retries are more than the project's budget, and no update is tried for ever."""
+    poison = {f"m{number}" for number in range(0, 150, 3)}
+    for message_id in poison:
+        sandbox.fail_next(500, times=1_000_000, message_id=message_id)
+    outcomes = [outcome async for outcome in client.update_many(Input(300), concurrency=24)]
+    assert len(outcomes) == 300
+    assert {outcome.update.message_id for outcome in outcomes if not outcome.ok} == poison
+    print(f"{len(sandbox.requests)} requests for 250 good updates and 50 that always fail")
+
+
+async def test_without_retries_a_failure_is_an_outcome_at_once(sandbox):
+    sandbox.fail_next(503, times=3)
+    async with client_of(sandbox, retry=NEVER) as client:
+        outcomes = [outcome async for outcome in client.update_many(Input(10), concurrency=2)]
+    assert sum(not outcome.ok for outcome in outcomes) == 3
+    assert len(sandbox.requests) == 10
+
+
+async def test_what_may_not_be_repeated_is_not(sandbox):
+    sandbox.drop_next(applied=True, message_id="m1")
+    async with client_of(sandbox, retry=RetryPolicy(retry_maybe_sent=False)) as client:
+        outcomes = {o.update.message_id: o async for o in client.update_many(Input(4), concurrency=2)}
+    assert isinstance(outcomes["m1"].error, TransportError)
+    assert sum(request.message_id == "m1" for request in sandbox.requests) == 1
+
+
+# The client's timeout
+
+
+async def test_a_server_that_hangs_is_an_outage_also_for_a_client_with_a_timeout(sandbox, quick_probes):
+    async with client_of(sandbox, timeout=0.05, rate_limit=None) as client:
+        outcomes = client.update_many(Input(30), concurrency=3)
+        done = [await anext(outcomes)]
+        sandbox.hold()
+        job = asyncio.create_task(collect(outcomes, done))
+        await until(lambda: outcomes.in_outage and outcomes._outage.probes > 2)
+        sandbox.release()
+        await job
+    assert len(done) == 30
+    assert all(outcome.ok for outcome in done)
+
+
+async def test_one_id_that_hangs_beyond_the_timeout_is_one_failed_outcome(sandbox, quick_probes):
+    sandbox.delay_next(30.0, times=1_000, message_id="m3")
+    async with client_of(sandbox, timeout=0.05, rate_limit=None) as client:
+        outcomes = [outcome async for outcome in client.update_many(Input(40), concurrency=3)]
+    assert len(outcomes) == 40
+    (failed,) = [outcome for outcome in outcomes if not outcome.ok]
+    assert isinstance(failed.error, CallTimeoutError)
+    assert failed.update.message_id == "m3"
+
+
+async def test_a_turn_that_cannot_come_within_the_timeout_is_no_outage(sandbox):
+    async with client_of(sandbox, timeout=0.2, rate_limit=2, retry=AT_ONCE) as client:
+        outcomes = [outcome async for outcome in client.update_many(Input(6), concurrency=6)]
+    failed = [outcome for outcome in outcomes if not outcome.ok]
+    assert len(failed) == 5
+    assert all(isinstance(outcome.error, CallTimeoutError) and outcome.attempts == 0 for outcome in failed)
+
+
+# The pace
+
+
+async def test_a_job_keeps_the_pace_saturated(sandbox):
+    """Whenever an outcome is read, somebody waits for a turn: what is in flight, and what comes late, leaves places enough."""
+    sandbox.latency = 0.02
+    waiting = []
+    async with client_of(sandbox, rate_limit=100) as client, client.update_many(Input()) as outcomes:
+        async for _ in outcomes:
+            waiting.append(client._member.project.waiting)
+            if len(waiting) == 80:
+                break
+    print(f"{min(waiting)} to {max(waiting)} of 256 updates waited for their turn")
+    # The first outcome may come before all places have been filled.
+    assert min(waiting[20:]) > 0
+
+
+async def test_an_update_waits_only_for_its_turn_and_not_for_its_reading(sandbox):
+    """As many wait for their turn as have a place and are not under way: none is held up on the way there."""
+    async with client_of(sandbox, rate_limit=50) as client, client.update_many(Input(), concurrency=40) as outcomes:
+        for _ in range(10):
+            await anext(outcomes)
+        sandbox.hold()
+        await turns()
+        project = client._member.project
+        assert project.waiting + project.under_way >= 39
+        sandbox.release()
