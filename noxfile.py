@@ -143,6 +143,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def load(session: nox.Session) -> None:
+    """Three processes that share 800 calls a second, arrivals on loopback, a gather of 100,000: figures (by hand)."""
+    session.install("-e", ".[cli,speedups]", *group("bench"))
+    for module in ("sharing", "pace_on_loopback", "gather"):
+        session.run("python", "-m", f"benchmarks.{module}")
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Ten minutes at 800 calls a second with faults mixed in (by hand)."""
     session.install("-e", ".[cli,speedups]", *group("tests"))

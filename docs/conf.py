@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+from sphinx.util.docutils import SphinxDirective
+
 import sinch_conv_async
+from sinch_conv_async.cli import main as command_line
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -75,7 +80,7 @@ html_title = f"{project} {release}"
 html_copy_source = False
 html_show_sphinx = False
 html_static_path = ["_static"]
-html_css_files = ["drawings.css"]
+html_css_files = ["pages.css"]
 pygments_style = "default"
 pygments_dark_style = "github-dark"
 
@@ -105,5 +110,32 @@ def point_to_where_it_is_imported_from(
     )
 
 
+class CommandOptions(SphinxDirective):
+    """The options of one command, as click knows them: a page written by hand would fall behind."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        command = command_line.commands[self.arguments[0]]
+        context = click.Context(command)
+        rows = [
+            (", ".join(option.opts), option.make_metavar(context), option)
+            for option in command.params
+            if isinstance(option, click.Option)
+        ]
+        text = [".. list-table::", "   :class: stack", "   :widths: 38 62", ""]
+        for names, metavar, option in rows:
+            value = "" if option.is_flag else f" {metavar}"
+            extra = option.get_help_extra(context)
+            default = f" Default: ``{extra['default']}``." if "default" in extra else ""
+            said = (option.help or "").replace("  [default: ", " Default: ").replace("]", ".")
+            said = re.sub(
+                r"https://[a-z.]*[a-z]", r"``\g<0>``", said
+            )  # a name of the API's, and no page to visit
+            text += [f"   * - ``{names}{value}``", f"     - {said}{default}"]
+        return self.parse_text_to_nodes("\n".join(text))
+
+
 def setup(app: Sphinx) -> None:
+    app.add_directive("command-options", CommandOptions)
     app.connect("missing-reference", point_to_where_it_is_imported_from)

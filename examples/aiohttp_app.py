@@ -1,0 +1,57 @@
+"""aiohttp.web: the client in a cleanup context, a middleware that turns errors into answers.
+
+python examples/aiohttp_app.py
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from sinch_conv_async import ApiError, ConversationClient, InvalidArgumentError, SinchError, to_dict
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aiohttp.typedefs import Handler
+
+CLIENT = web.AppKey("client", ConversationClient)
+
+
+async def conversation_client(app: web.Application) -> AsyncIterator[None]:
+    async with ConversationClient.from_env(timeout=5.0) as client:
+        await client.authenticate()
+        app[CLIENT] = client
+        yield
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except InvalidArgumentError as error:
+        return web.json_response({"error": str(error)}, status=422)
+    except ApiError as error:
+        status = 404 if error.http_status == 404 else 502
+        return web.json_response({"error": error.status, "request_id": error.request_id}, status=status)
+    except SinchError as error:
+        return web.json_response({"error": str(error)}, status=503)
+
+
+async def set_metadata(request: web.Request) -> web.Response:
+    message = await request.app[CLIENT].update_message_metadata(
+        request.match_info["message_id"], await request.text()
+    )
+    return web.json_response(to_dict(message))
+
+
+def make_app() -> web.Application:
+    app = web.Application(middlewares=[answer_errors])
+    app.cleanup_ctx.append(conversation_client)
+    app.router.add_put("/messages/{message_id}/metadata", set_metadata)
+    return app
+
+
+if __name__ == "__main__":
+    web.run_app(make_app())

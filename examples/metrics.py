@@ -1,0 +1,47 @@
+"""Prometheus: a session manager's `stats()` as metrics, read whenever they are scraped.
+
+`stats()` may be called from any thread, so prometheus_client's own HTTP server will do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import Metric
+
+    from sinch_conv_async import SessionManager
+
+COUNTERS = {
+    "calls": "Calls that were started.",
+    "attempts": "HTTP exchanges with the API.",
+    "retries": "Attempts after the first of a call.",
+    "throttled": "Answers of status 429.",
+    "token_requests": "Requests to token endpoints.",
+}
+GAUGES = {"in_flight": "Exchanges under way.", "waiting": "Calls that wait for their turn."}
+
+
+class SessionCollector(Collector):
+    """Register it once: ``prometheus_client.REGISTRY.register(SessionCollector(manager))``."""
+
+    def __init__(self, manager: SessionManager) -> None:
+        self._manager = manager
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._manager.stats()
+        for name, what in COUNTERS.items():
+            yield CounterMetricFamily(f"sinch_{name}", what, value=getattr(stats, name))
+        for name, what in GAUGES.items():
+            yield GaugeMetricFamily(f"sinch_{name}", what, value=getattr(stats, name))
+        pace = GaugeMetricFamily(
+            "sinch_pace", "Requests a second that a project may send now.", labels=["project"]
+        )
+        for project in stats.projects:
+            pace.add_metric([project.project_id], project.pace)
+        yield pace

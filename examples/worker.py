@@ -1,0 +1,120 @@
+"""A worker: takes jobs from a queue, and on SIGTERM stops without losing one.
+
+    python examples/worker.py jobs.sqlite
+
+The queue is a table, so that the example needs no broker. What matters is the same with any: a job is claimed, done,
+and only then marked as done. A job that a killed worker had claimed is claimed again, so it may be done twice, which
+a metadata update does not mind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sqlite3
+import sys
+from typing import NamedTuple
+
+from sinch_conv_async import (
+    AuthenticationError,
+    BadRequestError,
+    ConversationClient,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    SinchError,
+    TokenError,
+)
+
+WORKERS = 20
+POLL = 0.1  # seconds between looks at an empty queue
+PAUSE = 5.0  # seconds before a job that failed in passing is tried again
+
+
+class Job(NamedTuple):
+    number: int
+    message_id: str
+    metadata: str
+
+
+class Queue:
+    def __init__(self, path: str) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)  # every statement is a transaction
+        self._db.execute(
+            "create table if not exists jobs ("
+            "number integer primary key, message_id text, metadata text, state text default 'new', error text)"
+        )
+
+    def close(self) -> None:
+        self._db.close()
+
+    def put(self, message_id: str, metadata: str) -> None:
+        self._db.execute("insert into jobs (message_id, metadata) values (?, ?)", (message_id, metadata))
+
+    def recover(self) -> None:
+        """What a worker had claimed that is no longer there. (This queue knows one worker process at a time.)"""
+        self._db.execute("update jobs set state = 'new' where state = 'claimed'")
+
+    def claim(self) -> Job | None:
+        rows = self._db.execute(
+            "update jobs set state = 'claimed' where number = "
+            "(select number from jobs where state = 'new' order by number limit 1) "
+            "returning number, message_id, metadata"
+        ).fetchall()
+        return Job(*rows[0]) if rows else None
+
+    def finish(self, job: Job, state: str, error: str | None = None) -> None:
+        self._db.execute("update jobs set state = ?, error = ? where number = ?", (state, error, job.number))
+
+    def count(self, state: str) -> int:
+        return self._db.execute("select count(*) from jobs where state = ?", (state,)).fetchone()[0]
+
+
+async def work(queue: Queue, client: ConversationClient, stopping: asyncio.Event) -> None:
+    while not stopping.is_set():
+        job = queue.claim()
+        if job is None:
+            await pause(stopping, POLL)
+            continue
+        try:
+            await client.update_message_metadata(job.message_id, job.metadata)
+        except (InvalidArgumentError, BadRequestError, NotFoundError, PermissionDeniedError) as error:
+            queue.finish(job, "failed", str(error))  # it would fail again
+        except (TokenError, AuthenticationError):
+            queue.finish(job, "new")
+            raise  # no job would fare better: stop, and let the supervisor say so
+        except SinchError as error:
+            queue.finish(job, "new", str(error))  # later, then: it waits in the queue, not in memory
+            await pause(stopping, PAUSE)
+        else:
+            queue.finish(job, "done")
+
+
+async def pause(stopping: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), seconds)
+
+
+async def main(path: str) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    queue = Queue(path)
+    try:
+        queue.recover()
+        async with ConversationClient.from_env() as client:
+            await client.authenticate()
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(WORKERS):
+                    workers.create_task(work(queue, client, stopping))
+        print(
+            f"stopped: {queue.count('done')} done, {queue.count('failed')} failed, {queue.count('new')} left"
+        )
+    finally:
+        queue.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
