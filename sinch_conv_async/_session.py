@@ -100,7 +100,7 @@ class SessionStats:
 class Call:
     """One update on its way, as far as it has come.
 
-    ``gave_up``: it ended with a failure that might have passed, for want of retries or budget.
+    ``gave_up``: it ended with a failure that might have passed, for want of retries or budget. ``failed_since``: when its first attempt failed.
     """
 
     request: Request
@@ -111,9 +111,12 @@ class Call:
     maybe_sent: bool = False
     gave_up: bool = False
     last: SinchError | None = None
+    failed_since: float | None = None
 
-    def failed(self, error: SinchError) -> None:
+    def failed(self, error: SinchError, now: float) -> None:
         """Notes an attempt's error; a timeout's keeps the one before it, and no longer chain."""
+        if self.failed_since is None:
+            self.failed_since = now
         if isinstance(error, CallTimeoutError):
             if isinstance(self.last, CallTimeoutError):
                 self.last.last = None
@@ -185,6 +188,10 @@ class Member:
         self.calls.fail_waiting()
         if manager._binding is not None and not manager._binding.loop.is_closed():
             await self.calls.drained()
+
+    def now(self) -> float:
+        """Monotonic seconds, by the clock that paces calls and expires tokens."""
+        return self.manager._clock()
 
     def bound(self) -> _Binding:
         """What the manager has on the running event loop, or ClientStateError."""
@@ -265,7 +272,7 @@ class Member:
                         raise error
                     call.replayed = True
                     continue
-                call.failed(error)
+                call.failed(error, clock())
                 call.gave_up = policy.allows(failure)
                 if isinstance(error, RateLimitedError):
                     # The project's business, not this call's: everybody pauses, and goes on more slowly.
@@ -709,7 +716,10 @@ class SessionManager:
             error.__traceback__ = error.__context__ = error.__cause__ = None
             raise
         finally:
-            exchange.reset(context)
+            with contextlib.suppress(
+                ValueError
+            ):  # a coroutine that is collected is torn down in whatever context
+                exchange.reset(context)
         if answer is None:
             assert cause is not None  # what is not caught is raised
             failure = transport_failure(cause, under_way, timeout=timeout)

@@ -7,6 +7,7 @@ not yet read. A place becomes free when whoever reads the outcomes comes back fo
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
 from types import TracebackType
@@ -112,6 +113,7 @@ class BulkUpdate:
         self._error: BaseException | None = None
         self._client_closed: asyncio.Future[None] | None = None
         self._successes = 0
+        self._newest_success = -math.inf  # when the newest of the updates that were applied set out
         self._failing: set[Hashable] = set()  # ids that failed since the last success
         self._outage: _Outage | None = None
 
@@ -286,11 +288,13 @@ class BulkUpdate:
             call.replayed = call.gave_up = False
             attempts = call.attempts
             outage = self._outage
+            began = member.now()
             try:
                 message = await member.send(call, timeout=self._timeout)
             except SinchError as caught:
                 error = caught
             else:
+                self._newest_success = max(self._newest_success, began)
                 self._got_through()
                 return UpdateOutcome(update, message=message, attempts=call.attempts)
             if _ends_job(error):
@@ -313,7 +317,10 @@ class BulkUpdate:
             # Not so when the project's retry budget was used up: then it has had less than its share.
             tried = call.attempts > policy.max_retries or timed_out
             alone = len(self._behind) == 1 and len(self._failing) == 1
-            others_get_through = parked_at is not None and self._successes > parked_at
+            # An update that set out after this one had failed, or while this one waited for it, was applied.
+            others_get_through = (
+                call.failed_since is not None and self._newest_success > call.failed_since
+            ) or (parked_at is not None and self._successes > parked_at)
             if self._outage is None and tried and (alone or others_get_through):
                 return UpdateOutcome(update, error=error, attempts=call.attempts)
             # Whether it is this update or the API, the next one that gets through will tell; until then they wait for one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import heapq
 import itertools
@@ -195,7 +196,7 @@ async def test_ten_slots_serve_fifty_callers_alike(own_projects):
             await world.call(project)
             counts[number] += 1
             answered = asyncio.get_running_loop().create_future()
-            world.call_later(latency, lambda: answered.set_result(None))
+            world.call_later(latency, functools.partial(answered.set_result, None))
             try:
                 await answered
             finally:
@@ -457,7 +458,9 @@ async def test_a_turn_that_is_given_back_is_used_at_once_though_a_later_one_was_
     world.assert_idle(project)
 
 
-async def test_a_call_that_fails_in_the_tick_in_which_it_is_cancelled_is_cancelled_and_reported_by_nobody(caplog):
+async def test_a_call_that_fails_in_the_tick_in_which_it_is_cancelled_is_cancelled_and_reported_by_nobody(
+    caplog,
+):
     world, project = World(slots=1), Project()
     assert world.admission.enter_now(project, world.now)
     task = world.start(project)
