@@ -19,7 +19,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "typing", "tests", "docs"]
+nox.options.sessions = ["lint", "typing", "tests", "once", "docs"]
 # A machine has the Pythons that it has, CI's included; none is fetched, and none that is missing is a failure.
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
@@ -36,7 +36,7 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = SUPPORTED if HERE in SUPPORTED else [*SUPPORTED, HERE]
 CODE = ["sinch_conv_async", "tests", "docs", "examples", "benchmarks", "noxfile.py", "conftest.py"]
 
-tested: list[str] = []
+covered: list[str] = []
 
 
 def group(name: str) -> list[str]:
@@ -69,20 +69,31 @@ def typing(session: nox.Session) -> None:
     session.run("pyright", "--verifytypes", "sinch_conv_async", "--ignoreexternal", env=quiet)
 
 
-@nox.session(python=PYTHONS)
-def tests(session: nox.Session) -> None:
-    """All tests and the pages' snippets, with branch coverage; arguments after -- go to pytest, then without it."""
+def run_pytest(session: nox.Session, name: str, which: str) -> None:
+    """The tests that ``which`` selects, with branch coverage; arguments after -- go to pytest instead, then without it."""
     session.install("-e", ".[cli,speedups]", *group("tests"), *group("examples"))
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)
         return
-    for old in ROOT.glob(f".coverage.{session.python}.*"):
+    for old in ROOT.glob(f".coverage.{name}.*"):
         old.unlink()
     # The whole path, since the command line's processes are started in other folders.
-    data = str(ROOT / f".coverage.{session.python}")
-    session.run("coverage", "run", "-m", "pytest", env={"COVERAGE_FILE": data})
-    tested.append(str(session.python))
+    data = str(ROOT / f".coverage.{name}")
+    session.run("coverage", "run", "-m", "pytest", "-m", which, env={"COVERAGE_FILE": data})
+    covered.append(name)
     session.notify("coverage")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests and the pages' snippets on each Python, but for those that ``once`` runs."""
+    run_pytest(session, str(session.python), "not full and not once")
+
+
+@nox.session
+def once(session: nox.Session) -> None:
+    """The tests whose subject is a server, a process or a load, and not the Python: on one Python only."""
+    run_pytest(session, "once", "once and not full")
 
 
 @nox.session
@@ -90,9 +101,10 @@ def coverage(session: nox.Session) -> None:
     """The coverage of all Pythons together, 100 % of lines and branches, and which Pythons these were."""
     session.install(*group("tests")[:1])
     # Of this run only: what an interrupted one has left behind must not cover for it.
-    data = [str(path) for python in tested or ["3"] for path in ROOT.glob(f".coverage.{python}.*")]
+    data = [str(path) for name in covered or ["3", "once"] for path in ROOT.glob(f".coverage.{name}.*")]
     session.run("coverage", "combine", *data)
     session.run("coverage", "report", "--fail-under=100")
+    tested = [name for name in covered if name in PYTHONS]
     session.log(f"tests ran and passed on Python {', '.join(tested) or '(none in this run)'}")
     if missing := [python for python in PYTHONS if python not in tested]:
         session.warn(f"not run: Python {', '.join(missing)} (not found, not asked for, or failed above)")
@@ -154,7 +166,7 @@ def load(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Ten minutes at 800 calls a second with faults mixed in (by hand)."""
     session.install("-e", ".[cli,speedups]", *group("tests"))
-    session.run("python", "tests/faults/soak.py", *session.posargs)
+    session.run("python", "-m", "tests.faults.soak", *session.posargs)
 
 
 @nox.session

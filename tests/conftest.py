@@ -35,6 +35,24 @@ DESCRIPTORS = Path("/proc/self/fd")
 LOOP_PASSES = 10
 
 
+# Minutes on each Python would show nothing that one does not: `nox -s tests` leaves these to `nox -s once`.
+ONCE = (
+    "faults",
+    "load",
+    "test_bulk_killed.py",
+    "test_examples.py",
+    "test_fuzz.py",
+    "test_how_to.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and item.path.relative_to(here).parts[0] in ONCE:
+            item.add_marker(pytest.mark.once)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips a test whose program is missing; in CI, where `.ci/run` installs them all, that is a failure."""
     for marker in item.iter_markers("needs_program"):

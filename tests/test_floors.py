@@ -20,8 +20,8 @@ FLOORS = (
     {"_convert", "_json", "_pace", "_retry", "_wire"},
     {"_calls", "_pacing", "_tokens"},
     {"_connector", "_session"},
-    {"client", "bulk", "_journal"},
-    {"cli", "__main__", "__init__"},
+    {"client", "bulk", "_journal", "_records", "_progress", "_job", "_run"},
+    {"cli", "_demo", "__main__", "__init__"},
 )
 APART = {"sandbox"}
 PURE = FLOORS[0] | FLOORS[1]

@@ -1,0 +1,76 @@
+"""What ``sinch-conv demo`` shows: a bulk job against a sandbox that misbehaves, and whether anything was lost in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import json
+import tempfile
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from ._progress import Progress
+from ._records import Layout, Source
+from ._run import CONCURRENCY, Report, Run
+from ._session import SessionManager
+from .client import ConversationClient
+from .sandbox import Sandbox
+
+__all__ = ["demonstrate"]
+
+PROJECT: Final = "sandbox-project"
+
+
+def demonstrate(messages: int, progress: Progress, say: Callable[[str], None]) -> tuple[Report, int]:
+    """The job's report, and how many messages do not hold what they should."""
+    sandbox = Sandbox(project_id=PROJECT, rate_limit=800, latency=0.05)
+    wanted = {
+        f"01DEMO{number:020}": json.dumps({"ticket": number, "state": "closed"}) for number in range(messages)
+    }
+    for message_id in wanted:
+        sandbox.add_message(message_id, metadata="old")
+    manager = SessionManager(max_connections=CONCURRENCY)
+    with tempfile.TemporaryDirectory(prefix="sinch-conv-demo-") as folder:
+        path = Path(folder) / "messages.csv"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["message_id", "metadata"])
+            writer.writerows(wanted.items())
+        say(
+            f"Updating {messages:,} messages in a sandbox that answers 429 and 503, drops connections and lets the token expire."
+        )
+        run = Run(Source(path, Layout()), PROJECT, path.with_name("journal.jsonl"))
+        report = run(_client(sandbox, manager, messages), manager, progress)
+    lost = sum(sandbox.messages[message_id].metadata != metadata for message_id, metadata in wanted.items())
+    return attrs.evolve(report, journal=None), lost
+
+
+@contextlib.asynccontextmanager
+async def _client(
+    sandbox: Sandbox, manager: SessionManager, messages: int
+) -> AsyncGenerator[ConversationClient]:
+    async with sandbox, ConversationClient(**sandbox.client_options(), session_manager=manager) as client:
+        trouble = asyncio.create_task(_trouble(sandbox, messages))
+        try:
+            yield client
+        finally:
+            trouble.cancel()
+
+
+async def _trouble(sandbox: Sandbox, messages: int) -> None:
+    """One thing after the other, spread over the job."""
+    troubles: tuple[tuple[float, Callable[[], None]], ...] = (
+        (0.15, lambda: sandbox.fail_next(503, times=8)),
+        (0.3, lambda: sandbox.drop_next(times=4)),
+        (0.45, lambda: sandbox.fail_next(429, times=3)),
+        (0.6, sandbox.expire_tokens),
+        (0.75, lambda: sandbox.drop_next(times=4, when="mid_body", applied=True)),
+        (0.85, lambda: sandbox.fail_next(502, times=4, body="html")),
+    )
+    for share, happens in troubles:
+        await sandbox.wait_for_requests(int(share * messages))
+        happens()

@@ -1,0 +1,796 @@
+"""The command line, run as a person or a scheduler runs it: against a sandbox in another process."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+
+from sinch_conv_async import MessagesSource, Region, __main__, _run, cli
+from sinch_conv_async.sandbox import Sandbox
+from tests.commands import COMMAND, Ended, Running, environment_of, sinch_conv
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ID = "01FC66621XXXXX119Z8PMV1QPA"
+SECRET_METADATA = "metadata-that-nobody-may-see"
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox(auto_create=True) as sandbox:
+        yield sandbox
+
+
+Here = Callable[..., Ended]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """The command in this process, for what ends before anything is sent: a process of its own takes half a second to start."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "PROJECT_ID",
+        "KEY_ID",
+        "KEY_SECRET",
+        "CONVERSATION_REGION",
+        "CONVERSATION_ORIGIN",
+        "AUTH_ORIGIN",
+    ):
+        monkeypatch.delenv(f"SINCH_{name}", raising=False)
+
+    def run(*arguments: str | Path, **env: str) -> Ended:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        code = cli.run([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Ended(code, said.out, said.err)
+
+    return run
+
+
+def csv(folder: Path, rows: int = 20, name: str = "ids.csv") -> Path:
+    path = folder / name
+    path.write_text(
+        "message_id,metadata\n" + "".join(f"ID{row},{SECRET_METADATA}-{row}\n" for row in range(1, rows + 1))
+    )
+    return path
+
+
+def journal_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()][1:]
+
+
+# update
+
+
+async def test_update_prints_the_message_as_json(sandbox: Sandbox, tmp_path: Path) -> None:
+    ended = await sinch_conv(
+        "update", ID, "new", "--messages-source", "DISPATCH_SOURCE", folder=tmp_path, sandbox=sandbox
+    )
+    assert (ended.code, ended.err) == (0, "")
+    assert (ended.json["id"], ended.json["metadata"]) == (ID, "new")
+    assert sandbox.requests[0].messages_source == "DISPATCH_SOURCE"
+
+
+async def test_update_of_what_is_not_there_says_so(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        ended = await sinch_conv("update", ID, "new", folder=tmp_path, sandbox=sandbox)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("Error: NotFoundError: 404 NOT_FOUND")
+
+
+async def test_update_refuses_an_id_that_is_none(sandbox: Sandbox, tmp_path: Path) -> None:
+    ended = await sinch_conv("update", "../x", "new", folder=tmp_path, sandbox=sandbox)
+    assert (ended.code, ended.out) == (2, "")
+    assert "message_id must be" in ended.err
+    assert not sandbox.requests
+
+
+async def test_update_with_a_wrong_key_ends_with_3(sandbox: Sandbox, tmp_path: Path) -> None:
+    ended = await sinch_conv(
+        "update", ID, "new", folder=tmp_path, sandbox=sandbox, env={"SINCH_KEY_SECRET": "wrong"}
+    )
+    assert ended.code == 3
+    assert "TokenError" in ended.err
+    sandbox.refuse_tokens()
+    ended = await sinch_conv("update", ID, "new", folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 3
+    assert "AuthenticationError" in ended.err
+
+
+async def test_update_is_interrupted_with_130(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.hold()
+    async with Running(["update", ID, "new"], environment_of(sandbox), tmp_path) as command:
+        await sandbox.wait_for_requests(1)
+        command.send(signal.SIGINT)
+        ended = await command.ends()
+    assert (ended.code, ended.out, ended.err.strip()) == (130, "", "Interrupted.")
+
+
+async def test_options_say_where_to_and_as_whom(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.add_project("other", key_id="other-key", key_secret="other-secret")
+    options = [
+        "--conversation-origin",
+        sandbox.origin,
+        "--auth-origin",
+        sandbox.origin,
+        "--project-id",
+        "other",
+    ]
+    keys = {"SINCH_KEY_ID": "other-key", "SINCH_KEY_SECRET": "other-secret"}
+    ended = await sinch_conv(
+        "update",
+        ID,
+        "new",
+        *options,
+        "--auth",
+        "basic",
+        "--region",
+        "us",
+        "--timeout",
+        "30",
+        folder=tmp_path,
+        env=keys,
+    )
+    assert ended.code == 0, ended.err
+    assert sandbox.requests[0].project_id == "other"
+    assert not sandbox.token_requests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--conversation-origin", "http://example.com"], "it must be https"),
+        (["--auth-origin", "nonsense"], "it must be an origin"),
+        (["--region", "mars"], "'mars' is not one of"),
+        (["--timeout", "0"], "0.0 is not in the range"),
+        (["--key-secret", "s3cret"], "No such option"),
+    ],
+)
+def test_a_bad_option_is_a_usage_error(arguments: list[str], words: str, here: Here) -> None:
+    ended = here("update", ID, "new", *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert words in ended.err
+
+
+def test_missing_credentials_are_named(here: Here) -> None:
+    ended = here("update", ID, "new")
+    assert ended.code == 3
+    assert "SINCH_PROJECT_ID, SINCH_KEY_ID, SINCH_KEY_SECRET, SINCH_CONVERSATION_REGION" in ended.err
+
+
+# Credentials from a file
+
+
+async def test_credentials_come_from_a_file(sandbox: Sandbox, tmp_path: Path) -> None:
+    options = sandbox.client_options()
+    path = tmp_path / "credentials"
+    path.write_text(
+        f"# ours\n\nexport SINCH_PROJECT_ID={options['project_id']}\nSINCH_KEY_ID = '{options['key_id']}'\n"
+        f'SINCH_KEY_SECRET="{options["key_secret"]}"\nOTHER=x\nSINCH_CONVERSATION_REGION=\n'
+        f"SINCH_CONVERSATION_ORIGIN={sandbox.origin}\nSINCH_AUTH_ORIGIN={sandbox.origin}\n"
+    )
+    path.chmod(0o600)
+    wrong = {"SINCH_KEY_SECRET": "wrong"}  # what the file says wins
+    ended = await sinch_conv("update", ID, "new", "--credentials", path, folder=tmp_path, env=wrong)
+    assert (ended.code, ended.err) == (0, "")
+    path.chmod(0o644)
+    ended = await sinch_conv("update", ID, "new", "--credentials", path, folder=tmp_path)
+    assert ended.code == 0
+    assert ended.err.startswith("Warning: others can read")
+    assert options["key_secret"] not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, "No such file"),
+        (b"\xff", "not UTF-8"),
+        (b"SINCH_KEY_ID=x\nsecret-on-a-line-of-its-own\n", "line 2: not NAME=value"),
+        (b"SINCH_KEY_ID=x\n", "not set in the environment: SINCH_PROJECT_ID, SINCH_KEY_SECRET"),
+    ],
+)
+def test_a_bad_file_of_credentials_ends_with_3_and_is_not_quoted(
+    data: bytes | None, words: str, tmp_path: Path, here: Here
+) -> None:
+    path = tmp_path / "credentials"
+    if data is not None:
+        path.write_bytes(data)
+        path.chmod(0o600)
+    ended = here("bulk", csv(tmp_path), "--credentials", path)
+    assert ended.code == 3
+    assert words in ended.err
+    assert "secret-on" not in ended.err
+
+
+# bulk
+
+
+async def test_bulk_updates_all_and_says_so(sandbox: Sandbox, tmp_path: Path) -> None:
+    ended = await sinch_conv("bulk", csv(tmp_path), folder=tmp_path, sandbox=sandbox)
+    assert (ended.code, ended.err) == (0, "")
+    first, second, *_, last = ended.out.splitlines()
+    assert first.split() == ["updated", "20", "of", "20"]
+    assert second.split() == ["failed", "0"]
+    assert last.split() == ["journal", str(tmp_path / "ids.csv.journal.jsonl")]
+    assert {name: message.metadata for name, message in sandbox.messages.items()} == {
+        f"ID{row}": f"{SECRET_METADATA}-{row}" for row in range(1, 21)
+    }
+    lines = journal_of(tmp_path / "ids.csv.journal.jsonl")
+    assert sorted(line["record"] for line in lines) == list(range(1, 21))
+    assert {(line["line"] - line["record"], line["outcome"], line["attempts"]) for line in lines} == {
+        (1, "updated", 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "options"),
+    [
+        ("ids.tsv", b"message_id\tmetadata\nA\tm\n", []),
+        ("ids.csv.gz", gzip.compress(b"message_id,metadata\nA,m\n"), []),
+        ("ids.jsonl", b'{"message_id": "A", "metadata": "m"}\n', []),
+        ("ids.ndjson.gz", gzip.compress(b'{"message_id": "A", "metadata": "m"}\n'), []),
+        ("ids", b'{"message_id": "A", "metadata": "m"}\n', []),
+        (
+            "ids.txt",
+            b"id|note\nA|m\n",
+            ["--delimiter", "|", "--id-column", "id", "--metadata-column", "note"],
+        ),
+        (
+            "ids.txt",
+            b"message_id\tmetadata\twhere\nA\tm\t\n",
+            ["--delimiter", "tab", "--source-column", "where", "--format", "csv"],
+        ),
+    ],
+)
+async def test_bulk_reads_what_it_is_given(
+    name: str, data: bytes, options: list[str], sandbox: Sandbox, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    ended = await sinch_conv("bulk", name, *options, "--fsync", folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 0, ended.err
+    assert sandbox.messages["A"].metadata == "m"
+
+
+async def test_bulk_tries_again_what_failed_and_nothing_else(sandbox: Sandbox, tmp_path: Path) -> None:
+    path, failures = csv(tmp_path), tmp_path / "failed.csv"
+    for row in (3, 17):
+        sandbox.fail_next(404, message_id=f"ID{row}")
+    ended = await sinch_conv(
+        "bulk", path, "--failures", failures, "--output", "json", folder=tmp_path, sandbox=sandbox
+    )
+    assert ended.code == 1
+    told = ended.json
+    assert (told["records"], told["updated"], told["failed"], told["remaining"], told["exit_code"]) == (
+        20,
+        18,
+        2,
+        0,
+        1,
+    )
+    assert told["kinds"] == {"404 NotFoundError": 2}
+    assert told["failures_written"] == 2
+    assert (
+        failures.read_text() == f"message_id,metadata\nID3,{SECRET_METADATA}-3\nID17,{SECRET_METADATA}-17\n"
+    )
+    assert ended.err.splitlines() == [
+        f"To try again what failed: sinch-conv bulk {path} --failures {failures} --output json"
+    ]
+    sent = len(sandbox.requests)
+    assert sent == 20
+
+    ended = await sinch_conv("bulk", path, "--failures", failures, folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 0
+    assert ended.err.startswith("Going on: 18 updated and 2 failed before")
+    assert sorted(str(request.message_id) for request in sandbox.requests[sent:]) == ["ID17", "ID3"]
+    assert failures.read_text() == "message_id,metadata\n"
+
+
+async def test_metadata_and_secrets_are_never_shown(sandbox: Sandbox, tmp_path: Path) -> None:
+    path = csv(tmp_path)
+    path.write_text(
+        path.read_text()
+        + f"a/b,{SECRET_METADATA}\nID99,{SECRET_METADATA * 50}\nID98,{SECRET_METADATA},ELSEWHERE\n"
+    )
+    sandbox.fail_next(400, body=f'{{"error": {{"message": "{SECRET_METADATA}-1"}}}}'.encode(), times=2)
+    ended = await sinch_conv("bulk", path, "--on-bad-line", "skip", folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 1
+    said = ended.out + ended.err + Path(f"{path}.journal.jsonl").read_text()
+    assert SECRET_METADATA not in said
+    assert sandbox.client_options()["key_secret"] not in said
+
+
+async def test_a_bad_line_stops_before_anything_is_sent(sandbox: Sandbox, tmp_path: Path) -> None:
+    path = csv(tmp_path, 2)
+    path.write_text(path.read_text() + "only-one-field\n")
+    ended = await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.splitlines() == [
+        "line 4: 1 fields, where the header has 2",
+        f"Error: {path} has 1 bad line, so nothing was sent; --on-bad-line skip leaves them out",
+    ]
+    assert not sandbox.requests
+
+
+async def test_bad_lines_are_skipped_told_and_final(sandbox: Sandbox, tmp_path: Path) -> None:
+    path, failures = tmp_path / "ids.jsonl", tmp_path / "failed.jsonl.gz"
+    bad = [f"nonsense {number}" for number in range(12)]
+    path.write_text(
+        "\n".join(['{"message_id": "A", "metadata": "m"}', *bad, '{"message_id": "B", "metadata": "m"}'])
+    )
+    for updated_now in (2, 0):
+        ended = await sinch_conv(
+            "bulk",
+            path,
+            "--on-bad-line",
+            "skip",
+            "--failures",
+            failures,
+            "--output",
+            "json",
+            folder=tmp_path,
+            sandbox=sandbox,
+        )
+        assert ended.code == 1
+        assert (ended.json["updated"], ended.json["invalid"], ended.json["sent"]) == (2, 12, updated_now)
+        assert ended.err.splitlines()[:11] == [
+            *(f"line {number}: not JSON" for number in range(2, 12)),
+            "and 2 more bad lines",
+        ]
+        assert gzip.decompress(failures.read_bytes()).decode().splitlines() == bad
+    ended = await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 2
+    assert "has 12 bad lines" in ended.err
+    outcomes = [line["outcome"] for line in journal_of(Path(f"{path}.journal.jsonl"))]
+    assert sorted(outcomes) == ["invalid"] * 12 + ["updated"] * 2
+
+
+async def test_a_failed_record_that_a_later_one_updated_is_superseded(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    path, failures = tmp_path / "ids.csv", tmp_path / "failed.csv"
+    path.write_text("message_id,metadata\nA,first\nA,second\nB,first\n")
+    sandbox.fail_next(404, message_id="A")
+    sandbox.fail_next(404, message_id="B")
+    ended = await sinch_conv("bulk", path, "--failures", failures, folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 1
+    assert next(line.split()[:2] for line in ended.out.splitlines() if "superseded" in line) == [
+        "superseded",
+        "1",
+    ]
+    assert failures.read_text() == "message_id,metadata\nB,first\n"
+    ended = await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 0
+    assert sandbox.messages["A"].metadata == "second"
+    assert [request.metadata for request in sandbox.requests if request.message_id == "A"] == [
+        "first",
+        "second",
+    ]
+
+
+async def test_an_old_journal_without_the_word_supersedes_too(sandbox: Sandbox, tmp_path: Path) -> None:
+    """The job may have been killed between the two lines; what follows from them does not depend on it."""
+    path = tmp_path / "ids.csv"
+    path.write_text("message_id,metadata\nA,first\nA,second\n")
+    journal = Path(f"{path}.journal.jsonl")
+    sandbox.fail_next(404, message_id="A")
+    assert (await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)).code == 0
+    journal.write_text(
+        "".join(line for line in journal.read_text().splitlines(keepends=True) if '"superseded"' not in line)
+    )
+    assert len(journal_of(journal)) == 2
+    assert (await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)).code == 0
+    assert len(sandbox.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "most"),
+    [("2", 1, 30), ("0", 1, 20), ("1.5%", 1, 150), ("50%", 1, 200), ("100", 1, 200)],
+)
+async def test_too_many_failures_end_the_job(
+    limit: str, code: int, most: int, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    for row in range(1, 201, 20):
+        sandbox.fail_next(404, message_id=f"ID{row}")
+    path = csv(tmp_path, 200)
+    ended = await sinch_conv(
+        "bulk", path, "--max-failures", limit, "--concurrency", "5", folder=tmp_path, sandbox=sandbox
+    )
+    assert ended.code == code
+    stopped = f"more than {limit} of the updates failed" in ended.err
+    assert stopped == (most < 200)
+    assert len(sandbox.requests) <= most + 5 * (most < 200) + 200 * (limit == "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--max-failures", "many"], "a whole number, or a percentage"),
+        (["--max-failures", "1.5"], "a whole number, or a percentage"),
+        (["--max-failures", "1%%"], "a whole number, or a percentage"),
+        (["--max-failures", "101%"], "more than 100%"),
+        (["--delimiter", "ab"], "one character"),
+        (["--delimiter", '"'], "one character"),
+        (["--failures", "ids.csv"], "which it would overwrite"),
+        (["--failures", "./j", "--journal", "j"], "which it would overwrite"),
+        (["--failures", "nowhere/failed.csv"], "no file can be made in"),
+        (["--concurrency", "0"], "0 is not in the range"),
+        (["--rate", "0"], "0.0 is not in the range"),
+    ],
+)
+def test_bad_words_to_bulk_are_usage_errors(
+    arguments: list[str], words: str, tmp_path: Path, here: Here
+) -> None:
+    csv(tmp_path)
+    ended = here("bulk", "ids.csv", *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert words in " ".join(ended.err.split())
+
+
+async def test_input_that_cannot_be_read_ends_with_2(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "ids.csv").write_text("id,note\nA,m\n")
+    ended = await sinch_conv("bulk", "ids.csv", folder=tmp_path, sandbox=sandbox)
+    assert (ended.code, "no column 'message_id'" in ended.err) == (2, True)
+    ended = await sinch_conv("bulk", "nowhere.csv", folder=tmp_path, sandbox=sandbox)
+    assert (ended.code, "nowhere.csv: No such file" in ended.err) == (2, True)
+    ended = await sinch_conv("bulk", tmp_path, folder=tmp_path, sandbox=sandbox)
+    assert (ended.code, "is a directory" in ended.err) == (2, True)
+
+
+async def test_another_jobs_journal_is_refused_with_3(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.add_project("other", key_id="other-key", key_secret="other-secret")
+    path = csv(tmp_path, 3)
+    assert (await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)).code == 0
+    journal = Path(f"{path}.journal.jsonl")
+    kept = journal.read_text()
+
+    async def refused(words: str, *options: str, **env: str) -> None:
+        before = journal.read_text()
+        ended = await sinch_conv("bulk", path, *options, folder=tmp_path, sandbox=sandbox, env=env)
+        assert (ended.code, ended.out) == (3, "")
+        assert words in ended.err
+        assert journal.read_text() == before
+
+    other = {"SINCH_PROJECT_ID": "other", "SINCH_KEY_ID": "other-key", "SINCH_KEY_SECRET": "other-secret"}
+    await refused("belongs to project sandbox-project, this job to other", **other)
+    await refused("was begun with messages_source 'messages_source'", "--source-column", "where")
+    journal.write_text(kept.replace('"version": 1', '"version": 2', 1))
+    await refused("its format has version 2")
+    journal.write_text(kept)
+    path.write_text(path.read_text() + "ID4,m\n")
+    await refused("belongs to another input")
+    assert len(sandbox.requests) == 3
+
+
+async def test_a_torn_last_line_is_sent_again(sandbox: Sandbox, tmp_path: Path) -> None:
+    path = csv(tmp_path, 3)
+    assert (await sinch_conv("bulk", path, "--concurrency", "1", folder=tmp_path, sandbox=sandbox)).code == 0
+    journal = Path(f"{path}.journal.jsonl")
+    journal.write_bytes(journal.read_bytes()[:-9])
+    ended = await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 0
+    assert "was cut short; its record is sent again" in ended.err
+    assert [request.message_id for request in sandbox.requests] == ["ID1", "ID2", "ID3", "ID3"]
+
+
+async def test_a_wrong_key_ends_the_job_with_3_and_loses_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
+    path = csv(tmp_path)
+    ended = await sinch_conv(
+        "bulk", path, folder=tmp_path, sandbox=sandbox, env={"SINCH_KEY_SECRET": "wrong"}
+    )
+    assert ended.code == 3
+    assert "Error: TokenError" in ended.err
+    assert f"To go on: sinch-conv bulk {path}" in ended.err
+    assert len(sandbox.token_requests) == 1
+    assert (await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)).code == 0
+
+
+async def test_an_outage_that_does_not_end_says_what_to_do(sandbox: Sandbox, tmp_path: Path) -> None:
+    path = csv(tmp_path, 3)
+    sandbox.fail_next(503, times=10_000)
+    ended = await sinch_conv(
+        "bulk", path, "--max-outage", "1", "--output", "json", folder=tmp_path, sandbox=sandbox
+    )
+    assert ended.code == 1
+    assert "The API has taken no update for" in ended.err
+    assert ended.json["failed"] == 0
+    assert ended.json["remaining"] == 3
+    sandbox.clear_faults()
+    assert (await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)).code == 0
+
+
+async def test_a_token_endpoint_that_is_out_is_no_matter_of_credentials(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.fail_next_token(503, times=10_000)
+    ended = await sinch_conv("update", ID, "new", "--timeout", "1", folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 1
+
+
+def test_a_large_input_is_checked_with_a_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Here
+) -> None:
+    monkeypatch.setattr(_run, "TAKES_A_WHILE", 10)
+    (tmp_path / "ids.csv").write_text("message_id,metadata\na/b,m\nc/d,m\n")
+    nowhere = {
+        "SINCH_PROJECT_ID": "p",
+        "SINCH_KEY_ID": "k",
+        "SINCH_KEY_SECRET": "s",
+        "SINCH_CONVERSATION_REGION": "us",
+    }
+    ended = here("bulk", "ids.csv", **nowhere)
+    assert ended.code == 2
+    assert ended.err.startswith("Checking ids.csv (0 MB) before anything is sent.\nline 2: ")
+    assert "has 2 bad lines, so nothing was sent" in ended.err
+
+
+async def test_failures_that_cannot_be_written_are_said_at_the_end(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "failed.part").mkdir()
+    ended = await sinch_conv(
+        "bulk", csv(tmp_path, 2), "--failures", "failed", folder=tmp_path, sandbox=sandbox
+    )
+    assert ended.code == 1
+    assert "Error: failed could not be written: " in ended.err
+    assert len(sandbox.requests) == 2
+
+
+# bulk --dry-run
+
+
+def test_a_dry_run_needs_no_credentials_and_says_what_would_be_done(tmp_path: Path, here: Here) -> None:
+    path = csv(tmp_path, 1600)
+    before = sorted(tmp_path.iterdir())
+    ended = here("bulk", path, "--dry-run")
+    assert (ended.code, ended.err) == (0, "")
+    assert [line.split() for line in ended.out.splitlines()] == [
+        ["records", "1,600"],
+        ["bad", "lines", "0"],
+        ["to", "send", "1,600", "in", "about", "0:02"],
+        ["Nothing", "was", "sent."],
+    ]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+async def test_a_dry_run_finds_bad_lines(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "ids.jsonl").write_text('{"message_id": "A", "metadata": "m"}\n[]\n')
+    for options, code in (([], 2), (["--on-bad-line", "skip"], 1)):
+        ended = here("bulk", "ids.jsonl", "--dry-run", "--output", "json", *options)
+        assert ended.code == code
+        assert ended.err == "line 2: not a JSON object with fields\n"
+        assert (ended.json["records"], ended.json["invalid"], ended.json["to_send"]) == (2, 1, 1)
+    given = b"message_id,metadata\nA,m\n"
+    ended = await sinch_conv("bulk", "-", "--dry-run", "--output", "json", folder=tmp_path, given=given)
+    assert (ended.code, ended.json["to_send"]) == (0, 1)
+
+
+async def test_a_dry_run_knows_what_the_journal_says(sandbox: Sandbox, tmp_path: Path) -> None:
+    path = tmp_path / "ids.csv"
+    path.write_text("message_id,metadata\nA,first\nA,second\nB,first\n")
+    sandbox.fail_next(404, message_id="A")
+    sandbox.fail_next(404, message_id="B")
+    await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
+    for known in (sandbox, None):
+        ended = await sinch_conv("bulk", path, "--dry-run", "--rate", "0.1", folder=tmp_path, sandbox=known)
+        assert ended.code == 0
+        said = [line.split()[:3] for line in ended.out.splitlines()]
+        assert said[2:5] == [["updated", "1", "by"], ["superseded", "1"], ["to", "send", "1"]]
+        assert "0:10" in ended.out
+    ended = await sinch_conv("bulk", path, "--dry-run", folder=tmp_path, env={"SINCH_PROJECT_ID": "other"})
+    assert ended.code == 3
+
+
+# bulk from a pipe
+
+
+async def test_a_pipe_needs_a_journal(sandbox: Sandbox, tmp_path: Path) -> None:
+    ended = await sinch_conv("bulk", "-", folder=tmp_path, sandbox=sandbox, given=b"")
+    assert ended.code == 2
+    assert "what comes from a pipe needs --journal FILE" in ended.err
+
+
+async def test_a_pipe_is_updated_and_gone_on_with(sandbox: Sandbox, tmp_path: Path) -> None:
+    data = csv(tmp_path, 600).read_bytes()
+    arguments = ("bulk", "-", "--journal", "j", "--failures", "failed.csv", "--output", "json")
+    sandbox.fail_next(404, message_id="ID2")
+    ended = await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox, given=data)
+    assert ended.code == 1
+    assert (ended.json["updated"], ended.json["failed"], ended.json["records"]) == (599, 1, 600)
+    assert (tmp_path / "failed.csv").read_text() == f"message_id,metadata\nID2,{SECRET_METADATA}-2\n"
+    assert "To try again what failed, with the same input: sinch-conv bulk - --journal j" in ended.err
+    ended = await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox, given=data)
+    assert ended.code == 0
+    assert len(sandbox.requests) == 601
+
+
+async def test_a_pipe_is_sent_as_it_comes(sandbox: Sandbox, tmp_path: Path) -> None:
+    async with Running(["bulk", "-", "--journal", "j"], environment_of(sandbox), tmp_path) as command:
+        command.write(b"message_id,metadata\nA,m\n")
+        await sandbox.wait_for_requests(1)
+        command.write(b"B,m\n")
+        await sandbox.wait_for_requests(2)
+        ended = await command.ends()
+    assert ended.code == 0
+
+
+async def test_a_pipe_that_is_another_one_is_refused(sandbox: Sandbox, tmp_path: Path) -> None:
+    first = b"message_id,metadata\nA,m\nB,m\n"
+    assert (
+        await sinch_conv("bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=first)
+    ).code == 0
+    for other in (b"message_id,metadata\nC,m\nB,m\n", b"message_id,metadata\nA,m\nC,m\n"):
+        ended = await sinch_conv("bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=other)
+        assert ended.code == 3
+        assert "another input" in ended.err
+    assert len(sandbox.requests) == 2
+
+
+async def test_a_bad_line_of_a_pipe_stops_there_or_is_skipped(sandbox: Sandbox, tmp_path: Path) -> None:
+    given = b"message_id,metadata\nA,m\nonly-one-field\nB,m\n"
+    ended = await sinch_conv("bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=given)
+    assert ended.code == 2
+    assert "Error: line 3: 1 fields" in ended.err
+    assert list(sandbox.messages) == ["A"]
+    skip = ("bulk", "-", "--journal", "j", "--on-bad-line", "skip", "--failures", "f")
+    ended = await sinch_conv(*skip, folder=tmp_path, sandbox=sandbox, given=given)
+    assert ended.code == 1
+    assert "line 3: 1 fields" in ended.err
+    assert list(sandbox.messages) == ["A", "B"]
+    assert (tmp_path / "f").read_text() == "message_id,metadata\nonly-one-field\n"
+
+
+async def test_a_shells_file_that_is_a_pipe_is_one(sandbox: Sandbox, tmp_path: Path) -> None:
+    csv(tmp_path, 3)
+    line = 'exec "$@" bulk <(cat ids.csv) --journal j'
+    shell = ("bash", "-c", line, "bash", *COMMAND)
+    async with Running([], environment_of(sandbox), tmp_path, shell) as command:
+        ended = await command.ends()
+    assert ended.code == 0, ended.err
+    assert len(sandbox.requests) == 3
+
+
+# The program
+
+
+def test_without_click_one_sentence_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "sinch_conv_async.cli")
+    monkeypatch.delattr("sinch_conv_async.cli")
+    monkeypatch.setitem(sys.modules, "click", None)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "sinch-conv needs click: pip install 'sinch-conv-async[cli]'\n"
+
+
+def test_what_else_is_missing_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sinch_conv_async.cli")
+    monkeypatch.delattr("sinch_conv_async.cli")
+    monkeypatch.setitem(sys.modules, "sinch_conv_async._run", None)
+    with pytest.raises(ModuleNotFoundError):
+        __main__.main()
+
+
+def test_the_version_and_the_help_are_told(here: Here) -> None:
+    assert here("--version").out.startswith("sinch-conv, version ")
+    for command in ("update", "bulk", "sandbox", "demo"):
+        ended = here(command, "-h")
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.out.startswith(f"Usage: sinch-conv {command} ")
+
+
+def test_the_choices_are_the_enums_own() -> None:
+    options = {parameter.name: parameter for parameter in cli.main.commands["update"].params}
+    for name, words in (("region", Region), ("messages_source", MessagesSource)):
+        choice = options[name].type
+        assert isinstance(choice, click.Choice)
+        assert list(choice.choices) == list(words)
+
+
+async def test_a_reader_who_left_is_no_crash(sandbox: Sandbox, tmp_path: Path) -> None:
+    shell = ("bash", "-c", '"$@" update A m | true; exit ${PIPESTATUS[0]}', "bash", *COMMAND)
+    async with Running([], environment_of(sandbox), tmp_path, shell) as command:
+        ended = await command.ends()
+    assert (ended.code, ended.err) == (1, "")
+
+
+# sandbox and demo
+
+
+async def test_the_sandbox_prints_the_environment_that_leads_to_it(tmp_path: Path) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        options = [
+            "sandbox",
+            "--fail",
+            "404:2",
+            "--fail",
+            "400:7",
+            "--drop",
+            "50",
+            "--expire-tokens",
+            "3",
+            "--rate-limit",
+            "0",
+        ]
+        async with Running(options, environment_of(None), tmp_path) as command:
+            assert command.process.stdout is not None
+            lines = [(await command.process.stdout.readline()).decode().strip() for _ in range(5)]
+            env = dict(line.split("=", 1) for line in lines)
+            assert list(env) == [
+                "SINCH_PROJECT_ID",
+                "SINCH_KEY_ID",
+                "SINCH_KEY_SECRET",
+                "SINCH_CONVERSATION_ORIGIN",
+                "SINCH_AUTH_ORIGIN",
+            ]
+            codes = [(await sinch_conv("update", ID, "new", folder=tmp_path, env=env)).code for _ in range(4)]
+            assert codes == [0, 1, 0, 1]
+            command.send(number)
+            ended = await command.ends()
+        assert (ended.code, ended.out, ended.err) == (0, "", "")
+
+
+async def test_a_port_that_is_taken_is_said(sandbox: Sandbox, tmp_path: Path) -> None:
+    ended = await sinch_conv("sandbox", "--port", str(sandbox.port), folder=tmp_path)
+    assert ended.code == 2
+    assert f"port {sandbox.port}: " in ended.err
+
+
+@pytest.mark.parametrize("fail", ["503", "x:1", "200:5", "503:0"])
+def test_a_fault_that_is_none_is_refused(fail: str, here: Here) -> None:
+    ended = here("sandbox", "--fail", fail)
+    assert ended.code == 2
+    assert "STATUS:N, such as 503:100" in ended.err
+
+
+async def test_the_demo_loses_nothing(tmp_path: Path) -> None:
+    ended = await sinch_conv("demo", "--messages", "1000", folder=tmp_path)
+    assert ended.code == 0, ended.err
+    said = [line.split() for line in ended.out.splitlines()]
+    assert said[0] == ["updated", "1,000", "of", "1,000"]
+    assert said[1] == ["failed", "0"]
+    names = [words[0] for words in said]
+    assert names == ["updated", "failed", "retried", "tokens", "rate", "All"]
+    assert int(said[2][1]) >= 15
+    assert said[3] == ["tokens", "fetched", "2"]
+    assert ended.out.endswith("All 1,000 messages hold the right metadata.\n")
+
+
+async def test_a_demo_can_be_interrupted(tmp_path: Path) -> None:
+    async with Running(["demo", "--messages", "20000"], environment_of(None), tmp_path) as command:
+        await command.says(" of 20,000 (")
+        command.send(signal.SIGINT)
+        ended = await command.ends()
+    assert ended.code == 130
+    assert "hold the right metadata" not in ended.out
+
+
+def test_a_demo_that_loses_something_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sinch_conv_async import _demo
+
+    async def no_trouble(sandbox: Sandbox, messages: int) -> None:
+        # Answers that claim what they did not do.
+        body = b'{"id": "%s"}'
+        for message_id in list(sandbox.messages)[:3]:
+            raw = body % message_id.encode()
+            sandbox.answer_next(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(raw)
+                + raw,
+                message_id=message_id,
+            )
+
+    monkeypatch.setattr(_demo, "_trouble", no_trouble)
+    code = cli.run(["demo", "--messages", "100"])
+    assert code == 1
+    assert "3 messages do not hold what they should" in capsys.readouterr().err

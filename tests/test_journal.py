@@ -1,0 +1,451 @@
+"""The journal: what its lines say, what follows from them, and what the file survives."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import resource
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from sinch_conv_async import _journal
+from sinch_conv_async._journal import (
+    Header,
+    Journal,
+    JournalError,
+    Line,
+    Outcome,
+    States,
+    decode,
+    encode,
+    look,
+    may_be_cut_header,
+    read_header,
+    write_header,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HEADER = Header(
+    project_id="project", input="ids.csv", fingerprint="sha256:0", layout={"format": "csv", "delimiter": ","}
+)
+UPDATED, FAILED, INVALID, SUPERSEDED = Outcome
+
+
+def line(record: int, outcome: Outcome, message_id: str | None = None, **more: Any) -> Line:
+    return Line(record=record, outcome=outcome, message_id=message_id, **more)
+
+
+# Lines
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (
+            line(7, UPDATED, "A", line=9, digest="0123456789abcdef", attempts=1),
+            '{"record": 7, "outcome": "updated", "line": 9, "message_id": "A", "digest": "0123456789abcdef", "attempts": 1}',
+        ),
+        (
+            line(
+                8,
+                FAILED,
+                "B",
+                attempts=2,
+                error="NotFoundError",
+                http_status=404,
+                status="NOT_FOUND",
+                request_id="r",
+            ),
+            '{"record": 8, "outcome": "failed", "message_id": "B", "attempts": 2, "error": "NotFoundError", '
+            '"http_status": 404, "status": "NOT_FOUND", "request_id": "r"}',
+        ),
+        (
+            line(9, INVALID, line=10, reason="not JSON"),
+            '{"record": 9, "outcome": "invalid", "line": 10, "reason": "not JSON"}',
+        ),
+        (
+            line(1, SUPERSEDED, "B", by=8),
+            '{"record": 1, "outcome": "superseded", "message_id": "B", "by": 8}',
+        ),
+    ],
+)
+def test_a_line_is_one_json_object(value: Line, text: str) -> None:
+    assert encode(value) == text.encode() + b"\n"
+    assert decode(text.encode()) == value
+
+
+def test_a_field_that_a_later_version_adds_is_passed_over() -> None:
+    assert decode(b'{"record": 1, "outcome": "updated", "at": "2026-11-22"}') == line(1, UPDATED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\0\0\0",
+        b"[]",
+        b"{}",
+        b'{"record": 1}',
+        b'{"record": 1, "outcome": "done"}',
+        b'{"record": 1, "outcome": ["updated"]}',
+        b'{"record": "1", "outcome": "updated"}',
+        b'{"record": true, "outcome": "updated"}',
+        b'{"record": 0, "outcome": "updated"}',
+        b'{"record": 4294967296, "outcome": "updated"}',
+        b'{"record": 1, "outcome": "updated", "message_id": 1}',
+        b'{"record": 1, "outcome": "updated", "attempts": "1"}',
+    ],
+)
+def test_what_is_no_line_is_refused(text: bytes) -> None:
+    with pytest.raises(ValueError):
+        decode(text)
+
+
+@hypothesis.given(
+    st.binary(max_size=60)
+    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda x: json.dumps(x).encode())
+)
+def test_whatever_a_line_holds_it_is_a_line_or_a_valueerror(text: bytes) -> None:
+    for read in (decode, read_header):
+        with contextlib.suppress(ValueError):
+            read(text)
+
+
+def test_the_header_is_the_first_line() -> None:
+    text = write_header(HEADER)
+    assert json.loads(text) == {"journal": "sinch-conv bulk", "version": 1, **attrs.asdict(HEADER)}
+    assert text.endswith(b"}\n")
+    assert read_header(text) == HEADER
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"version": 2}, "its format has version 2, and this program writes version 1"),
+        ({"project_id": None}, "its header lacks a field"),
+        ({"fingerprint": 5}, "its header lacks a field"),
+        ({"layout": "csv"}, "its header lacks a field"),
+    ],
+)
+def test_a_header_of_another_kind_is_refused(changes: dict[str, Any], reason: str) -> None:
+    fields = {**json.loads(write_header(HEADER)), **changes}
+    with pytest.raises(ValueError, match=reason):
+        read_header(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"project_id": "other"}, "belongs to project project, this job to other"),
+        ({"fingerprint": "sha256:1"}, r"belongs to another input \(ids.csv\), or this one has changed since"),
+        ({"layout": {"format": "csv", "delimiter": ";"}}, "was begun with delimiter ','"),
+    ],
+)
+def test_another_jobs_header_says_what_differs(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match=reason):
+        attrs.evolve(HEADER, **changes).check(HEADER, tmp_path)
+
+
+def test_an_input_may_be_renamed(tmp_path: Path) -> None:
+    attrs.evolve(HEADER, input="moved.csv").check(HEADER, tmp_path)
+
+
+def test_a_header_may_be_cut_anywhere() -> None:
+    text = write_header(HEADER)
+    assert all(may_be_cut_header(text[:length]) for length in range(len(text)))
+    assert not may_be_cut_header(b"message_id,metadata")
+
+
+# What follows from them
+
+
+@pytest.mark.parametrize(
+    ("lines", "states"),
+    [
+        ([], [None]),
+        ([line(1, UPDATED, "A"), line(3, FAILED, "B")], [UPDATED, None, FAILED, None]),
+        # The last line of a record counts.
+        ([line(1, FAILED, "A"), line(1, UPDATED, "A")], [UPDATED]),
+        ([line(1, FAILED, "A"), line(1, FAILED, "A")], [FAILED]),
+        # A later record of the id was updated: the failed one would bring old metadata back.
+        ([line(1, FAILED, "A"), line(2, UPDATED, "A")], [SUPERSEDED, UPDATED]),
+        (
+            [line(1, FAILED, "A"), line(2, FAILED, "A"), line(3, UPDATED, "A")],
+            [SUPERSEDED, SUPERSEDED, UPDATED],
+        ),
+        ([line(1, FAILED, "A"), line(2, UPDATED, "A"), line(3, FAILED, "A")], [SUPERSEDED, UPDATED, FAILED]),
+        # An earlier one, or another id, supersedes nothing.
+        ([line(2, FAILED, "A"), line(1, UPDATED, "A")], [UPDATED, FAILED]),
+        ([line(1, FAILED, "A"), line(2, UPDATED, "B")], [FAILED, UPDATED]),
+        ([line(1, FAILED, "A"), line(2, FAILED, "A")], [FAILED, FAILED]),
+        # Updated by the next run, before the later one.
+        (
+            [line(1, FAILED, "A"), line(2, FAILED, "A"), line(1, UPDATED, "A"), line(2, UPDATED, "A")],
+            [UPDATED, UPDATED],
+        ),
+        # Written out, it is final.
+        (
+            [line(1, FAILED, "A"), line(1, SUPERSEDED, "A", by=2), line(2, UPDATED, "A")],
+            [SUPERSEDED, UPDATED],
+        ),
+        ([line(1, SUPERSEDED, "A", by=2), line(1, FAILED, "A")], [SUPERSEDED]),
+        ([line(1, INVALID), line(2, UPDATED)], [INVALID, UPDATED]),
+    ],
+)
+def test_states_follow_from_the_lines(lines: list[Line], states: list[Outcome | None]) -> None:
+    found = States()
+    for each in lines:
+        found.apply(each)
+    assert [found[number] for number in range(1, len(states) + 1)] == states
+    assert found.counts == {outcome: states.count(outcome) for outcome in Outcome}
+    assert found.last == max((each.record for each in lines), default=0)
+
+
+def test_what_a_success_supersedes_is_written_before_it() -> None:
+    states = States()
+    for record in (1, 2, 4):
+        states.apply(line(record, FAILED, "A"))
+    assert states.superseded(3, "A") == [line(2, SUPERSEDED, "A", by=3), line(1, SUPERSEDED, "A", by=3)]
+    assert states.superseded(3, "B") == []
+
+
+@hypothesis.given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.sampled_from([UPDATED, FAILED]), st.integers(0, 8)), max_size=150
+    )
+)
+def test_states_agree_with_the_plain_rule(events: list[tuple[int, Outcome, int]]) -> None:
+    states, plain, ids = States(), {}, {}
+    for record, outcome, name in events:
+        if plain.get(record) in (UPDATED, SUPERSEDED):
+            continue  # final: no run would write it
+        message_id = ids.setdefault(record, str(name))
+        states.apply(line(record, outcome, message_id))
+        plain[record] = outcome
+        if outcome is UPDATED:
+            for earlier in plain:
+                if earlier < record and ids[earlier] == message_id and plain[earlier] is FAILED:
+                    plain[earlier] = SUPERSEDED
+    assert {record: states[record] for record in plain} == plain
+    assert sum(states.counts.values()) == len(plain)
+
+
+def test_a_hundred_thousand_failures_are_each_found_by_their_id() -> None:
+    states = States()
+    for record in range(1, 100_001):
+        states.apply(line(record, FAILED, f"id-{record % 90_000}"))
+    assert [found.record for found in states.superseded(100_001, "id-7")] == [90_007, 7]
+    assert [found.record for found in states.superseded(100_001, "id-80000")] == [80_000]
+
+
+def test_digests_tell_another_record_from_the_one_that_was_sent() -> None:
+    states = States(digests=True)
+    states.apply(line(2, UPDATED, "A", digest="00000000ffffffff"))
+    states.apply(line(3, FAILED, "A", digest="zz"))
+    states.apply(line(4, SUPERSEDED, "A"))
+    assert states.agrees(2, "00000000aaaaaaaa")  # 32 bits are kept
+    assert not states.agrees(2, "1111111100000000")
+    assert states.agrees(3, "00000001aaaaaaaa")  # nonsense is some number
+    assert states.agrees(1, "1111111100000000")  # never named
+    assert states.agrees(9, "1111111100000000")
+    assert States().agrees(2, "1111111100000000")
+
+
+# The file
+
+
+def opened(path: Path, header: Header = HEADER, **options: Any) -> tuple[Journal, States]:
+    journal = Journal.open(path, **options)
+    try:
+        return journal, journal.load(header)
+    except JournalError:
+        journal.close()
+        raise
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.jsonl"
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+def test_lines_are_there_as_soon_as_they_are_written(path: Path, *, fsync: bool) -> None:
+    journal, states = opened(path, fsync=fsync)
+    with journal:
+        assert states.last == 0
+        journal.write([line(1, FAILED, "A"), line(2, UPDATED, "B")])
+        assert path.read_bytes() == write_header(HEADER) + encode(line(1, FAILED, "A")) + encode(
+            line(2, UPDATED, "B")
+        )
+    journal.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_next_run_goes_on_at_the_end(path: Path) -> None:
+    for record in (1, 2, 3):
+        journal, states = opened(path)
+        with journal:
+            assert states.last == record - 1
+            journal.write([line(record, UPDATED, "A")])
+            assert journal.cut == 0
+    assert look(path, HEADER).counts[UPDATED] == 3
+
+
+def test_a_torn_last_line_is_cut_off_wherever_it_tore(path: Path) -> None:
+    whole = write_header(HEADER) + encode(line(1, UPDATED, "A"))
+    torn = encode(line(2, UPDATED, "B"))
+    for length in range(1, len(torn)):
+        path.write_bytes(whole + torn[:length])
+        assert look(path, HEADER).last == 1
+        journal, states = opened(path)
+        with journal:
+            assert (states.last, journal.cut) == (1, length)
+            journal.write([line(2, UPDATED, "B")])
+        assert path.read_bytes() == whole + torn
+
+
+def test_a_torn_header_begins_anew(path: Path) -> None:
+    text = write_header(HEADER)
+    for length in range(len(text)):
+        path.write_bytes(text[:length])
+        journal, states = opened(path)
+        journal.close()
+        assert states.last == 0
+        assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"message_id,metadata", "is not the journal of a bulk job"),
+        (b"message_id,metadata\nA,one\n", "cannot be used: it is not the journal of a bulk job"),
+        (b'{"message_id": "A", "metadata": "one"}\n', "cannot be used: it is not the journal"),
+        (b'{"journal": "sinch-conv bulk", }\n', "cannot be used"),
+        (write_header(HEADER) + b"\0" * 9 + b"\n", "line 2 of .* is no line of a journal"),
+        (write_header(HEADER) + b"\0" * 100_000, "is not the journal of a bulk job"),
+        (write_header(attrs.evolve(HEADER, project_id="other")), "belongs to project other"),
+    ],
+)
+def test_what_is_not_this_jobs_journal_is_refused_and_left_as_it_was(
+    path: Path, data: bytes, reason: str
+) -> None:
+    path.write_bytes(data)
+    with pytest.raises(JournalError, match=reason):
+        opened(path)
+    with pytest.raises(JournalError, match=reason):
+        look(path, HEADER)
+    assert path.read_bytes() == data
+
+
+def test_a_look_needs_no_header_and_no_journal(path: Path) -> None:
+    assert look(path, None).last == 0
+    path.write_bytes(write_header(HEADER) + encode(line(5, UPDATED, "A")))
+    assert look(path, None).last == 5
+
+
+def test_a_second_job_is_kept_out(path: Path) -> None:
+    with Journal.open(path), pytest.raises(JournalError, match="is in use: another job works with it"):
+        Journal.open(path)
+    Journal.open(path).close()
+
+
+def test_a_look_may_be_taken_while_a_job_works(path: Path) -> None:
+    journal, _ = opened(path)
+    with journal:
+        journal.write([line(1, UPDATED, "A")])
+        assert look(path, HEADER).last == 1
+
+
+def test_a_place_that_cannot_hold_a_journal_is_refused(path: Path) -> None:
+    with pytest.raises(JournalError, match="No such file or directory"):
+        Journal.open(path / "deeper")
+    with pytest.raises(JournalError, match="Is a directory"):
+        Journal.open(path.parent)
+    with pytest.raises(JournalError, match="Is a directory"):
+        look(path.parent, None)
+    os.mkfifo(path)
+    with pytest.raises(JournalError, match="is not a plain file"):
+        Journal.open(path)
+
+
+def test_a_file_system_without_locks_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(_journal.fcntl, "flock", flock)
+    with pytest.raises(JournalError, match="cannot be locked: No locks available"):
+        Journal.open(path)
+
+
+def test_a_system_without_locks_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_journal, "fcntl", None)
+    with pytest.raises(JournalError, match="only POSIX systems"):
+        Journal.open(path)
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Files may not grow beyond this: the system writes what fits, and refuses the rest. (Python ignores the signal.)"""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_noticed_and_leaves_whole_lines(path: Path) -> None:
+    journal, _ = opened(path)
+    with journal:
+        journal.write([line(1, UPDATED, "A")])
+        before = path.read_bytes()
+        with (
+            room_for(len(before) + 10),
+            pytest.raises(JournalError, match="cannot be written: File too large"),
+        ):
+            journal.write([line(2, UPDATED, "B")])
+        assert path.read_bytes() == before
+
+
+def test_a_write_that_takes_only_a_part_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, _ = opened(path)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    with journal:
+        journal.write([line(1, UPDATED, "A"), line(2, UPDATED, "B")])
+    assert look(path, HEADER).counts[UPDATED] == 2
+
+
+@pytest.mark.parametrize(
+    ("happens", "reason"),
+    [
+        (lambda path: path.unlink(), "was removed while the job was running"),
+        (
+            lambda path: (
+                path.with_name("copy").write_bytes(path.read_bytes()) and path.with_name("copy").replace(path)
+            ),
+            "was replaced by another file",
+        ),
+        (lambda path: path.write_bytes(b""), "was changed by somebody else"),
+        (lambda path: path.open("ab").write(b"x"), "was changed by somebody else"),
+    ],
+)
+@pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning"
+)  # the last two leave theirs to the collector
+def test_what_happens_to_the_file_meanwhile_is_noticed(path: Path, happens: Any, reason: str) -> None:
+    journal, _ = opened(path)
+    with journal:
+        journal.write([line(1, UPDATED, "A")])
+        happens(path)
+        with pytest.raises(JournalError, match=reason):
+            journal.write([line(2, UPDATED, "B")])

@@ -1,0 +1,143 @@
+"""How far a job is, as it is shown: on a terminal, in a log, and where nobody can be shown anything any more."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from sinch_conv_async._progress import Bar, Lines, Progress, Rate, duration, progress_on
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (5.4, "0:05"),
+        (59.6, "1:00"),
+        (750, "12:30"),
+        (6250, "1:44:10"),
+        (2 * 86400 + 3 * 3600, "2 d 3:00:00"),
+    ],
+)
+def test_a_duration_is_read_off_like_a_clock(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_rate_is_that_of_the_last_half_minute() -> None:
+    rate = Rate()
+    assert rate.per_second() == 0.0
+    rate.see(0.0, 1000)
+    rate.see(0.0, 2000)
+    assert rate.per_second() == 0.0
+    for second in range(1, 101):
+        rate.see(float(second), 2000 + (100 * second if second <= 50 else 5000 + 10 * (second - 50)))
+    assert rate.per_second() == pytest.approx(10.0)
+
+
+def lines(total: int | None) -> tuple[Lines, io.StringIO, Clock]:
+    stream, clock = io.StringIO(), Clock()
+    progress = Lines(stream, clock=clock)
+    progress.start(total, 0)
+    return progress, stream, clock
+
+
+def test_a_log_gets_a_line_every_five_seconds_without_control_characters() -> None:
+    progress, stream, clock = lines(10_000)
+    for done in range(0, 8001, 100):
+        progress.see(done, done // 1000, outage=False)
+        clock.now += 0.125
+    progress.say("A sentence.")
+    progress.stop()
+    assert stream.getvalue().splitlines() == [
+        "4,000 of 10,000 (40.0 %), 800/s, 4 failed, 0:08 left",
+        "8,000 of 10,000 (80.0 %), 800/s, 8 failed, 0:02 left",
+        "A sentence.",
+    ]
+    assert all(sign.isprintable() or sign == "\n" for sign in stream.getvalue())
+
+
+def test_of_a_pipe_nobody_knows_how_much_is_left() -> None:
+    progress, stream, clock = lines(None)
+    clock.now += 5
+    progress.see(4000, 0, outage=False)
+    assert stream.getvalue() == "4,000, 800/s, 0 failed\n"
+
+
+def test_an_outage_is_said_and_no_time_left_is_guessed() -> None:
+    progress, stream, clock = lines(0)
+    clock.now += 5
+    progress.see(0, 0, outage=False)
+    clock.now += 5
+    progress.see(0, 0, outage=True)
+    assert stream.getvalue().splitlines() == [
+        "0 of 0 (0.0 %), 0/s, 0 failed",
+        "0 of 0 (0.0 %), 0/s, 0 failed, the API takes no updates at the moment, waiting for it",
+    ]
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    stream = Terminal()
+    bar = progress_on(stream)
+    assert isinstance(bar, Bar)
+    bar.say("Before it began.")
+    bar.start(1000, 200)
+    bar.say("In between.")
+    bar.see(600, 0, outage=False)
+    bar.see(700, 3, outage=False)
+    bar.see(700, 3, outage=True)
+    bar.stop()
+    bar.stop()
+    shown = stream.getvalue()
+    assert shown.startswith("Before it began.\n")
+    assert "In between.\n" in shown
+    assert "700/1000" in shown
+    assert "waiting for the API" in shown
+
+
+def test_a_log_gets_lines_and_the_quiet_nothing() -> None:
+    assert isinstance(progress_on(io.StringIO()), Lines)
+    stream = Terminal()
+    quiet = progress_on(stream, quiet=True)
+    assert type(quiet) is Progress
+    quiet.start(1, 0)
+    quiet.see(1, 0, outage=False)
+    quiet.stop()
+    assert stream.getvalue() == ""
+    quiet.say("This much must be said.")
+    assert stream.getvalue() == "This much must be said.\n"
+
+
+@pytest.mark.parametrize("make", [Lines, Bar, Progress])
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError, OSError])
+def test_a_terminal_that_was_closed_harms_no_job(make: type[Progress], error: type[Exception]) -> None:
+    class Closed(Terminal):
+        broken = False
+
+        def write(self, text: str) -> int:
+            if self.broken:
+                raise error
+            return super().write(text)
+
+    stream = Closed()
+    progress = make(stream)
+    progress.start(10, 0)
+    stream.broken = True
+    if isinstance(progress, Lines):
+        progress._next = 0.0
+    progress.see(5, 0, outage=False)
+    progress.say("Nobody hears this.")
+    progress.stop()

@@ -1,0 +1,263 @@
+"""The input of a bulk job: which lines are records, which are not and why, and where they stood."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import socket
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from sinch_conv_async import MetadataUpdate
+from sinch_conv_async._records import MAX_LINE, BadLine, InputError, Layout, Record, RecordReader, Source
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CSV = Layout("csv")
+JSONL = Layout("jsonl")
+HEADER = b"message_id,metadata,messages_source\n"
+
+
+def read(data: bytes, layout: Layout = CSV) -> list[Record | BadLine]:
+    return list(RecordReader(io.BytesIO(data), layout))
+
+
+def told(data: bytes, layout: Layout = CSV) -> list[tuple[object, ...]]:
+    """Number, line, and either the update or what is wrong."""
+    return [
+        (item.number, item.line, item.reason)
+        if isinstance(item, BadLine)
+        else (item.number, item.line, item.message_id, item.metadata, item.messages_source)
+        for item in read(data, layout)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "data", "found"),
+    [
+        (
+            CSV,
+            HEADER + b"A,one,\nB,two,DISPATCH_SOURCE\n",
+            [(1, 2, "A", "one", None), (2, 3, "B", "two", "DISPATCH_SOURCE")],
+        ),
+        # The last line may lack its end, lines may end as on Windows, and a spreadsheet begins with its mark.
+        (
+            CSV,
+            b"\xef\xbb\xbfmessage_id,metadata\r\nA,one\r\nB,two",
+            [(1, 2, "A", "one", None), (2, 3, "B", "two", None)],
+        ),
+        # Columns stand in any order, and others may stand between them.
+        (CSV, b"name, metadata ,message_id\nx,one,A\n", [(1, 2, "A", "one", None)]),
+        # Empty metadata is metadata: it clears what was there.
+        (CSV, b"message_id,metadata\nA,\n", [(1, 2, "A", "", None)]),
+        # Blank lines are no records, and count as lines, also before the header.
+        (
+            CSV,
+            b"\n\r\nmessage_id,metadata\n\nA,one\n\n\nB,two\n\n",
+            [(1, 5, "A", "one", None), (2, 8, "B", "two", None)],
+        ),
+        # A quoted field may hold the delimiter, quotes and line ends: the record stands where it begins.
+        (
+            CSV,
+            b'message_id,metadata\nA,"{""a"": 1,\n\n""b"": 2}"\nB,two\n',
+            [(1, 2, "A", '{"a": 1,\n\n"b": 2}', None), (2, 5, "B", "two", None)],
+        ),
+        (CSV, "message_id,metadata\nA,Straße 🚚\n".encode(), [(1, 2, "A", "Straße 🚚", None)]),
+        (Layout("csv", ";"), b"message_id;metadata\nA;1,5\n", [(1, 2, "A", "1,5", None)]),
+        (Layout("csv", "\t", "id", "note", "where"), b"id\tnote\twhere\nA\tn\t\n", [(1, 2, "A", "n", None)]),
+        (CSV, HEADER, []),
+        (JSONL, b'{"message_id": "A", "metadata": "one"}\n', [(1, 1, "A", "one", None)]),
+        (
+            JSONL,
+            b'\xef\xbb\xbf\n{"messages_source": null, "message_id": "A", "metadata": "one", "more": [1]}\r\n \n'
+            b'{"message_id": "B", "metadata": "", "messages_source": "CONVERSATION_SOURCE"}',
+            [(1, 2, "A", "one", None), (2, 4, "B", "", "CONVERSATION_SOURCE")],
+        ),
+        (JSONL, b'{"message_id": "A", "metadata": "one", "messages_source": ""}', [(1, 1, "A", "one", None)]),
+        (
+            Layout("jsonl", message_id="id", metadata="note"),
+            b'{"id": "A", "note": "n"}\n',
+            [(1, 1, "A", "n", None)],
+        ),
+        (JSONL, b"", []),
+        # Told from the first line that is not blank.
+        (Layout(), b'\xef\xbb\xbf\n  {"message_id": "A", "metadata": "one"}\n', [(1, 2, "A", "one", None)]),
+        (Layout(), b"message_id,metadata\nA,one\n", [(1, 2, "A", "one", None)]),
+    ],
+)
+def test_records_are_read(layout: Layout, data: bytes, found: list[tuple[object, ...]]) -> None:
+    assert told(data, layout) == found
+
+
+@pytest.mark.parametrize(
+    ("layout", "line", "reason"),
+    [
+        (CSV, b"A", "1 fields, where the header has 3"),
+        (CSV, b"A,b,,d", "4 fields, where the header has 3"),
+        (CSV, b'"A"x,b,', "not CSV: ',' expected after '\"'"),
+        (CSV, b"a/b,one,", "message_id must be 1 to 256"),
+        (CSV, b",one,", "message_id must be 1 to 256"),
+        (CSV, b"A," + b"m" * 1025 + b",", "metadata must be at most 1,024 characters, not 1,025"),
+        (CSV, b"A,one,ELSEWHERE", "messages_source must be one of"),
+        (CSV, b"A,\xff,", "not UTF-8"),
+        (CSV, b"A," + b"m" * MAX_LINE + b",", "longer than 1,048,576 bytes"),
+        (CSV, b"A," + b"m" * 3 * MAX_LINE + b",", "longer than 1,048,576 bytes"),
+        (CSV, b"A," + b"m" * 200_000 + b",", "not CSV: field larger than field limit (131072)"),
+        (JSONL, b"{", "not JSON"),
+        (JSONL, b"[" * 100_000, "not JSON"),
+        (JSONL, b"[1]", "not a JSON object with fields"),
+        (JSONL, b"{}", "not a JSON object with fields"),
+        (JSONL, b"[]", "not a JSON object with fields"),
+        (JSONL, b'{"metadata": "m"}', "no 'message_id'"),
+        (JSONL, b'{"message_id": "A"}', "no 'metadata'"),
+        (JSONL, b'{"message_id": 1, "metadata": "m"}', "message_id must be a str, not int"),
+        (JSONL, b'{"message_id": "A", "metadata": {"a": 1}}', "metadata must be a str, not dict"),
+        (JSONL, b'{"message_id": "A", "metadata": "\\ud800"}', "metadata must encode to UTF-8"),
+        (
+            JSONL,
+            b'{"message_id": "A", "metadata": "m", "messages_source": ["x"]}',
+            "messages_source must be one of",
+        ),
+        (
+            JSONL,
+            b'{"message_id": "A", "metadata": "m", "messages_source": 0}',
+            "messages_source must be one of",
+        ),
+        (JSONL, b'"\xff"', "not UTF-8"),
+        (JSONL, b" " * (MAX_LINE + 1), "longer than 1,048,576 bytes"),
+    ],
+    ids=lambda value: repr(value[:40]) if isinstance(value, (bytes, str)) else None,
+)
+def test_a_bad_line_says_why_and_the_next_one_is_read(layout: Layout, line: bytes, reason: str) -> None:
+    good = b"B,two,\n" if layout is CSV else b'{"message_id": "B", "metadata": "two"}\n'
+    head = HEADER if layout is CSV else b""
+    bad, record = read(head + line + b"\n" + good, layout)
+    assert isinstance(bad, BadLine)
+    assert (bad.number, bad.line) == (1, 2 if head else 1)
+    assert reason in bad.reason
+    assert bad.raw == (b"" if "longer than" in reason else line + b"\n")
+    assert isinstance(record, Record)
+    assert (record.number, record.line, record.message_id, record.raw) == (2, bad.line + 1, "B", good)
+
+
+def test_a_quote_that_is_never_closed_is_one_bad_line() -> None:
+    assert told(HEADER + b'A,"one,\nB,two,\n') == [(1, 2, "not CSV: unexpected end of data")]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the input is empty: not even a header is there"),
+        (b"\n\n", "the input is empty"),
+        (b"id,metadata\nA,b\n", "line 1: the header has no column 'message_id'"),
+        (b"\nmessage_id,note\nA,b\n", "line 2: the header has no column 'metadata'"),
+        (b"message_id,metadata,metadata\n", "line 1: the header has the column 'metadata' twice"),
+        (b'"message_id"x,metadata\n', "line 1: the header is not CSV"),
+        (b"message_id,metadata,\xff\n", "line 1: not UTF-8"),
+        ("message_id,metadata\nA,b\n".encode("utf-16"), "line 1: not UTF-8"),
+    ],
+)
+def test_a_header_that_will_not_do_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        read(data)
+
+
+def test_a_record_is_an_update_and_hides_what_it_says() -> None:
+    (record,) = read(b"message_id,metadata\nA,secret\n")
+    assert isinstance(record, MetadataUpdate)
+    assert "secret" not in repr(record)
+
+
+def test_a_digest_tells_records_apart() -> None:
+    rows = [b"A,bc,", b"Ab,c,", b"A,bc,DISPATCH_SOURCE", b"A,b/c/,", b"a/b,one,"]
+    digests = [item.digest for item in read(HEADER + b"\n".join([*rows, rows[0]]))]
+    assert len(set(digests)) == len(rows)
+    assert digests[0] == digests[-1]
+    assert all(len(digest) == 16 for digest in digests)
+
+
+def test_a_digest_is_that_of_what_is_said_and_not_of_how_it_is_written() -> None:
+    (quoted,) = read(b'message_id,metadata\n"A","one"\n')
+    (plain,) = read(b'{"metadata": "one", "message_id": "A"}', JSONL)
+    assert quoted.digest == plain.digest
+
+
+@pytest.mark.parametrize(
+    "data", [b"message_id,metadata\nA,one\n", b"message_id,metadata\nB,one\n", b"metadata,message_id\n"]
+)
+def test_a_readers_fingerprint_is_its_beginnings(data: bytes) -> None:
+    first = RecordReader(io.BytesIO(data), Layout()).fingerprint
+    assert first == RecordReader(io.BytesIO(data + b"C,three\n" * data.count(b"one")), Layout()).fingerprint
+    assert first != RecordReader(io.BytesIO(b"message_id,metadata\nD,four\n"), Layout()).fingerprint
+
+
+@hypothesis.given(st.binary(max_size=200), st.sampled_from([CSV, JSONL]))
+def test_whatever_comes_is_records_and_bad_lines(data: bytes, layout: Layout) -> None:
+    data = HEADER + data if layout is CSV else data
+    for number, item in enumerate(read(data, layout), 1):
+        assert item.number == number
+        assert item.raw in data
+
+
+# A source
+
+
+def test_a_gzipped_file_is_told_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "ids.csv.gz"
+    path.write_bytes(gzip.compress(HEADER + b"A,one,\n"))
+    with Source(path, Layout()).open() as reader:
+        assert [item.number for item in reader] == [1]
+
+
+def test_a_gzipped_file_that_is_cut_short_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "ids.csv.gz"
+    whole = gzip.compress(HEADER + b"".join(b"A,%d,\n" % (number**5) for number in range(100_000)))
+    path.write_bytes(whole[: len(whole) // 2])
+    source = Source(path, Layout())
+    with source.open() as reader, pytest.raises(InputError, match=r"line \d+: cannot be read"):
+        list(reader)
+
+
+def test_a_file_that_is_no_gzip_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "ids.csv.gz"
+    path.write_bytes(HEADER)
+    with pytest.raises(InputError, match="line 1: cannot be read"), Source(path, Layout()).open():
+        pass
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    source = Source(tmp_path / "none.csv", Layout())
+    for what in (source.status, source.fingerprint):
+        with pytest.raises(InputError, match=r"none\.csv: No such file or directory"):
+            what()
+    with pytest.raises(InputError, match=r"none\.csv: No such file or directory"), source.open():
+        pass
+
+
+def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        with pytest.raises(InputError, match="No such device or address"), Source(path, Layout()).open():
+            pass
+
+
+def test_a_files_fingerprint_is_its_contents(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    for path, data in ((one, b"x"), (same, b"x"), (other, b"y")):
+        path.write_bytes(data)
+    assert (
+        Source(one, CSV).fingerprint() == Source(same, CSV).fingerprint() != Source(other, CSV).fingerprint()
+    )
+
+
+def test_standard_input_is_a_pipe_and_a_file_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "ids.csv"
+    path.touch()
+    assert Source(None, CSV).is_pipe
+    assert Source(None, CSV).name == "-"
+    assert not Source(path, CSV).is_pipe
