@@ -191,16 +191,19 @@ def _configure() -> cattrs.Converter:
     converter.register_structure_hook(ChannelIdentity, _identity)
     # Errors are read from an envelope that _envelope has made tidy: what is left of it cannot fail.
     as_it_is = override(struct_hook=lambda value, _: value)
-    converter.register_structure_hook_factory(
-        lambda cls: isinstance(cls, type) and issubclass(cls, ApiError),
-        lambda cls: make_dict_structure_fn(
+
+    def error_hook(cls: type[ApiError]) -> Callable[[Any, Any], Any]:
+        return make_dict_structure_fn(
             cls,
             converter,
             code=as_it_is,
             message=as_it_is,
             status=as_it_is,
             details=override(struct_hook=_details),
-        ),
+        )
+
+    converter.register_structure_hook_factory(
+        lambda cls: isinstance(cls, type) and issubclass(cls, ApiError), error_hook
     )
     converter.register_unstructure_hook(datetime.datetime, _rfc3339)
     for model in (ConversationMessage, ChannelIdentity, MetadataUpdate):

@@ -117,7 +117,9 @@ class Running:
 
     async def ends(self, given: bytes | None = None) -> Ended:
         """How it ended, after this much on its standard input."""
-        out, err = await self.process.communicate(given)
+        out, err = await self.process.communicate(
+            given or b""
+        )  # b"": Python 3.11 leaves standard input open for None
         assert self.process.returncode is not None
         ended = Ended(self.process.returncode, out.decode(), "".join(self._err) + err.decode())
         for word in ("Traceback", "Exception ignored", "Warning: unclosed", "never awaited"):

@@ -40,6 +40,7 @@ ONCE = (
     "faults",
     "load",
     "test_bulk_killed.py",
+    "test_cli.py",
     "test_examples.py",
     "test_fuzz.py",
     "test_how_to.py",

@@ -85,9 +85,6 @@ class Side:
         return self.attempts / self.calls
 
 
-Calls = "Sequence[tuple[str, str]]"
-
-
 async def spread(
     calls: Iterable[tuple[str, str]],
     one: Callable[[str, str], Awaitable[tuple[str | None, str | None]]],

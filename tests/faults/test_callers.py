@@ -23,7 +23,7 @@ from tests.faults.programs import api, backend, nginx
 pytestmark = pytest.mark.needs_program("nginx")
 
 
-@pytest.mark.parametrize("number", [15_000, pytest.param(100_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("number", [10_000, pytest.param(100_000, marks=pytest.mark.full)])
 async def test_cancellation_and_short_deadlines_leave_nothing_behind(table, number):
     """A third of the calls is cancelled after 0 to 20 ms, a third has so much time, a third is left alone; all of them at random, 200 at a time."""
     calls = updates(number, family="CANCEL")
@@ -58,8 +58,8 @@ async def test_cancellation_and_short_deadlines_leave_nothing_behind(table, numb
                             assert fate == "cancelled"
                             cancelled += 1
                             side.calls -= 1
-                        except Exception as error:
-                            assert fate == "hurried", error
+                        except Exception as error:  # whatever it is, it is what the caller would have got
+                            assert fate == "hurried", error  # one of three fates, told apart
                             side.ended.append(Ended(message_id, metadata, time.monotonic(), error=error))
                         else:
                             side.ended.append(
@@ -155,7 +155,7 @@ def on_a_new_loop(work) -> str:
 
     try:
         asyncio.run(within())
-    except Exception as error:
+    except Exception as error:  # whatever it is, it is what the caller would have got
         return type(error).__name__
     return "fine"
 
@@ -180,7 +180,7 @@ async def test_a_fork_in_the_middle_of_traffic_is_refused_and_harms_nobody(table
             await asyncio.gather(*(one(*call) for call in updates(50, family="WARM")))
             in_a_child(lambda: on_a_new_loop(child_calls))
             plain = await spread(
-                calls, one, Side(len(calls), time.monotonic()), rate=None, concurrency=50, patience=5
+                calls, one, Side(len(calls), time.monotonic()), rate=None, concurrency=50, patience=2
             )
             bitten = plain.failures(sandbox.applied())
             assert bitten
@@ -193,7 +193,7 @@ async def test_a_fork_in_the_middle_of_traffic_is_refused_and_harms_nobody(table
                 async def ours(message_id: str, metadata: str) -> None:
                     try:
                         message = await client.update_message_metadata(message_id, metadata)
-                    except Exception as error:
+                    except Exception as error:  # whatever it is, it is what the caller would have got
                         side.ended.append(Ended(message_id, metadata, time.monotonic(), error=error))
                     else:
                         side.ended.append(
@@ -230,8 +230,7 @@ async def test_a_second_loop_or_thread_in_the_middle_of_traffic_is_refused_and_h
             said: list[str] = []
 
             def run() -> None:
-                for call in strangers:
-                    said.append(on_a_new_loop(lambda call=call: work(*call)))
+                said.extend(on_a_new_loop(lambda call=call: work(*call)) for call in strangers)
 
             thread = threading.Thread(target=run)
             thread.start()

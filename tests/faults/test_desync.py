@@ -55,7 +55,7 @@ def confused(what: str) -> Server:
 
 @pytest.mark.parametrize("what", FAULTS)
 async def test_an_answer_that_belongs_to_another_call_is_given_to_none(table, what):
-    calls = updates(250 if what == "late error" else 3000, family="DESYNC")
+    calls = updates(250 if what == "late error" else 2000, family="DESYNC")
     # An error has no id by which to tell whose it is, so one that comes while a call is under way is taken for that call's by every HTTP/1.1 client.
     # What can be told is that nothing had been asked: here each call leaves its connection idle for a while.
     traffic = {"concurrency": 1, "pause": lambda: 0.01} if what == "late error" else {"concurrency": 20}

@@ -75,7 +75,7 @@ async def test_an_outage_of_all_and_then_of_half_of_the_backends_costs_a_job_not
         table.add(fault, "single", ours, naive=bitten, recovery=ours.recovered(restored))
 
 
-@pytest.mark.parametrize("what", ["slow", "mute"])
+@pytest.mark.parametrize("what", [pytest.param("slow", marks=pytest.mark.full), "mute"])
 async def test_a_backend_that_is_slow_or_never_answers_costs_a_job_nothing(table, what):
     calls = updates(400, family="SLOW")
 
@@ -87,7 +87,7 @@ async def test_a_backend_that_is_slow_or_never_answers_costs_a_job_nothing(table
         return time.monotonic()
 
     async with mute() as muted:
-        with backend(latency=0.005) as sandbox, backend(latency=2.0) as slow:
+        with backend(latency=0.005) as sandbox, backend(latency=2.0) as slow:  # noqa: SIM117  # haproxy wants to know their ports
             with haproxy(one=sandbox.port, slow=slow.port, mute=muted) as entry:
                 # One key opens both sandboxes, but each knows only its own tokens.
                 options = {**sandbox.options, "conversation_origin": entry.origin, "auth": "basic"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +13,7 @@ import pytest
 from sinch_conv_async.sandbox import Sandbox
 from tests.faults import naive
 from tests.faults.matrix import bulk, judge, judge_bulk, meanwhile, single, updates
-from tests.faults.programs import api, free_port, listening, nginx, stop
+from tests.faults.programs import UPDATED, free_port, listening, nginx, stop
 
 FAULTS = {
     "slow": "token endpoint takes 0.2 s, 1,000 callers at once",
@@ -151,18 +149,30 @@ async def test_an_oauth2_server_that_is_not_ours(table, tmp_path):
         start_new_session=True,
     )
     calls = updates(200, family="NPM")
-    # Its endpoint is /token: nginx stands before it, and asks that the token it gave is what comes.
-    pass_on = f"location = /oauth2/token {{ proxy_pass http://127.0.0.1:{port}/token; }}"
-    strict = api(
-        update='if ($http_authorization !~ "^Bearer eyJ") { return 401; } return 200 \'{"id":"$1","metadata":"set-$1"}\';'
-    )
-    strict = strict[: strict.index("location = /oauth2")] + pass_on + strict[strict.index("location ~") :]
+    # Its endpoint is /token: nginx stands before it, and asks that the token which it gave is what comes.
+    strict = f"""
+    map $http_authorization $is_its {{ default no; "~^Bearer eyJ" yes; }}
+    server {{
+        listen 127.0.0.1:@port;
+        location = /oauth2/token {{ proxy_pass http://127.0.0.1:{port}/token; }}
+        location ~ "^/v1/projects/[^/]+/messages/(?<asked>[^/]+)$" {{
+            if ($is_its = no) {{ return 401; }}
+            return 200 '{UPDATED.replace("$1", "$asked")}';
+        }}
+    }}
+    """
     try:
         listening(port, process)
         with nginx(strict) as server:
+            plain = await naive.loop(server.options, calls[:20])
             ours = await single(server.options, calls)
             judge(ours, server.applied())
             assert not ours.errors
-            table.add("a token endpoint that is not ours (oauth2-mock-server)", "single", ours, naive="")
+            table.add(
+                "a token endpoint that is not ours (oauth2-mock-server)",
+                "single",
+                ours,
+                naive=plain.failures(server.applied()),
+            )
     finally:
         stop(process)
