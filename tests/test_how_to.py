@@ -20,7 +20,7 @@ MARK = "==== next ===="
 # Under way, and some way on, before Ctrl-C is pressed: a signal to a program that is still loading would be another story.
 INTERRUPTED = """
 {command} & job=$!
-until [ "$(wc -l < messages.csv.journal.jsonl)" -gt 1200 ]; do sleep 0.05; done 2>/dev/null
+until [ "$(wc -l < messages.csv.journal.jsonl)" -gt 1000 ]; do sleep 0.05; done 2>/dev/null
 kill -INT $job; wait $job"""
 
 # What a reader does without knowing: looks whether it is there, before typing on.

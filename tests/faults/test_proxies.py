@@ -109,7 +109,7 @@ async def test_a_proxy_that_breaks_off_in_the_middle_of_connect_costs_a_job_noth
             await peer.reader.readuntil(b"\r\n\r\n")
             number += 1
             if number % 3 == 0:
-                await peer.send(b"HTTP/1.1 200 Connec")
+                await peer.send(b"HTTP/1.1 200 Con")
                 return
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             await peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
