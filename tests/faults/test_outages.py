@@ -35,7 +35,7 @@ async def mute() -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=pytest.mark.full)])
-async def test_an_outage_of_all_and_then_of_half_of_the_backends_costs_a_job_nothing(table, seconds):
+async def test_an_outage_of_all_and_then_of_half_of_the_backends_loses_nothing(table, seconds):
     rate = 200
     calls = updates(rate * (seconds + 4), family="OUTAGE")
 
@@ -60,7 +60,10 @@ async def test_an_outage_of_all_and_then_of_half_of_the_backends_costs_a_job_not
         sandbox.forget()
         requests = entry.requests()
         job, restored = await meanwhile(bulk(options, calls, rate=rate), outage(entry))
-        judge_bulk(job, sandbox.applied())
+        judge(job, sandbox.applied())
+        # With half of the answers 503, one update in 32 meets five in a row: a failed outcome, to be given to a new job.
+        assert set(job.errors) <= {"ServerError"}
+        assert len(job.ended) == len(calls)
         assert entry.requests() - requests == job.attempts
         table.add(fault, "bulk", job, naive=bitten, recovery=job.recovered(restored))
 
