@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import socket
+import ssl as tls
 import struct
 import time
 import warnings
@@ -35,7 +36,6 @@ import attrs
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from ssl import SSLContext
     from typing import Self
 
 __all__ = [
@@ -405,7 +405,7 @@ class Sandbox:
         latency: float = 0.0,
         host: str = "127.0.0.1",
         port: int = 0,
-        ssl: SSLContext | None = None,
+        ssl: tls.SSLContext | None = None,
         auto_create: bool = False,
         keep_requests: int | None = None,
         keep_headers: bool = False,

@@ -52,9 +52,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents and item.path.relative_to(here).parts[0] in ONCE:
             item.add_marker(pytest.mark.once)
-        if item.path.name in ("test_bulk_killed.py", "test_examples.py", "test_limits.py", "test_outages.py"):
-            # Minutes of killing and resuming, which a loaded machine can make longer than the tests wait: `nox -s faults_full`.
-            item.add_marker(pytest.mark.full)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -774,15 +774,16 @@ async def test_a_demo_can_be_interrupted(tmp_path: Path) -> None:
     assert "hold the right metadata" not in ended.out
 
 
-def test_a_demo_that_loses_something_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("lies", "code"), [(0, 0), (3, 1)])
+def test_a_demo_counts_what_it_lost(
+    lies: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sinch_conv_async import _demo
 
-    async def no_trouble(sandbox: Sandbox, messages: int) -> None:
+    async def trouble(sandbox: Sandbox, messages: int) -> None:
         # Answers that claim what they did not do.
         body = b'{"id": "%s"}'
-        for message_id in list(sandbox.messages)[:3]:
+        for message_id in list(sandbox.messages)[:lies]:
             raw = body % message_id.encode()
             sandbox.answer_next(
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(raw)
@@ -790,7 +791,8 @@ def test_a_demo_that_loses_something_says_so(
                 message_id=message_id,
             )
 
-    monkeypatch.setattr(_demo, "_trouble", no_trouble)
-    code = cli.run(["demo", "--messages", "100"])
-    assert code == 1
-    assert "3 messages do not hold what they should" in capsys.readouterr().err
+    monkeypatch.setattr(_demo, "_trouble", trouble)
+    assert cli.run(["demo", "--messages", "100"]) == code
+    said = capsys.readouterr()
+    assert ("3 messages do not hold what they should" in said.err) == (lies == 3)
+    assert ("All 100 messages hold the right metadata." in said.out) == (lies == 0)

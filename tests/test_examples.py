@@ -97,7 +97,8 @@ def reaped(process: asyncio.subprocess.Process) -> None:
     """What asyncio leaves to later: the pipes to the garbage collector, on Python 3.11 a thread to its own last line."""
     process._transport.close()  # type: ignore[attr-defined]  # there is no public way
     if sys.version_info < (3, 12):
-        thread = asyncio.get_child_watcher()._threads.get(process.pid)
+        # Of a watcher that has threads: where the kernel has pidfd, it is another one.
+        thread = getattr(asyncio.get_child_watcher(), "_threads", {}).get(process.pid)
         if thread is not None:
             thread.join()
 

@@ -599,7 +599,7 @@ def test_what_is_no_proxy_is_told_without_its_text(value):
 
 
 @pytest.mark.parametrize(
-    "value", [0, True, b"http://proxy.example", ["http://proxy.example"], object()], ids=repr
+    "value", [0, True, b"http://proxy.example", ["http://proxy.example"], object()], ids=lambda value: type(value).__name__
 )
 def test_a_proxy_that_is_no_text_is_told(value):
     assert checked_proxy(value) == f"proxy must be a str or yarl.URL, not {type(value).__name__}"
