@@ -87,7 +87,9 @@ def run_pytest(session: nox.Session, name: str, which: str, *options: str) -> No
 def tests(session: nox.Session) -> None:
     """The tests and the pages' snippets on each Python, but for those that ``once`` runs."""
     # By files, since a page's snippets follow one another.
-    run_pytest(session, str(session.python), "not full and not once", "--numprocesses=auto", "--dist=loadfile")
+    run_pytest(
+        session, str(session.python), "not full and not once", "--numprocesses=auto", "--dist=loadfile"
+    )
 
 
 @nox.session

@@ -159,7 +159,7 @@ class Connector(aiohttp.TCPConnector):
             protocol, transport = connection.protocol, connection.transport
             assert protocol is not None  # connect looked at both
             assert transport is not None
-            protocol.set_response_params(read_until_eof=True)
+            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
             transport.write(data)
             while True:
                 message, payload = await protocol.read()

@@ -31,7 +31,7 @@ from ._connector import NO_TIMEOUT, Connector, Exchange, exchange, read_body, tr
 from ._pacing import Admission, Project
 from ._retry import Failure, RetryPolicy
 from ._tokens import BasicAuthorization, EndpointPace, Token, TokenSource
-from ._wire import Answer, Credentials, Grant, Request
+from ._wire import MAX_ANSWER, Answer, Credentials, Grant, Request
 from .enums import MessagesSource
 from .errors import (
     ApiError,
@@ -47,9 +47,6 @@ from .errors import (
 from .models import ConversationMessage
 
 __all__ = ["Call", "Member", "ProjectStats", "SessionManager", "SessionStats"]
-
-MAX_ANSWER: Final = 1024 * 1024
-"""Bytes of an answer that are read, after decompression. A message with its contents is a few KiB."""
 
 TOKEN_TIMEOUT: Final = 10.0
 """Seconds that one token request may take."""
@@ -192,6 +189,10 @@ class Member:
     def now(self) -> float:
         """Monotonic seconds, by the clock that paces calls and expires tokens."""
         return self.manager._clock()
+
+    def long_delay(self) -> float:
+        """Seconds to wait after the last of a call's retries, for who tries again all the same."""
+        return self.policy.delay(retries=self.policy.max_retries, retry_after=None, rng=self.manager._rng)
 
     def bound(self) -> _Binding:
         """What the manager has on the running event loop, or ClientStateError."""
@@ -585,6 +586,7 @@ class SessionManager:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=NO_TIMEOUT,
             trust_env=False,
+            auto_decompress=False,  # a bomb is defused where the answer is read
             trace_configs=self._trace_configs,
         )
         pool = _pool(http)
@@ -729,10 +731,8 @@ class SessionManager:
             # An error's status says enough, also when its body was cut short.
             return answer
         if len(answer.body) > MAX_ANSWER:
-            error_text = f"the answer is longer than {MAX_ANSWER:,} bytes"
-            return Failure(
-                ResponseFormatError(error_text, http_status=answer.status), helps=False, applied=True
-            )
+            problem = f"the answer is longer than {MAX_ANSWER:,} bytes"
+            return Failure(ResponseFormatError(problem, http_status=answer.status), helps=False, applied=True)
         return Failure(
             TransportError("the connection was closed in the middle of the answer"), helps=True, applied=True
         )

@@ -10,6 +10,7 @@ import base64
 import ipaddress
 import math
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -26,6 +27,7 @@ from .errors import InvalidArgumentError, ResponseFormatError, TokenError, Trans
 from .models import ConversationMessage
 
 __all__ = [
+    "MAX_ANSWER",
     "VERSION",
     "Answer",
     "Credentials",
@@ -57,6 +59,9 @@ VERSION: Final = "0.1.0"
 
 MAX_METADATA: Final = 1024
 """Characters. The request schema names no limit; the specification's response field says up to 1,024."""
+
+MAX_ANSWER: Final = 1024 * 1024
+"""Bytes of an answer that are read, and to which it may be decompressed. A message with its contents is a few KiB."""
 
 DEFAULT_TOKEN_LIFETIME: Final = 600.0
 """Seconds that a token lives whose answer has no ``expires_in`` (RFC 6749, 5.1, only recommends it). Sinch's live an hour."""
@@ -386,12 +391,39 @@ def _moment(text: str) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
+def _content(answer: Answer) -> tuple[bytes, str | None]:
+    """The answer's body with its Content-Encoding undone (RFC 9110, section 8.4), as far as that can be done, and what is wrong with it.
+
+    None was asked for, so one that this cannot undo is the server's mistake, and comes again with a repeat.
+    """
+    coding = answer.headers.get("Content-Encoding")
+    if coding is None:
+        return answer.body, None
+    coding = coding.strip().lower()
+    if coding in ("", "identity"):
+        return answer.body, None
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        return b"", "its Content-Encoding is none that was asked for"
+    # 32: gzip or zlib, by what it begins with. Some send "deflate" without zlib's two bytes around it.
+    for bits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
+        inflate = zlib.decompressobj(bits)
+        try:
+            body = inflate.decompress(answer.body, MAX_ANSWER + 1)
+        except zlib.error:
+            continue
+        if len(body) > MAX_ANSWER:
+            return body, f"it is longer than {MAX_ANSWER:,} bytes"
+        return body, None if inflate.eof else "its compressed content has no end"
+    return b"", "its content is not compressed as its Content-Encoding says"
+
+
 def read_answer(
     answer: Answer, request: Request, *, scrub: Callable[[str], str]
 ) -> ConversationMessage | Failure:
     """The updated message, or in which way it was not one."""
+    body, problem = _content(answer)
     if answer.status == 200:
-        message = _convert.structure_message(answer.body)
+        message = problem or _convert.structure_message(body)
         if isinstance(message, str):
             problem = f"the 200 answer is not a message: {message}"
             return Failure(ResponseFormatError(problem, http_status=200), helps=False, applied=True)
@@ -406,7 +438,7 @@ def read_answer(
         return Failure(
             ResponseFormatError(problem, http_status=answer.status), helps=False, applied=answer.status < 300
         )
-    error = _convert.structure_error(answer.status, answer.body, scrub=scrub)
+    error = _convert.structure_error(answer.status, body, scrub=scrub)
     error.retry_after = retry_after(answer.headers)
     error.request_id = _request_id(answer.headers, scrub)
     maybe_applied = answer.status in _TRY_AGAIN_MAYBE_APPLIED
@@ -414,7 +446,8 @@ def read_answer(
         error,
         helps=maybe_applied or answer.status in _TRY_AGAIN_NOT_APPLIED,
         applied=maybe_applied,
-        retry_after=error.retry_after,
+        # No wait, or a date that has passed: how long is left to us.
+        retry_after=error.retry_after or None,
     )
 
 
@@ -429,7 +462,7 @@ def _request_id(headers: Mapping[str, str], scrub: Callable[[str], str]) -> str 
 def read_token_answer(answer: Answer, *, scrub: Callable[[str], str]) -> Grant | Failure:
     """The token that an answer of the token endpoint grants (RFC 6749, section 5), or why there is none."""
     try:
-        value = _json.loads(answer.body)
+        value = _json.loads(_content(answer)[0])
     except ValueError:
         value = None
     fields: dict[str, Any] = value if type(value) is dict else {}
@@ -445,7 +478,7 @@ def read_token_answer(answer: Answer, *, scrub: Callable[[str], str]) -> Grant |
         http_status=answer.status,
     )
     helps = answer.status in _TRY_AGAIN_NOT_APPLIED or answer.status >= 500
-    return Failure(error, helps=helps, retry_after=retry_after(answer.headers))
+    return Failure(error, helps=helps, retry_after=retry_after(answer.headers) or None)
 
 
 def _grant(fields: dict[str, Any]) -> Grant | Failure:

@@ -7,12 +7,14 @@ not yet read. A place becomes free when whoever reads the outcomes comes back fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, Iterator
 from types import TracebackType
 from typing import Final, Self
 
+from ._retry import RetryYield
 from ._session import Call, Member
 from .errors import (
     ApiError,
@@ -37,6 +39,12 @@ MAX_OUTAGE: Final = 900.0
 
 PROBE_DELAYS: Final = (0.5, 1.0, 2.0, 4.0, 5.0)
 """Seconds before each probe of an outage, the last one for all that follow: some 180 requests in 900 s, where a working job sends 720,000."""
+
+FURTHER_ROUNDS: Final = 4
+"""How often an update that has used up its retries is given as many again, where those of other updates succeed."""
+
+WORTHWHILE: Final = 0.1
+"""The least share of retries that must succeed for that."""
 
 
 class _Outage:
@@ -116,6 +124,7 @@ class BulkUpdate:
         self._newest_success = -math.inf  # when the newest of the updates that were applied set out
         self._failing: set[Hashable] = set()  # ids that failed since the last success
         self._outage: _Outage | None = None
+        self._yield = RetryYield()
 
     def __repr__(self) -> str:
         state = (
@@ -160,7 +169,7 @@ class BulkUpdate:
     def stop_reading(self) -> None:
         """Takes no more of the input. The outcomes of what is under way still come, then the iteration ends.
 
-        An update that waits for the end of an outage gets no outcome: it would take as long as the outage.
+        An update that waits for the end of an outage, or between two rounds of retries, gets no outcome: it would take as long.
         """
         self._no_more = self._stopped = True
         for worker in self._parked:
@@ -277,6 +286,7 @@ class BulkUpdate:
         except InvalidArgumentError as refused:
             return UpdateOutcome(update, error=refused)
         call = Call(request)
+        rounds = 0
         parked_at: int | None = None
         error: SinchError
         while True:
@@ -295,6 +305,7 @@ class BulkUpdate:
                 error = caught
             else:
                 self._newest_success = max(self._newest_success, began)
+                self._yield.record(call.attempts - (attempts or 1), succeeded=True)
                 self._got_through()
                 return UpdateOutcome(update, message=message, attempts=call.attempts)
             if _ends_job(error):
@@ -314,6 +325,7 @@ class BulkUpdate:
                     self._got_through()
                 return UpdateOutcome(update, error=error, attempts=call.attempts)
             self._failing.add(_key(update))
+            self._yield.record(call.attempts - (attempts or 1), succeeded=False)
             # Not so when the project's retry budget was used up: then it has had less than its share.
             tried = call.attempts > policy.max_retries or timed_out
             alone = len(self._behind) == 1 and len(self._failing) == 1
@@ -322,7 +334,12 @@ class BulkUpdate:
                 call.failed_since is not None and self._newest_success > call.failed_since
             ) or (parked_at is not None and self._successes > parked_at)
             if self._outage is None and tried and (alone or others_get_through):
-                return UpdateOutcome(update, error=error, attempts=call.attempts)
+                if rounds == FURTHER_ROUNDS or self._yield.share < WORTHWHILE:
+                    return UpdateOutcome(update, error=error, attempts=call.attempts)
+                # Some of the service is out, and this update has met no other part of it.
+                rounds += 1
+                await self._pause(member.long_delay())
+                continue
             # Whether it is this update or the API, the next one that gets through will tell; until then they wait for one.
             parked_at = self._successes
             self._fell_through(error)
@@ -349,17 +366,13 @@ class BulkUpdate:
             )
             raise error
         if isinstance(error, ApiError) and error.retry_after is not None:
-            self._outage.not_before = now + error.retry_after
+            # A server that sends everybody away for a day may have changed its mind.
+            self._outage.not_before = now + min(error.retry_after, self._member.policy.max_retry_after)
 
     async def _wait_out(self, outage: _Outage) -> bool:
         """Waits until the outage is over (False), or for the turn to probe it (True)."""
-        this = asyncio.current_task()
-        assert this is not None  # workers are tasks
         loop = asyncio.get_running_loop()
-        self._parked.add(this)
-        if self._stopped:
-            this.cancel()  # as those were who waited here at the time
-        try:
+        with self._parking():
             turn = loop.create_future()
             outage.waiting.append(turn)
             if not outage.probing:
@@ -371,6 +384,21 @@ class BulkUpdate:
                 await asyncio.wait([pause], timeout=outage.delay(loop.time()))
                 pause.cancel()  # done, it is passed over when the turn goes on
             return self._outage is outage
+
+    async def _pause(self, delay: float) -> None:
+        with self._parking():
+            await asyncio.sleep(delay)
+
+    @contextlib.contextmanager
+    def _parking(self) -> Iterator[None]:
+        """Where a worker may wait for long: once the job is stopped it waits no more, and its update has no outcome."""
+        this = asyncio.current_task()
+        assert this is not None  # workers are tasks
+        self._parked.add(this)
+        if self._stopped:
+            this.cancel()  # as those were who waited here at the time
+        try:
+            yield
         finally:
             self._parked.discard(this)
 

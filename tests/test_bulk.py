@@ -27,6 +27,7 @@ from sinch_conv_async import (
     TransportError,
 )
 from sinch_conv_async import bulk as bulk_module
+from sinch_conv_async._session import Member
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import AT_ONCE, NEVER, client_of
 
@@ -775,6 +776,58 @@ async def test_one_id_that_always_fails_is_one_failed_outcome(client, sandbox, q
     assert len(outcomes) == 100
     assert [name for name, outcome in outcomes.items() if not outcome.ok] == ["m5"]
     assert isinstance(outcomes["m5"].error, ServerError)
+
+
+def unlucky(sandbox, number: int, *, times: int) -> None:
+    """Each of so many updates fails once, and m30 so often: as where part of the service is out."""
+    for one in range(number):
+        sandbox.fail_next(503, message_id=f"m{one}")
+    sandbox.fail_next(503, times=times, message_id="m30")
+
+
+async def test_where_retries_help_an_update_that_meets_many_failures_is_tried_further(
+    client, sandbox, quick_probes
+):
+    unlucky(sandbox, 60, times=20)
+    outcomes = {o.update.message_id: o async for o in client.update_many(Input(300), concurrency=8)}
+    assert len(outcomes) == 300
+    assert all(outcome.ok for outcome in outcomes.values())
+    assert outcomes["m30"].attempts == 22
+
+
+async def test_where_retries_help_others_an_update_that_never_succeeds_is_a_failed_outcome_too(
+    client, sandbox, quick_probes
+):
+    unlucky(sandbox, 60, times=1_000_000)
+    outcomes = {o.update.message_id: o async for o in client.update_many(Input(300), concurrency=8)}
+    assert [name for name, outcome in outcomes.items() if not outcome.ok] == ["m30"]
+    assert outcomes["m30"].attempts >= 25
+
+
+async def test_stop_reading_does_not_wait_for_a_further_round_of_retries(
+    client, sandbox, quick_probes, monkeypatch
+):
+    monkeypatch.setattr(Member, "long_delay", lambda member: 3600.0)
+    unlucky(sandbox, 60, times=1_000_000)
+    outcomes = client.update_many(Input(100), concurrency=8)
+    done = [await anext(outcomes) for _ in range(99)]
+    asked = asyncio.ensure_future(anext(outcomes))
+    await until(lambda: outcomes._parked)
+    outcomes.stop_reading()
+    with pytest.raises(StopAsyncIteration):
+        await asked
+    assert all(outcome.ok for outcome in done)
+    assert workers() == 0
+
+
+async def test_a_server_that_sends_everybody_away_for_a_day_is_asked_again_before(sandbox, quick_probes):
+    """At the latest after max_retry_after, as a call that meets it would have been sent away for good."""
+    sandbox.fail_next(429, retry_after=86_400)
+    retry = RetryPolicy(base_delay=0.001, max_retry_after=0.01)
+    async with client_of(sandbox, retry=retry, rate_limit=None) as client:
+        outcomes = [outcome async for outcome in client.update_many(Input(20), concurrency=4)]
+    assert len(outcomes) == 20
+    assert all(outcome.ok for outcome in outcomes)
 
 
 async def test_a_lone_update_that_fails_is_a_failed_outcome(client, sandbox):

@@ -333,13 +333,20 @@ def test_numbers_that_json_does_not_have_are_kept_too():
     assert message.extra["none"] != message.extra["none"]
 
 
-def test_a_deep_value_is_kept():
-    depth = 400
+def test_a_deep_value_is_kept_copies_and_pickles():
+    depth = 99
     message = structure_message(b'{"app_message": ' + b"[" * depth + b"]" * depth + b"}")
     value = message.extra["app_message"]
     for _ in range(depth - 1):
         (value,) = value
     assert value == []
+    for twin in (copy.deepcopy(message), pickle.loads(pickle.dumps(message))):
+        assert twin.extra == message.extra
+
+
+def test_a_value_too_deep_to_copy_is_not_readable():
+    body = b'{"app_message": ' + b"[" * 100 + b"]" * 100 + b"}"
+    assert structure_message(body) == "not readable as JSON @ $"
 
 
 @given(JSON | MESSAGES | objects(list(MESSAGE), JSON))

@@ -63,7 +63,10 @@ VALUES = {
     "a number too small": (b"1e-400", 0.0),
     "a number too large": (b"1e400", float("inf")),
     "infinity": (b"[Infinity, -Infinity]", [float("inf"), float("-inf")]),
-    "five hundred levels": (b"[" * 500 + b"]" * 500, None),
+    "a hundred levels": (b'[{"a":' * 50 + b"1" + b"}]" * 50, None),
+    "two hundred lists beside each other": (b"[" + b"[],[[]]," * 100 + b"[]]", None),
+    "brackets in a string": (b'["' + b"[{" * 200 + b'"]', ["[{" * 200]),
+    "brackets and quotes in a string": (b'["' + b'\\\\\\"[{' * 200 + b'"]', ['\\"[{' * 200]),
 }
 REFUSED = {
     "nothing": b"",
@@ -79,6 +82,8 @@ REFUSED = {
     "bytes that are not UTF-8": b'{"id": "\xff\xfe"}',
     "half a character": b'"\xf0\x9f\x98"',
     "half of UTF-16": '{"id": 1}'.encode("utf-16")[:-1],
+    "a hundred and one levels": b"[" * 101 + b"]" * 101,
+    "too many levels after brackets in a string": b'["' + b"]" * 200 + b'", ' + b"[" * 100 + b"]" * 101,
     "a hundred thousand levels": b"[" * 100_000 + b"]" * 100_000,
     "a hundred thousand objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "five thousand digits": b"1" * 5000,
@@ -129,6 +134,18 @@ def test_what_is_not_json_or_too_much_is_a_value_error(module, name):
 def test_whatever_is_written_is_read_alike(value):
     data = json.dumps(value).encode()
     assert outcome(_json.loads, data) == outcome(PLAIN.loads, data) == repr(json.loads(data))
+
+
+@given(JSON, st.integers(90, 110))
+def test_what_is_nested_more_than_a_hundred_deep_is_refused_whatever_its_strings_hold(value, levels):
+    def depth(value):
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+    data = b"[" * levels + json.dumps(value, ensure_ascii=True).encode() + b"]" * levels
+    for module in (_json, PLAIN):
+        read = not isinstance(outcome(module.loads, data), tuple)
+        assert read is (levels + depth(value) <= 100)
 
 
 @given(st.binary())

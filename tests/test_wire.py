@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import html
 import json
 import math
 import re
+import zlib
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from urllib.parse import quote, quote_plus
@@ -36,6 +38,7 @@ from sinch_conv_async import (
 )
 from sinch_conv_async._retry import Failure
 from sinch_conv_async._wire import (
+    MAX_ANSWER,
     Answer,
     Credentials,
     Grant,
@@ -599,7 +602,9 @@ def test_what_is_no_proxy_is_told_without_its_text(value):
 
 
 @pytest.mark.parametrize(
-    "value", [0, True, b"http://proxy.example", ["http://proxy.example"], object()], ids=lambda value: type(value).__name__
+    "value",
+    [0, True, b"http://proxy.example", ["http://proxy.example"], object()],
+    ids=lambda value: type(value).__name__,
 )
 def test_a_proxy_that_is_no_text_is_told(value):
     assert checked_proxy(value) == f"proxy must be a str or yarl.URL, not {type(value).__name__}"
@@ -868,7 +873,72 @@ def test_an_answer_shows_neither_headers_nor_body():
     assert repr(answer(200, b"canary", Set_Cookie="canary")) == "Answer(status=200)"
 
 
+# Content-Encoding
+
+
+def raw_deflate(data):
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+MESSAGE = json.dumps({"id": REQUEST.message_id}).encode()
+CODINGS = {
+    "none": ({}, MESSAGE),
+    "identity": ({"Content-Encoding": " Identity "}, MESSAGE),
+    "gzip": ({"Content-Encoding": "GZIP"}, gzip.compress(MESSAGE)),
+    "x-gzip": ({"Content-Encoding": "x-gzip"}, gzip.compress(MESSAGE)),
+    "deflate": ({"Content-Encoding": "deflate"}, zlib.compress(MESSAGE)),
+    "deflate without zlib's frame": ({"Content-Encoding": "deflate"}, raw_deflate(MESSAGE)),
+}
+NO_CODINGS = {
+    "brotli": ("br", MESSAGE, "none that was asked for"),
+    "two codings": ("gzip, gzip", gzip.compress(gzip.compress(MESSAGE)), "none that was asked for"),
+    "not compressed": ("gzip", MESSAGE, "not compressed as its Content-Encoding says"),
+    "cut short": ("gzip", gzip.compress(MESSAGE)[:-9], "has no end"),
+    "nothing": ("gzip", b"", "has no end"),
+    "a byte too long": ("deflate", zlib.compress(b" " * (MAX_ANSWER + 1)), "longer than 1,048,576 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", CODINGS)
+def test_an_answer_is_read_whatever_coding_it_came_in(name):
+    headers, body = CODINGS[name]
+    assert (
+        read_answer(Answer(200, CIMultiDict(headers), body), REQUEST, scrub=no_scrub).id == REQUEST.message_id
+    )
+
+
+@pytest.mark.parametrize("name", NO_CODINGS)
+def test_an_answer_in_a_coding_that_cannot_be_undone_was_applied_and_no_repeat_helps(name):
+    coding, body, problem = NO_CODINGS[name]
+    outcome = read_answer(
+        Answer(200, CIMultiDict({"Content-Encoding": coding}), body), REQUEST, scrub=no_scrub
+    )
+    assert isinstance(outcome.error, ResponseFormatError)
+    assert problem in str(outcome.error)
+    assert (outcome.error.http_status, outcome.helps, outcome.applied) == (200, False, True)
+
+
+@pytest.mark.parametrize("name", NO_CODINGS)
+def test_an_error_in_a_coding_that_cannot_be_undone_is_still_the_error(name):
+    coding, body, _ = NO_CODINGS[name]
+    outcome = read_answer(
+        Answer(503, CIMultiDict({"Content-Encoding": coding}), body), REQUEST, scrub=no_scrub
+    )
+    assert isinstance(outcome.error, ServerError)
+    assert outcome.helps
+
+
 # Retry-After
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("value", ["0", "Sun, 01 Mar 2026 11:59:00 GMT"])
+def test_to_come_back_at_once_is_to_come_back_when_one_thinks_best(status, value):
+    outcome = read(status, Retry_After=value, Date=NOON_TEXT)
+    assert outcome.error.retry_after == 0
+    assert outcome.retry_after is None
+
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 NOON_TEXT = "Sun, 01 Mar 2026 12:00:00 GMT"
