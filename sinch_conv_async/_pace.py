@@ -11,7 +11,7 @@ Three rules together give the time of the next departure; the latest of them win
   them all, so that a busy event loop costs no throughput; after idleness nothing has been saved up.
 * *The pause.* After a 429 nobody departs for a while.
 
-The pace falls by a factor with each congestion and climbs back by a fixed amount a second (additive increase,
+With each congestion the pace falls, to a little less than what was let through in the last second, and climbs back by a fixed amount a second (additive increase,
 multiplicative decrease: Chiu and Jain, 1989, show that those who share a limit in this way, knowing nothing of each
 other, come to share it evenly). What this does with the usual ways of counting on a server is measured in
 ``benchmarks/pace_simulation.py``.
@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_right
+from collections import deque
 from random import Random
 from typing import Final
 
@@ -48,8 +50,13 @@ class Pace:
     # The values come out of benchmarks/pace_simulation.py, which says what others do.
     HEADROOM = 0.005  # of the interval: the window is left unfilled by so much, or jitter on the way would overfill it
     CATCH_UP = 0.25  # seconds of lateness that are made up for; also the largest burst, in seconds' worth of departures
-    FALL = 0.95  # the pace falls to this at the first touch, to its 2nd, 4th and 8th power while congestion lasts
-    PAUSE = 0.0125  # seconds, doubling likewise: 0.1 at most
+    FALL = 0.97  # the pace falls to this share of what has lately been let through
+    WAITING_FALL = (
+        0.66  # and to this where the server asks for a wait: touching its limit had better be rare then
+    )
+    TELLING = 5  # departures in a second, fewer of which say nothing about what is let through
+    SATURATED = 0.5  # of the pace; nor does what departs at less than this
+    PAUSE = 0.0125  # seconds, doubling while congestion lasts: 0.1 at most
     DEEPEST = 3  # doublings
     HEEL = 0.5  # seconds: a congestion that comes so soon after the last pause is the last one's continuation
     CLIMB = 0.015  # of the limit, each second
@@ -70,6 +77,7 @@ class Pace:
         "_next",
         "_rate",
         "_rate_since",
+        "_refused",
         "_ring",
         "_size",
         "_slowed",
@@ -92,6 +100,7 @@ class Pace:
         self._slowed = False
         self._rate = math.inf
         self._rate_since = NEVER
+        self._refused: deque[float] = deque()  # when what was refused had departed, for a second
         self._ring = array("d")
         self._size = 0
         self._at = 0  # where the oldest departure lies, which the next one replaces
@@ -187,29 +196,36 @@ class Pace:
 
     def throttled(self, now: float, *, departed: float, retry_after: float | None, rng: Random) -> None:
         """Take note of a 429 to a request that departed at ``departed``: pause, and lower the pace once."""
+        if self._window:
+            refused = self._refused
+            refused.append(departed)
+            while refused and refused[0] <= now - WINDOW:
+                refused.popleft()
         if departed > self._lowered:
             if retry_after is not None:
-                # Touching the limit often and lightly is cheap only where each touch does not cost a wait like this.
                 self._depth = self.DEEPEST
             elif departed < max(self._lowered, self.paused_until) + self.HEEL:
                 self._depth = min(self._depth + 1, self.DEEPEST)
             else:
                 self._depth = 0
-            depth = 1 << self._depth
             if self._window:
                 rate = self.rate_at(now)
                 if departed > self._brink_at + WINDOW:
                     self._brink = rate
                     self._brink_at = now
+                if retry_after is None:
+                    rate = self.FALL * min(rate, self._let_through(now))
+                else:
+                    rate *= self.WAITING_FALL
                 # A server that remembers a second refuses for what was sent before the pace fell. Within a second it
                 # falls no further than this, or it would take long to climb back.
-                self._rate = max(rate * self.FALL**depth, self._brink * self.LEAST, self._top * self.FLOOR)
+                self._rate = max(rate, self._brink * self.LEAST, self._top * self.FLOOR)
                 self._rate_since = now
                 self._slowed = True
             self._lowered = now
             if retry_after is None:
                 # Between half and all of it, so that processes that were refused together do not come back together.
-                retry_after = self.PAUSE * depth * rng.uniform(0.5, 1.0)
+                retry_after = self.PAUSE * (1 << self._depth) * rng.uniform(0.5, 1.0)
         elif retry_after is None:
             return
         until = now + retry_after
@@ -219,6 +235,19 @@ class Pace:
             if self._next < until:
                 self._next = until  # what the pause held back is not lateness
         self._settle()
+
+    def _let_through(self, now: float) -> float:
+        """Requests a second that departed in the last one and have not been refused; infinite where too few did to say."""
+        size, at, ring = self._size, self._at, self._ring
+        oldest = bisect_right(range(size), now - WINDOW, key=lambda index: ring[(at + index) % size])
+        departed = size - oldest
+        if departed < self.TELLING:
+            return math.inf
+        # The first of them may be a moment ago: then it is of a part of a second that they tell.
+        seconds = max(now - ring[(at + oldest) % size], self.PAUSE)
+        if departed < self.SATURATED * self._rate * seconds:
+            return math.inf  # so few were there to be sent, and what they used is not what there is
+        return (departed - len(self._refused)) / seconds
 
     def _climbing(self, now: float) -> float:
         """The interval after a departure made now, while the pace climbs."""
