@@ -105,7 +105,8 @@ def coverage(session: nox.Session) -> None:
     # Of this run only: what an interrupted one has left behind must not cover for it.
     data = [str(path) for name in covered or ["3", "once"] for path in ROOT.glob(f".coverage.{name}.*")]
     session.run("coverage", "combine", *data)
-    session.run("coverage", "report", "--fail-under=100")
+    # The command line is run by `once`: without it there is something to see, and nothing to hold.
+    session.run("coverage", "report", f"--fail-under={100 if 'once' in covered or not covered else 0}")
     tested = [name for name in covered if name in PYTHONS]
     session.log(f"tests ran and passed on Python {', '.join(tested) or '(none in this run)'}")
     if missing := [python for python in PYTHONS if python not in tested]:

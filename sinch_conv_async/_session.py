@@ -154,6 +154,7 @@ class Member:
         attempt_timeout: float,
     ) -> Self:
         """Gives a client its place. Clients of one project share its pace, clients with one key its token."""
+        manager._forget_unused()  # before anything is looked up that nobody uses yet
         tokens = (
             BasicAuthorization(credentials) if auth == "basic" else manager._source(auth_origin, credentials)
         )
@@ -199,15 +200,24 @@ class Member:
         self.calls.check_open()  # first, or a closed client would bind its manager to this loop
         return self.manager._bound()
 
-    async def authenticate(self) -> None:
+    async def authenticate(self, *, timeout: float | None) -> None:
         """Has a token, or raises TokenError."""
         self.bound()
         calls = self.calls
         calls.enter()
         try:
-            await self.tokens.get(calls)
+            async with asyncio.timeout(timeout):
+                await self.tokens.get(calls)
+            return
+        except TimeoutError:
+            pass
         finally:
             calls.leave()
+        because = self.tokens.missing(self.now())
+        raise TokenError(
+            f"no access token within the timeout of {timeout:g} s{f': {because}' if because else ''}",
+            http_status=because.http_status if isinstance(because, TokenError) else None,
+        )
 
     async def send(self, call: Call, *, timeout: float | None) -> ConversationMessage:
         """Sends one update until it is applied, refused for good, or no longer worth trying."""
@@ -221,7 +231,8 @@ class Member:
         except TimeoutError:
             # Nothing else raises a bare one: aiohttp's end in _http.
             pass
-        raise CallTimeoutError(f"timeout of {timeout:g} s passed", call.attempts, call.sent, call.last)
+        last = call.last or self.tokens.missing(self.now())
+        raise CallTimeoutError(f"timeout of {timeout:g} s passed", call.attempts, call.sent, last)
 
     async def _send(self, call: Call, *, deadline: float | None) -> ConversationMessage:
         manager = self.manager
@@ -230,8 +241,13 @@ class Member:
         admission, clock, rng = binding.admission, manager._clock, manager._rng
         calls.enter()
         try:
-            manager._calls += 1
-            project.budget.call(clock())
+            if call.attempts:
+                # Sent before, and given another round: no call of its own, and a retry that the budget gets to know of.
+                manager._retries += 1
+                project.budget.take(clock())
+            else:
+                manager._calls += 1
+                project.budget.call(clock())
             admitted = False
             while True:
                 calls.check_open()
@@ -272,6 +288,7 @@ class Member:
                     if call.replayed or not tokens.refused(token, clock()):
                         raise error
                     call.replayed = True
+                    manager._retries += 1
                     continue
                 call.failed(error, clock())
                 call.gave_up = policy.allows(failure)
@@ -387,11 +404,16 @@ class SessionManager:
             raise InvalidArgumentError(
                 "ssl must be an ssl.SSLContext, an aiohttp.Fingerprint or None: certificates are always verified"
             )
+        if resolver is not None and not isinstance(resolver, AbstractResolver):
+            raise InvalidArgumentError("resolver must be an aiohttp resolver or None")
+        trace_configs = list(trace_configs)
+        if not all(isinstance(trace, aiohttp.TraceConfig) for trace in trace_configs):
+            raise InvalidArgumentError("trace_configs must be aiohttp.TraceConfig objects")
         self._max_connections = max_connections
         self._ssl = ssl
         self._proxy = checked
         self._resolver = resolver
-        self._trace_configs = list(trace_configs)
+        self._trace_configs = trace_configs
         self._clock = time.monotonic
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self._binding: _Binding | None = None
@@ -522,7 +544,6 @@ class SessionManager:
         return source
 
     def _project(self, origin: str, project_id: str) -> Project:
-        self._forget_unused()
         return self._projects.setdefault((origin, project_id), Project())
 
     def _forget_unused(self) -> None:

@@ -85,6 +85,9 @@ class BasicAuthorization:
     def refused(self, token: Token, now: float) -> bool:
         return False
 
+    def missing(self, now: float) -> None:
+        return None
+
 
 class EndpointPace:
     """A token bucket in front of one token endpoint, however many keys use it."""
@@ -110,6 +113,7 @@ class TokenSource:
     __slots__ = (
         "_clock",
         "_endpoint",
+        "_failure",
         "_fetching",
         "_no_renewal_before",
         "_refused",
@@ -140,6 +144,7 @@ class TokenSource:
         self._rng = rng
         self._sleep = sleep
         self._token: Token | None = None
+        self._failure: SinchError | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._refused: TokenError | None = None
@@ -182,6 +187,12 @@ class TokenSource:
         self._token = None
         self._unproven_until = now + REFUSAL_KEPT
         return True
+
+    def missing(self, now: float) -> SinchError | None:
+        """Why there is no token, as far as the last request for one has told; None where there is one."""
+        if self._token is not None and now < self._token.expires_at:
+            return None
+        return copy.copy(self._failure)
 
     def forgettable(self, now: float) -> bool:
         """Whether nothing would be lost with it: no token that serves, and no fetch under way."""
@@ -239,6 +250,7 @@ class TokenSource:
             if began is None:
                 began = now  # waiting for the endpoint's turn is not the endpoint failing
             answer = await self._request(self.credentials)
+            self._failure = None if isinstance(answer, Grant) else answer.error
             if isinstance(answer, Grant):
                 # The life is counted from when the request was made: the answer may have taken its time.
                 lifetime = max(answer.lifetime, SHORTEST_LIFE)

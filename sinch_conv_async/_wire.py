@@ -83,9 +83,10 @@ _REQUEST_ID_HEADERS: Final = (
     "Traceparent",
     "CF-RAY",
 )
-# Statuses after which the server has not acted on the request (RFC 9110, 15.5.9 and 15.6.4; RFC 6585, 4) and those after which it may have.
-_TRY_AGAIN_NOT_APPLIED: Final = frozenset({408, 429, 503})
-_TRY_AGAIN_MAYBE_APPLIED: Final = frozenset({500, 502, 504})
+# Statuses after which the server has not acted on the request (RFC 9110, 15.5.9; RFC 6585, 4) and those after which it may have: a gateway's
+# 503 also stands for a connection that broke after the request had gone through it.
+_TRY_AGAIN_NOT_APPLIED: Final = frozenset({408, 429})
+_TRY_AGAIN_MAYBE_APPLIED: Final = frozenset({500, 502, 503, 504})
 
 
 def _spellings(credentials: Credentials) -> tuple[str, ...]:
@@ -391,6 +392,9 @@ def _moment(text: str) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
+_CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
+
+
 def _content(answer: Answer) -> tuple[bytes, str | None]:
     """The answer's body with its Content-Encoding undone (RFC 9110, section 8.4), as far as that can be done, and what is wrong with it.
 
@@ -399,10 +403,10 @@ def _content(answer: Answer) -> tuple[bytes, str | None]:
     coding = answer.headers.get("Content-Encoding")
     if coding is None:
         return answer.body, None
-    coding = coding.strip().lower()
-    if coding in ("", "identity"):
+    codings = [name for part in coding.lower().split(",") if (name := part.strip()) not in ("", "identity")]
+    if not codings:
         return answer.body, None
-    if coding not in ("gzip", "x-gzip", "deflate"):
+    if len(codings) > 1 or codings[0] not in _CODINGS:
         return b"", "its Content-Encoding is none that was asked for"
     # 32: gzip or zlib, by what it begins with. Some send "deflate" without zlib's two bytes around it.
     for bits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):

@@ -101,6 +101,10 @@ class BulkUpdate:
         timeout: float | None,
     ) -> None:
         self._member = member
+        if not isinstance(updates, AsyncIterable | Iterable):
+            raise InvalidArgumentError(
+                f"updates must be an iterable or asynchronous iterable, not {type(updates).__name__}"
+            )
         self._input = aiter(updates) if isinstance(updates, AsyncIterable) else _OneByOne(updates)
         self._concurrency = concurrency
         self._max_outage = max_outage
@@ -120,11 +124,11 @@ class BulkUpdate:
         self._stopped = False  # nor is an outage waited out
         self._error: BaseException | None = None
         self._client_closed: asyncio.Future[None] | None = None
-        self._successes = 0
+        self._answers = 0
         self._newest_success = -math.inf  # when the newest of the updates that were applied set out
         self._failing: set[Hashable] = set()  # ids that failed since the last success
         self._outage: _Outage | None = None
-        self._yield = RetryYield()
+        self._yield = RetryYield()  # whether retries help
 
     def __repr__(self) -> str:
         state = (
@@ -206,6 +210,8 @@ class BulkUpdate:
         if self._client_closed is not None:
             self._member.calls.waiting.discard(self._client_closed)
             self._client_closed.cancel()
+        self._behind.clear()
+        self._outage = None
         self._news.set()
 
     def _fail(self, error: BaseException | None) -> None:
@@ -255,10 +261,15 @@ class BulkUpdate:
         finally:
             self._parked.discard(this)
             self._readers -= 1
-        # Only now, and not when this worker ends with an error or is cancelled: nobody would wait for the new one then.
+        # Only now, and not when this worker ends with an error or is cancelled: nobody would wait for the new one then. And in a turn of its
+        # own: an eager task would read, and hire the next, before it is known to be there.
+        if not self._readers:
+            asyncio.get_running_loop().call_soon(self._hire_another)
+        return update
+
+    def _hire_another(self) -> None:
         if not self._readers and not self._no_more and len(self._workers) < self._concurrency:
             self._hire()
-        return update
 
     async def _next(self) -> MetadataUpdate | None:
         while not self._no_more:
@@ -305,7 +316,7 @@ class BulkUpdate:
                 error = caught
             else:
                 self._newest_success = max(self._newest_success, began)
-                self._yield.record(call.attempts - (attempts or 1), succeeded=True)
+                self._yield.record(call.attempts - max(attempts, 1), succeeded=True)
                 self._got_through()
                 return UpdateOutcome(update, message=message, attempts=call.attempts)
             if _ends_job(error):
@@ -325,41 +336,48 @@ class BulkUpdate:
                     self._got_through()
                 return UpdateOutcome(update, error=error, attempts=call.attempts)
             self._failing.add(_key(update))
-            self._yield.record(call.attempts - (attempts or 1), succeeded=False)
+            self._yield.record(call.attempts - max(attempts, 1), succeeded=False)
             # Not so when the project's retry budget was used up: then it has had less than its share.
             tried = call.attempts > policy.max_retries or timed_out
             alone = len(self._behind) == 1 and len(self._failing) == 1
             # An update that set out after this one had failed, or while this one waited for it, was applied.
             others_get_through = (
                 call.failed_since is not None and self._newest_success > call.failed_since
-            ) or (parked_at is not None and self._successes > parked_at)
+            ) or (parked_at is not None and self._answers > parked_at)
             if self._outage is None and tried and (alone or others_get_through):
                 if rounds == FURTHER_ROUNDS or self._yield.share < WORTHWHILE:
                     return UpdateOutcome(update, error=error, attempts=call.attempts)
                 # Some of the service is out, and this update has met no other part of it.
                 rounds += 1
+                call.failed_since = None
                 await self._pause(member.long_delay())
                 continue
             # Whether it is this update or the API, the next one that gets through will tell; until then they wait for one.
-            parked_at = self._successes
-            self._fell_through(error)
+            parked_at = self._answers
+            if self._fell_through(error):
+                return UpdateOutcome(update, error=error, attempts=call.attempts)
 
     # Outages
 
     def _got_through(self) -> None:
         """The API answered: whatever outage there was is over."""
-        self._successes += 1
+        self._answers += 1
         self._failing.clear()
         outage, self._outage = self._outage, None
         if outage is not None:
             outage.over()
 
-    def _fell_through(self, error: SinchError) -> None:
-        """The API is out: from now on one update at a time probes. Raises the error once that has been so for too long."""
+    def _fell_through(self, error: SinchError) -> bool:
+        """The API is out: from now on one update at a time probes. Once that has been so for too long, raises the error.
+
+        Or answers True, where all that is left of a job that had answers are updates that fail: then it may well be these that are at fault.
+        """
         now = asyncio.get_running_loop().time()
         if self._outage is None:
             self._outage = _Outage(now, now + self._max_outage)
         elif now >= self._outage.ends:
+            if self._no_more and self._answers and self._failing.issuperset(self._behind):
+                return True
             error.add_note(
                 f"The API has taken no update for {now - self._outage.began:.0f} s, so the job has ended. "
                 "Updates that have no outcome can be given to a new job."
@@ -368,6 +386,7 @@ class BulkUpdate:
         if isinstance(error, ApiError) and error.retry_after is not None:
             # A server that sends everybody away for a day may have changed its mind.
             self._outage.not_before = now + min(error.retry_after, self._member.policy.max_retry_after)
+        return False
 
     async def _wait_out(self, outage: _Outage) -> bool:
         """Waits until the outage is over (False), or for the turn to probe it (True)."""
@@ -395,9 +414,9 @@ class BulkUpdate:
         this = asyncio.current_task()
         assert this is not None  # workers are tasks
         self._parked.add(this)
-        if self._stopped:
-            this.cancel()  # as those were who waited here at the time
         try:
+            if self._stopped:
+                raise asyncio.CancelledError  # as those were cancelled who waited here at the time
             yield
         finally:
             self._parked.discard(this)
@@ -422,7 +441,8 @@ def _as_update(item: object) -> MetadataUpdate:
     if isinstance(item, tuple) and len(item) == 2:
         return MetadataUpdate(*item)
     raise InvalidArgumentError(
-        f"an update is a MetadataUpdate or a pair of message id and metadata, not {type(item).__name__}"
+        f"an update is a MetadataUpdate or a pair of message id and metadata, not a {type(item).__name__}"
+        + (f" of {len(item)}" if isinstance(item, tuple) else "")
     )
 
 
@@ -434,5 +454,5 @@ def _key(update: MetadataUpdate) -> Hashable:
 def _ends_job(error: SinchError) -> bool:
     """Whether the next update would fail in the same way."""
     if isinstance(error, TokenError):
-        return error.http_status is not None and error.http_status != 429 and error.http_status < 500
+        return error.refused
     return isinstance(error, AuthenticationError | ClientStateError)

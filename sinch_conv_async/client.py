@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypedDict, Unpack
@@ -233,10 +234,11 @@ class ConversationClient:
     async def authenticate(self) -> None:
         """Returns when there is a valid access token; for a service's check at start-up.
 
-        Costs nothing when there is one already, and with ``auth="basic"``, which has none. Raises :class:`TokenError` (its ``error`` is
-        ``invalid_client`` for a wrong key), and :class:`ClientStateError`.
+        Costs nothing when there is one already, and with ``auth="basic"``, which has none. An endpoint that fails is asked again, for the client's
+        ``timeout`` or 60 seconds. Raises :class:`TokenError` (its ``error`` is ``invalid_client`` for a wrong key), and
+        :class:`ClientStateError`.
         """
-        await self._member.authenticate()
+        await self._member.authenticate(timeout=self._timeout)
 
     async def close(self) -> None:
         """Closes the client, and its session manager unless that is shared; closing twice is fine.
@@ -253,6 +255,6 @@ def _positive(name: str, value: object) -> float | None:
     """A positive, finite number or None; or InvalidArgumentError."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise InvalidArgumentError(f"{name} must be a positive, finite number")
     return value

@@ -99,6 +99,11 @@ class TokenError(SinchError):
     error: str | None = None
     http_status: int | None = None
 
+    @property
+    def refused(self) -> bool:
+        """Whether the endpoint refused the key, so that asking again with it is of no use."""
+        return self.http_status is not None and self.http_status != 429 and self.http_status < 500
+
 
 @attrs.define(slots=False, eq=False)
 class ResponseFormatError(SinchError):

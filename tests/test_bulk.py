@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
@@ -309,7 +310,7 @@ async def test_nothing_is_read_after_the_input_raised(client):
 async def test_what_is_no_update_ends_the_job_like_an_input_that_raises(client):
     done = []
     with pytest.raises(
-        InvalidArgumentError, match="MetadataUpdate or a pair of message id and metadata, not str"
+        InvalidArgumentError, match="MetadataUpdate or a pair of message id and metadata, not a str"
     ):
         await collect(client.update_many([("m1", "x"), "m2", ("m3", "x")], concurrency=1), done)
     assert len(done) == 1
@@ -956,3 +957,74 @@ async def test_ids_that_fail_to_the_end_of_a_job_do_not_end_it(client, sandbox, 
         outcomes = [outcome async for outcome in job]
     assert len(outcomes) == 1_000
     assert {outcome.update.message_id for outcome in outcomes if not outcome.ok} == poison
+
+
+# The end of the input
+
+
+async def test_updates_that_fail_at_the_end_of_a_job_are_failed_outcomes_once_it_has_waited(
+    client, sandbox, quick_probes
+):
+    """Nothing can tell them from an outage, so the job waits; but each update gets its outcome."""
+    bad = {"m20", "m21"}
+    for message_id in bad:
+        sandbox.fail_next(500, times=1_000_000, message_id=message_id)
+    outcomes = [o async for o in client.update_many(Input(22), concurrency=64, max_outage=0.2)]
+    assert len(outcomes) == 22
+    assert {outcome.update.message_id for outcome in outcomes if not outcome.ok} == bad
+
+
+async def test_a_job_none_of_whose_updates_ever_got_through_ends_with_the_error(
+    client, sandbox, quick_probes
+):
+    sandbox.fail_next(503, times=1_000_000)
+    with pytest.raises(ServerError) as caught:
+        await collect(client.update_many(Input(5), concurrency=64, max_outage=0.05), done := [])
+    assert caught.value.__notes__
+    assert done == []
+
+
+# What is counted
+
+
+async def test_a_further_round_is_no_call_of_its_own_and_takes_from_the_budget(client, sandbox, quick_probes):
+    unlucky(sandbox, 60, times=20)
+    done = []
+    await collect(client.update_many(Input(300), concurrency=8), done)
+    stats = client._manager.stats()
+    assert stats.calls == len(done) == 300
+    assert stats.attempts == len(sandbox.requests) == 300 + 59 + 21
+    assert stats.retries == 59 + 21
+
+
+# Odd uses
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+async def test_eager_tasks_change_nothing(client):
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    try:
+        outcomes = [outcome async for outcome in client.update_many(Input(2000), concurrency=1000)]
+    finally:
+        loop.set_task_factory(None)
+    assert len(outcomes) == 2000
+    assert all(outcome.ok for outcome in outcomes)
+
+
+@pytest.mark.parametrize("updates", [None, 7, update(1)])
+async def test_what_is_no_iterable_is_refused_at_once(client, updates):
+    with pytest.raises(InvalidArgumentError, match="updates must be an iterable"):
+        client.update_many(updates)
+
+
+async def test_a_closed_job_says_nothing_of_what_it_was_doing(client, sandbox):
+    sandbox.fail_next(503, times=1_000_000)
+    outcomes = client.update_many(Input(), concurrency=4)
+    asking = asyncio.ensure_future(anext(outcomes))
+    await until(lambda: outcomes.in_outage)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await outcomes.aclose()
+    assert not outcomes.in_outage
+    assert repr(outcomes) == "<BulkUpdate at rest: 0 held, 0 unread>"

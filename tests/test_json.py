@@ -48,9 +48,6 @@ VALUES = {
     "a lone surrogate": (b'"\\ud800"', "\ud800"),
     "a lone surrogate in bytes": (b'"\xed\xa0\x80"', "\ud800"),
     "a byte order mark": (b'\xef\xbb\xbf{"id": 1}', {"id": 1}),
-    "UTF-16": ('{"id": "å"}'.encode("utf-16"), {"id": "å"}),
-    "UTF-16 without a mark": ('{"id": "å"}'.encode("utf-16-le"), {"id": "å"}),
-    "UTF-32": ('{"id": "å"}'.encode("utf-32"), {"id": "å"}),
     "the largest signed 64 bits": (b"9223372036854775807", 2**63 - 1),
     "the largest unsigned 64 bits": (b"18446744073709551615", 2**64 - 1),
     "one more than 64 bits": (b"18446744073709551616", 2**64),
@@ -81,7 +78,12 @@ REFUSED = {
     "a raw control character": b'"a\nb"',
     "bytes that are not UTF-8": b'{"id": "\xff\xfe"}',
     "half a character": b'"\xf0\x9f\x98"',
-    "half of UTF-16": '{"id": 1}'.encode("utf-16")[:-1],
+    "UTF-16": '{"id": "å"}'.encode("utf-16"),
+    "UTF-16 without a mark": '{"id": "å"}'.encode("utf-16-le"),
+    "UTF-32": '{"id": "å"}'.encode("utf-32"),
+    "UTF-16 that looks deep to one and flat to another": ('["' + "\u2200" * 200 + '"' + "[" * 500).encode(
+        "utf-16"
+    ),
     "a hundred and one levels": b"[" * 101 + b"]" * 101,
     "too many levels after brackets in a string": b'["' + b"]" * 200 + b'", ' + b"[" * 100 + b"]" * 101,
     "a hundred thousand levels": b"[" * 100_000 + b"]" * 100_000,
@@ -134,6 +136,23 @@ def test_what_is_not_json_or_too_much_is_a_value_error(module, name):
 def test_whatever_is_written_is_read_alike(value):
     data = json.dumps(value).encode()
     assert outcome(_json.loads, data) == outcome(PLAIN.loads, data) == repr(json.loads(data))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'"' + b'\\"' * 500_000,
+        b'"' + b'\\"' * 500_000 + b"\\",
+        b'"' * 1_000_001,
+        b'"' + b"\\" * 1_000_001,
+        b'"' + b"x" * 1_000_000,
+    ],
+    ids=["escaped quotes", "and a backslash", "quotes", "backslashes", "letters"],
+)
+def test_strings_without_end_are_refused_in_one_pass(module, text):
+    """In two passes for each quote, a mebibyte would take longer than the whole run may."""
+    with pytest.raises(ValueError):
+        module.loads(b"[" * 101 + text)
 
 
 @given(JSON, st.integers(90, 110))

@@ -428,7 +428,7 @@ RAW = {
         lambda echo: b"HTTP/1.1 200 OK\r\nContent-length: 1\r\nContent-length: 2\r\n\r\n" + echo.encode(),
     ),
     "an odd encoding": (
-        TransportError,
+        ResponseFormatError,
         lambda echo: http(200, echo.encode(), "Content-Encoding: gzip").replace(b"Content-L", b"content-l"),
     ),
     "cut in the body": (

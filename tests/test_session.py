@@ -611,7 +611,7 @@ async def test_what_may_have_been_sent_is_not_repeated_where_that_matters(sandbo
         assert caught.value.attempts == (5 if sent == "no" else 1)
 
 
-@pytest.mark.parametrize(("status", "attempts"), [(408, 2), (429, 2), (503, 2), (500, 1), (502, 1), (504, 1)])
+@pytest.mark.parametrize(("status", "attempts"), [(408, 2), (429, 2), (500, 1), (502, 1), (503, 1), (504, 1)])
 async def test_a_status_after_which_nothing_was_applied_may_be_repeated_all_the_same(
     sandbox, status, attempts
 ):
@@ -650,6 +650,7 @@ async def test_a_401_costs_one_token_request_and_one_replay(sandbox, how):
         await client.update_message_metadata(ID, "y")
         assert [request.status for request in sandbox.requests] == [200, 401, 200]
         assert len(sandbox.token_requests) == 2
+        assert client._manager.stats().retries == 1
 
 
 @pytest.mark.parametrize(
@@ -1799,3 +1800,53 @@ async def test_a_cancellation_that_meets_a_timeout_in_one_tick_is_still_a_cancel
         await asyncio.wait([call])
         assert call.cancelled()
         sandbox.release()
+
+
+async def test_clients_with_one_key_share_its_token_however_many_others_came_before(sandbox):
+    async with SessionManager() as manager:
+        # One without a token, so that the manager looks for what is of no use any more when a pair's first client comes.
+        kept = [client_of(sandbox, auth="basic", session_manager=manager)]
+        for number in range(40):
+            options = {"project_id": f"p{number}", "key_id": f"k{number}", "session_manager": manager}
+            one, other = (client_of(sandbox, **options) for _ in range(2))
+            kept += [one, other]
+            assert one._member.tokens is other._member.tokens
+            assert one._member.tokens in manager._sources.values()
+            assert one._member.project is other._member.project
+
+
+@pytest.mark.parametrize("answer", ["refused", "mute"])
+async def test_authenticate_takes_no_longer_than_the_timeout_and_says_what_it_waited_for(sandbox, answer):
+    if answer == "refused":
+        sandbox.fail_next_token(503, times=1_000)
+    else:
+        sandbox.hold_tokens()
+    async with client_of(sandbox, timeout=0.2) as client:
+        with pytest.raises(TokenError, match=r"no access token within the timeout of 0\.2 s") as caught:
+            await client.authenticate()
+        assert ("answered 503" in str(caught.value)) == (answer == "refused")
+        assert caught.value.http_status == (503 if answer == "refused" else None)
+        sandbox.release_tokens()
+
+
+async def test_a_call_whose_timeout_passes_while_it_waits_for_a_token_says_why_there_is_none(sandbox):
+    sandbox.fail_next_token(503, times=1_000)
+    async with client_of(sandbox, timeout=0.2) as client:
+        with pytest.raises(CallTimeoutError) as caught:
+            await client.update_message_metadata(ID, "x")
+    assert isinstance(caught.value.last, TokenError)
+    assert caught.value.last.http_status == 503
+    assert (caught.value.attempts, caught.value.sent) == (0, "no")
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ({"resolver": 1}, "resolver must be"),
+        ({"trace_configs": [1]}, "trace_configs must be"),
+        ({"trace_configs": [aiohttp.TraceConfig]}, "trace_configs must be"),
+    ],
+)
+def test_what_a_manager_cannot_use_is_refused_when_it_is_made(option, problem):
+    with pytest.raises(InvalidArgumentError, match=problem):
+        SessionManager(**option)

@@ -818,7 +818,7 @@ def test_an_error_is_tried_again_when_that_can_help(status):
     assert type(failure.error) is CLASSES.get(status, ServerError if status >= 500 else ApiError)
     assert failure.error.http_status == status
     assert failure.helps is (status in {408, 429, 500, 502, 503, 504})
-    assert failure.applied is (status in {500, 502, 504})
+    assert failure.applied is (status in {500, 502, 503, 504})
     assert not failure.stale
     assert not failure.suspect
 
@@ -887,6 +887,8 @@ CODINGS = {
     "identity": ({"Content-Encoding": " Identity "}, MESSAGE),
     "gzip": ({"Content-Encoding": "GZIP"}, gzip.compress(MESSAGE)),
     "x-gzip": ({"Content-Encoding": "x-gzip"}, gzip.compress(MESSAGE)),
+    "gzip and no more": ({"Content-Encoding": "identity, gzip"}, gzip.compress(MESSAGE)),
+    "gzip and padding": ({"Content-Encoding": "gzip"}, gzip.compress(MESSAGE) + b"\x00" * 8),
     "deflate": ({"Content-Encoding": "deflate"}, zlib.compress(MESSAGE)),
     "deflate without zlib's frame": ({"Content-Encoding": "deflate"}, raw_deflate(MESSAGE)),
 }
