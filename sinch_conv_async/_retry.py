@@ -162,6 +162,11 @@ class RetryYield:
         self.share = 0.0
         self._seen = 0
 
+    def outage_over(self) -> None:
+        """Something got through after a time in which nothing did: what went before says no more than that."""
+        self.share = 1.0
+        self._seen = 1
+
     def record(self, retries: int, *, succeeded: bool) -> None:
         """Records the retries that an update took, of which the last one succeeded or none did."""
         for left in range(retries - 1, -1, -1):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Hashable, Iterable
 from types import TracebackType
 from typing import Final, Self
 
@@ -316,8 +316,8 @@ class BulkUpdate:
                 error = caught
             else:
                 self._newest_success = max(self._newest_success, began)
-                self._yield.record(call.attempts - max(attempts, 1), succeeded=True)
                 self._got_through()
+                self._yield.record(call.attempts - max(attempts, 1), succeeded=True)
                 return UpdateOutcome(update, message=message, attempts=call.attempts)
             if _ends_job(error):
                 raise error
@@ -365,6 +365,7 @@ class BulkUpdate:
         self._failing.clear()
         outage, self._outage = self._outage, None
         if outage is not None:
+            self._yield.outage_over()
             outage.over()
 
     def _fell_through(self, error: SinchError) -> bool:
@@ -409,7 +410,7 @@ class BulkUpdate:
             await asyncio.sleep(delay)
 
     @contextlib.contextmanager
-    def _parking(self) -> Iterator[None]:
+    def _parking(self) -> Generator[None]:
         """Where a worker may wait for long: once the job is stopped it waits no more, and its update has no outcome."""
         this = asyncio.current_task()
         assert this is not None  # workers are tasks

@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, cast, get_args
 from urllib.parse import parse_qs, unquote
 
 import attrs
@@ -710,7 +710,7 @@ class Sandbox:
         """Answer the next requests with this status, whatever they ask.
 
         As in every script: it hits ``times`` requests, which are those for ``message_id`` where that is given.
-        Raises ValueError where ``times`` is less than 1, or the status is not that of a final answer.
+        Raises ValueError where ``times`` is less than 1, the status is not that of a final answer, or ``body`` names no shape.
 
         :param retry_after: the header's seconds, or its text as it is to be sent (an HTTP date, garbage).
         :param body: one of the shapes of :data:`ErrorBody`, or the bytes to send.
@@ -754,6 +754,7 @@ class Sandbox:
         :param reset: with a TCP reset instead of an orderly close.
         :param applied: change the message all the same; ``after_answer`` does what the answer says.
         """
+        _check_word("when", when, get_args(DropPoint))
         self._script(_Script(remaining=times, message_id=message_id, applied=applied, drop=when, reset=reset))
 
     def delay_next(
@@ -847,6 +848,8 @@ class Sandbox:
 
     def refuse_tokens(self, form: TokenRefusal | None = "revoked") -> None:
         """Answer 401 in this form to every token, fresh ones too, until called with None."""
+        if form is not None:
+            _check_word("form", form, get_args(TokenRefusal))
         self._refusal = form
 
     def fail_next_token(
@@ -1273,6 +1276,11 @@ def _take(scripts: deque[_AnyScript]) -> _AnyScript:
 
 
 _AnyScript = TypeVar("_AnyScript", _Script, _TokenScript)
+
+
+def _check_word(name: str, word: str, words: tuple[str, ...]) -> None:
+    if word not in words:
+        raise ValueError(f"{name} must be one of {', '.join(words)}, not {word!r}")
 
 
 def _check_times(times: int) -> None:

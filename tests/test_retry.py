@@ -274,6 +274,17 @@ def test_the_share_of_the_retries_that_succeeded(records, share):
     assert found.share == pytest.approx(share)
 
 
+def test_after_an_outage_the_next_retries_tell():
+    found = RetryYield()
+    found.record(1000, succeeded=False)
+    found.outage_over()
+    assert found.share == 1.0
+    found.record(9, succeeded=False)
+    assert found.share == pytest.approx(0.1)
+    found.record(1, succeeded=False)
+    assert found.share < 0.1
+
+
 @given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=40), st.integers(10, 100))
 def test_what_was_long_ago_is_forgotten(records, hundreds):
     found = RetryYield()

@@ -1109,3 +1109,16 @@ class TestLife:
     def test_a_message_has_a_repr_without_its_metadata(self):
         message = SandboxMessage(id="a", metadata="canary", project_id="p", accept_time="t")
         assert "canary" not in repr(message)
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda sandbox: sandbox.drop_next(when="befor_answer"),
+        lambda sandbox: sandbox.refuse_tokens("gone"),
+    ],
+)
+async def test_a_word_that_is_none_is_refused_with_those_that_are(sandbox, misuse):
+    with pytest.raises(ValueError, match="must be one of .*, not '"):
+        misuse(sandbox)
+    assert sandbox.pending_faults == 0

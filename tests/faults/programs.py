@@ -159,14 +159,29 @@ class Nginx:
             stop(self._process)
 
     def log(self) -> list[Logged]:
+        # A line is written after its answer has left. One more answer from the same worker, and those before it are there.
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.port), 5) as connection,
+        ):
+            connection.sendall(b"GET /log HTTP/1.0\r\n\r\n")
+            while connection.recv(4096):
+                pass
         lines = []
         for line in (self.directory / "access.log").read_text().splitlines():
             moment, status, connection, port, method, authorized, uri = line.split(" ")
-            lines.append(
-                Logged(
-                    float(moment), int(status), int(connection), int(port), method, authorized == "yes", uri
+            if uri != "/log":
+                lines.append(
+                    Logged(
+                        float(moment),
+                        int(status),
+                        int(connection),
+                        int(port),
+                        method,
+                        authorized == "yes",
+                        uri,
+                    )
                 )
-            )
         return lines
 
     def applied(self, *, port: int | None = None) -> Counter[str]:
