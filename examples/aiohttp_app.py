@@ -1,20 +1,31 @@
-"""aiohttp.web: the client in a cleanup context, a middleware that turns errors into answers.
+"""aiohttp.web: the client in a cleanup context, errors as answers in a middleware.
 
 python examples/aiohttp_app.py
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from sinch_conv_async import ApiError, ConversationClient, InvalidArgumentError, SinchError, to_dict
+from sinch_conv_async import (
+    CallTimeoutError,
+    ConversationClient,
+    InvalidArgumentError,
+    NotFoundError,
+    RateLimitedError,
+    SinchError,
+    to_dict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from aiohttp.typedefs import Handler
+
+log = logging.getLogger("tickets")
 
 CLIENT = web.AppKey("client", ConversationClient)
 
@@ -32,11 +43,15 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return await handler(request)
     except InvalidArgumentError as error:
         return web.json_response({"error": str(error)}, status=422)
-    except ApiError as error:
-        status = 404 if error.http_status == 404 else 502
-        return web.json_response({"error": error.status, "request_id": error.request_id}, status=status)
+    except NotFoundError:
+        return web.json_response({"error": "no such message"}, status=404)
+    except (CallTimeoutError, RateLimitedError):
+        later = {"Retry-After": "5"}
+        answer = {"error": "try again later"}
+        return web.json_response(answer, status=503, headers=later)
     except SinchError as error:
-        return web.json_response({"error": str(error)}, status=503)
+        log.error("update failed: %s", error)
+        return web.json_response({"error": "the update was not confirmed"}, status=502)
 
 
 async def set_metadata(request: web.Request) -> web.Response:

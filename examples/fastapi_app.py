@@ -5,6 +5,7 @@ uvicorn --app-dir examples fastapi_app:app
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +33,7 @@ log = logging.getLogger("tickets")
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    # Nobody waits longer than five seconds for an answer, so the client need not try for longer.
+    # Nobody waits longer than five seconds for an answer, so neither need the client.
     async with (
         SessionManager() as manager,
         ConversationClient.from_env(session_manager=manager, timeout=5.0) as client,
@@ -60,7 +61,9 @@ class Ticket(BaseModel):
 
 
 @app.put("/messages/{message_id}/metadata")
-async def set_metadata(message_id: str, body: Metadata, client: Client) -> dict[str, Any]:
+async def set_metadata(
+    message_id: str, body: Metadata, client: Client
+) -> dict[str, Any]:
     return to_dict(await client.update_message_metadata(message_id, body.metadata))
 
 
@@ -72,21 +75,24 @@ async def close_ticket(
     return {"accepted": len(body.message_ids)}
 
 
-async def mark_closed(client: ConversationClient, ticket: str, message_ids: list[str]) -> None:
-    """Runs after the answer. uvicorn waits for it before the lifespan above closes the client."""
-    updates = [(message_id, f'{{"ticket": "{ticket}", "state": "closed"}}') for message_id in message_ids]
+async def mark_closed(
+    client: ConversationClient, ticket: str, message_ids: list[str]
+) -> None:
+    """Runs after the answer; uvicorn waits for it, and closes the client afterwards."""
+    metadata = json.dumps({"ticket": ticket, "state": "closed"})
+    updates = [(message_id, metadata) for message_id in message_ids]
     async with client.update_many(updates) as outcomes:
         async for outcome in outcomes:
             if not outcome.ok:
-                log.warning("ticket %s: %s: %s", ticket, outcome.update.message_id, outcome.error)
+                failed = outcome.update.message_id
+                log.warning("ticket %s: %s: %s", ticket, failed, outcome.error)
 
 
 @app.get("/stats")
 async def stats(request: Request) -> dict[str, int]:
     now = request.state.manager.stats()
-    return {
-        name: getattr(now, name) for name in ("calls", "attempts", "token_requests", "in_flight", "waiting")
-    }
+    names = ("calls", "attempts", "token_requests", "in_flight", "waiting")
+    return {name: getattr(now, name) for name in names}
 
 
 @app.exception_handler(InvalidArgumentError)
@@ -107,5 +113,5 @@ async def too_busy(request: Request, error: SinchError) -> JSONResponse:
 
 @app.exception_handler(SinchError)
 async def bad_gateway(request: Request, error: SinchError) -> JSONResponse:
-    log.error("update failed after %d attempts: %s", error.attempts, error)
-    return JSONResponse({"error": "the messaging service did not accept the update"}, 502)
+    log.error("update failed: %s", error)
+    return JSONResponse({"error": "the update was not confirmed"}, 502)

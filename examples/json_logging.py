@@ -1,4 +1,4 @@
-"""Structured logging: a JSON object for each record, with the fields that the client adds.
+"""Structured logging: a JSON object for each record, the client's fields among it.
 
 python examples/json_logging.py MESSAGE_ID
 """
@@ -17,8 +17,14 @@ FIELDS = ("project_id", "message_id", "attempt", "status", "error", "seconds", "
 
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
-        line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        line = {
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in FIELDS:
+            if hasattr(record, name):
+                line[name] = getattr(record, name)
         return json.dumps(line)
 
 
@@ -35,5 +41,6 @@ if __name__ == "__main__":
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("sinch_conv_async").setLevel(logging.DEBUG)  # a record for each attempt
+    # A record for each attempt.
+    logging.getLogger("sinch_conv_async").setLevel(logging.DEBUG)
     asyncio.run(main(sys.argv[1:]))

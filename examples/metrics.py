@@ -24,11 +24,14 @@ COUNTERS = {
     "throttled": "Answers of status 429.",
     "token_requests": "Requests to token endpoints.",
 }
-GAUGES = {"in_flight": "Exchanges under way.", "waiting": "Calls that wait for their turn."}
+GAUGES = {
+    "in_flight": "Exchanges under way.",
+    "waiting": "Calls that wait for their turn.",
+}
 
 
 class SessionCollector(Collector):
-    """Register it once: ``prometheus_client.REGISTRY.register(SessionCollector(manager))``."""
+    """For ``prometheus_client.REGISTRY.register(SessionCollector(manager))``, once."""
 
     def __init__(self, manager: SessionManager) -> None:
         self._manager = manager
@@ -40,7 +43,9 @@ class SessionCollector(Collector):
         for name, what in GAUGES.items():
             yield GaugeMetricFamily(f"sinch_{name}", what, value=getattr(stats, name))
         pace = GaugeMetricFamily(
-            "sinch_pace", "Requests a second that a project may send now.", labels=["project"]
+            "sinch_pace",
+            "Requests a second that a project may send now.",
+            labels=["project"],
         )
         for project in stats.projects:
             pace.add_metric([project.project_id], project.pace)

@@ -1,9 +1,10 @@
 """A proxy that asks for credentials.
 
-    SINCH_PROXY=http://user:password@proxy.example:3128 python examples/proxy.py MESSAGE_ID
+    export SINCH_PROXY=http://user:password@proxy.example:3128
+    python examples/proxy.py MESSAGE_ID
 
-The environment's HTTP_PROXY and HTTPS_PROXY are not read: where credentials go is said in code. To https the proxy
-sees a host name and nothing else.
+The environment's HTTP_PROXY and HTTPS_PROXY are not read: where credentials go is said
+in code. Of https the proxy sees a host name and nothing else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A resolver of one's own: here, addresses from a table, and the system's resolver for all other hosts.
+"""A resolver of one's own: addresses from a table, the system's for all other hosts.
 
-For asynchronous DNS, install aiodns and pass ``aiohttp.AsyncResolver()`` in the same place.
+For asynchronous DNS, install aiodns and pass ``aiohttp.AsyncResolver()`` in its place.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class PinnedResolver(AbstractResolver):
             await self._others.close()
 
 
-async def main(message_id: str, addresses: Mapping[str, str], manager: SessionManager | None = None) -> None:
+async def main(
+    message_id: str, addresses: Mapping[str, str], manager: SessionManager | None = None
+) -> None:
     manager = manager or SessionManager(resolver=PinnedResolver(addresses))
     async with manager, ConversationClient.from_env(session_manager=manager) as client:
         message = await client.update_message_metadata(message_id, "seen")

@@ -19,7 +19,8 @@ async def main(metadata: str, message_ids: list[str]) -> int:
         try:
             async with asyncio.TaskGroup() as updates:
                 for message_id in message_ids:
-                    updates.create_task(client.update_message_metadata(message_id, metadata))
+                    update = client.update_message_metadata(message_id, metadata)
+                    updates.create_task(update)
         except* SinchError as failures:
             failed = True
             for error in failures.exceptions:

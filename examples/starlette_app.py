@@ -1,10 +1,11 @@
-"""Starlette: the client in the lifespan's state, one handler that turns errors into answers.
+"""Starlette: the client in the lifespan's state, one handler for all errors.
 
 uvicorn --app-dir examples starlette_app:app
 """
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from sinch_conv_async import (
+    CallTimeoutError,
     ConversationClient,
     InvalidArgumentError,
     NotFoundError,
+    RateLimitedError,
     SinchError,
-    TransportError,
     to_dict,
 )
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.requests import Request
+
+
+log = logging.getLogger("tickets")
 
 
 @asynccontextmanager
@@ -37,7 +42,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
 async def set_metadata(request: Request) -> JSONResponse:
     client: ConversationClient = request.state.client
     metadata = (await request.body()).decode()
-    message = await client.update_message_metadata(request.path_params["message_id"], metadata)
+    message_id = request.path_params["message_id"]
+    message = await client.update_message_metadata(message_id, metadata)
     return JSONResponse(to_dict(message))
 
 
@@ -47,10 +53,11 @@ async def answer_error(request: Request, error: Exception) -> JSONResponse:
             return JSONResponse({"error": str(error)}, 422)
         case NotFoundError():
             return JSONResponse({"error": "no such message"}, 404)
-        case TransportError(sent="no"):
-            return JSONResponse({"error": "not applied"}, 503, headers={"Retry-After": "5"})
-        case _:
-            return JSONResponse({"error": "the update may not have been applied"}, 502)
+        case CallTimeoutError() | RateLimitedError():
+            later = {"Retry-After": "5"}
+            return JSONResponse({"error": "try again later"}, 503, headers=later)
+    log.error("update failed: %s", error)
+    return JSONResponse({"error": "the update was not confirmed"}, 502)
 
 
 app = Starlette(

@@ -2,7 +2,8 @@
 
     python examples/tracing.py MESSAGE_ID
 
-The instrumentation records method, URL and status. It does not record headers unless told to: they hold the token.
+The instrumentation records method, URL and status. It does not record headers unless
+told to: they hold the token.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from sinch_conv_async import ConversationClient, SessionManager
 
 async def main(provider: TracerProvider, message_id: str) -> None:
     tracer = provider.get_tracer("examples")
+    trace_config = create_trace_config(tracer_provider=provider)
     async with (
-        SessionManager(trace_configs=[create_trace_config(tracer_provider=provider)]) as manager,
+        SessionManager(trace_configs=[trace_config]) as manager,
         ConversationClient.from_env(session_manager=manager) as client,
     ):
         with tracer.start_as_current_span("close ticket"):

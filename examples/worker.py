@@ -2,9 +2,10 @@
 
     python examples/worker.py jobs.sqlite
 
-The queue is a table, so that the example needs no broker. What matters is the same with any: a job is claimed, done,
-and only then marked as done. A job that a killed worker had claimed is claimed again, so it may be done twice, which
-a metadata update does not mind.
+The queue is a table, so that the example needs no broker. What matters is the same
+with any: a job is claimed, done, and only then marked as done. A job that a killed
+worker had claimed is claimed again, so it may be done twice, which a metadata update
+does not mind.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ from sinch_conv_async import (
 WORKERS = 20
 POLL = 0.1  # seconds between looks at an empty queue
 PAUSE = 5.0  # seconds before a job that failed in passing is tried again
+# What would fail again, however often it is tried.
+HOPELESS = (
+    InvalidArgumentError,
+    BadRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+)
 
 
 class Job(NamedTuple):
@@ -40,20 +48,22 @@ class Job(NamedTuple):
 
 class Queue:
     def __init__(self, path: str) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None)  # every statement is a transaction
+        # Every statement is a transaction.
+        self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute(
-            "create table if not exists jobs ("
-            "number integer primary key, message_id text, metadata text, state text default 'new', error text)"
+            "create table if not exists jobs (number integer primary key, "
+            "message_id text, metadata text, state text default 'new', error text)"
         )
 
     def close(self) -> None:
         self._db.close()
 
     def put(self, message_id: str, metadata: str) -> None:
-        self._db.execute("insert into jobs (message_id, metadata) values (?, ?)", (message_id, metadata))
+        insert = "insert into jobs (message_id, metadata) values (?, ?)"
+        self._db.execute(insert, (message_id, metadata))
 
     def recover(self) -> None:
-        """What a worker had claimed that is no longer there. (This queue knows one worker process at a time.)"""
+        """What a worker had claimed that is no longer there; there is one at a time."""
         self._db.execute("update jobs set state = 'new' where state = 'claimed'")
 
     def claim(self) -> Job | None:
@@ -65,13 +75,17 @@ class Queue:
         return Job(*rows[0]) if rows else None
 
     def finish(self, job: Job, state: str, error: str | None = None) -> None:
-        self._db.execute("update jobs set state = ?, error = ? where number = ?", (state, error, job.number))
+        update = "update jobs set state = ?, error = ? where number = ?"
+        self._db.execute(update, (state, error, job.number))
 
     def count(self, state: str) -> int:
-        return self._db.execute("select count(*) from jobs where state = ?", (state,)).fetchone()[0]
+        select = "select count(*) from jobs where state = ?"
+        return self._db.execute(select, (state,)).fetchone()[0]
 
 
-async def work(queue: Queue, client: ConversationClient, stopping: asyncio.Event) -> None:
+async def work(
+    queue: Queue, client: ConversationClient, stopping: asyncio.Event
+) -> None:
     while not stopping.is_set():
         job = queue.claim()
         if job is None:
@@ -79,13 +93,14 @@ async def work(queue: Queue, client: ConversationClient, stopping: asyncio.Event
             continue
         try:
             await client.update_message_metadata(job.message_id, job.metadata)
-        except (InvalidArgumentError, BadRequestError, NotFoundError, PermissionDeniedError) as error:
-            queue.finish(job, "failed", str(error))  # it would fail again
+        except HOPELESS as error:
+            queue.finish(job, "failed", str(error))
         except (TokenError, AuthenticationError):
             queue.finish(job, "new")
             raise  # no job would fare better: stop, and let the supervisor say so
         except SinchError as error:
-            queue.finish(job, "new", str(error))  # later, then: it waits in the queue, not in memory
+            # Later, then: it waits in the queue, not in memory.
+            queue.finish(job, "new", str(error))
             await pause(stopping, PAUSE)
         else:
             queue.finish(job, "done")
@@ -110,7 +125,8 @@ async def main(path: str) -> None:
                 for _ in range(WORKERS):
                     workers.create_task(work(queue, client, stopping))
         print(
-            f"stopped: {queue.count('done')} done, {queue.count('failed')} failed, {queue.count('new')} left"
+            f"stopped: {queue.count('done')} done, "
+            f"{queue.count('failed')} failed, {queue.count('new')} left"
         )
     finally:
         queue.close()

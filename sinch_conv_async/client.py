@@ -191,7 +191,7 @@ class ConversationClient:
     ) -> ConversationMessage:
         """The message as the API answers it, once its metadata has been set to ``metadata``.
 
-        ``message_id``: 1 to 256 letters, digits, ``-``, ``.``, ``_``, ``~``. ``metadata``: at most 1,024 characters; it replaces what was
+        ``message_id``: 1 to 256 letters, digits, ``-``, ``.``, ``_``, ``~``, and not ``.`` or ``..``. ``metadata``: at most 1,024 characters; it replaces what was
         there. ``messages_source``: where to look for the message, left to the API (``CONVERSATION_SOURCE``) when not given. ``timeout``:
         seconds for this call instead of the client's, waiting for its turn included.
 

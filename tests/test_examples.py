@@ -14,6 +14,7 @@ import socket
 import ssl
 import sys
 import urllib.request
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,23 +153,6 @@ async def test_fastapi_updates_a_message_and_stops_cleanly(sandbox: Sandbox) -> 
 
 
 @posix
-async def test_fastapi_answers_errors_in_its_own_words(sandbox: Sandbox) -> None:
-    async def status(message_id: str = ID, metadata: str = "new") -> int:
-        async with user.put(f"/messages/{message_id}/metadata", json={"metadata": metadata}) as answer:
-            text = await answer.text()
-            assert not any(secret in text for secret in SECRETS)
-            return answer.status
-
-    async with uvicorn("fastapi_app:app") as (_, user):
-        assert await status("unknown") == 404
-        assert await status(metadata="x" * 1025) == 422
-        sandbox.fail_next(400)
-        assert await status() == 502
-        sandbox.fail_next(429, retry_after=1000)
-        assert await status() == 503
-
-
-@posix
 async def test_fastapi_finishes_a_background_task_before_it_stops(sandbox: Sandbox) -> None:
     ids = [f"{ID}-{number}" for number in range(20)]
     for message_id in ids:
@@ -203,44 +187,107 @@ async def test_a_service_with_a_wrong_secret_does_not_start(
 
 
 @posix
-async def test_starlette_updates_a_message_and_answers_errors(sandbox: Sandbox) -> None:
+async def test_starlette_updates_a_message_and_stops_cleanly(sandbox: Sandbox) -> None:
     async with uvicorn("starlette_app:app") as (program, user):
         async with user.put(f"/messages/{ID}/metadata", data="new") as answer:
             assert (answer.status, (await answer.json())["metadata"]) == (200, "new")
-        async with user.put("/messages/unknown/metadata", data="new") as answer:
-            assert answer.status == 404
-        async with user.put(f"/messages/{ID}/metadata", data="x" * 1025) as answer:
-            assert answer.status == 422
-        sandbox.fail_next(400)
-        async with user.put(f"/messages/{ID}/metadata", data="new") as answer:
-            assert answer.status == 502
         program.process.send_signal(signal.SIGTERM)
         await program.ends()
     assert "Application shutdown complete" in program.output
     assert sandbox.open_connections == 0
 
 
-async def test_aiohttp_updates_a_message_and_answers_errors(sandbox: Sandbox) -> None:
+@contextlib.asynccontextmanager
+async def aiohttp_web() -> AsyncIterator[aiohttp.ClientSession]:
+    """The application of aiohttp.web, in this process, and somebody who uses it."""
     module = example("aiohttp_app")
     runner = aiohttp.web.AppRunner(module.make_app())
     await runner.setup()
     try:
-        site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
         _, port = runner.addresses[0]
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as user:
-            async with user.put(f"/messages/{ID}/metadata", data="new") as answer:
-                assert (answer.status, (await answer.json())["metadata"]) == (200, "new")
-            async with user.put("/messages/unknown/metadata", data="new") as answer:
-                assert (answer.status, (await answer.json())["error"]) == (404, "NOT_FOUND")
-            async with user.put(f"/messages/{ID}/metadata", data="x" * 1025) as answer:
-                assert answer.status == 422
-            sandbox.fail_next(400)
-            async with user.put(f"/messages/{ID}/metadata", data="new") as answer:
-                assert answer.status == 502
+            yield user
     finally:
         await runner.cleanup()
     assert runner.app[module.CLIENT].closed
+
+
+async def test_aiohttp_updates_a_message_and_closes_its_client(sandbox: Sandbox) -> None:
+    async with aiohttp_web() as user, user.put(f"/messages/{ID}/metadata", data="new") as answer:
+        assert (answer.status, (await answer.json())["metadata"]) == (200, "new")
+
+
+Put = Callable[..., Awaitable[int]]
+
+
+@contextlib.asynccontextmanager
+async def service(app: str) -> AsyncIterator[Put]:
+    """One of the three, and what it answers to an update: the status, with no secret and a time to come back where it is 503."""
+    async with contextlib.AsyncExitStack() as stack:
+        if app == "aiohttp_app":
+            user = await stack.enter_async_context(aiohttp_web())
+        else:
+            _, user = await stack.enter_async_context(uvicorn(f"{app}:app"))
+
+        async def put(message_id: str = ID, metadata: str = "new") -> int:
+            body = {"json": {"metadata": metadata}} if app == "fastapi_app" else {"data": metadata}
+            async with user.put(f"/messages/{message_id}/metadata", **body) as answer:
+                text = await answer.text()
+                assert not any(secret in text for secret in SECRETS)
+                assert ("Retry-After" in answer.headers) == (answer.status == 503)
+                return answer.status
+
+        yield put
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("fastapi_app", marks=posix),
+        pytest.param("starlette_app", marks=posix),
+        "aiohttp_app",
+    ]
+)
+def app(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+async def test_services_answer_errors_by_the_pages_rule(app: str, sandbox: Sandbox) -> None:
+    async with service(app) as put:
+        assert await put() == 200
+        assert await put("unknown") == 404
+        assert await put(metadata="x" * 1025) == 422
+        sandbox.fail_next(400)
+        assert await put() == 502
+        sandbox.redirect_next(302, "https://elsewhere.example/")
+        assert await put() == 502
+        sandbox.fail_next(429, retry_after=1000)
+        assert await put() == 503
+        sandbox.rotate_secret("sandbox-key-id", "another-secret")
+        sandbox.revoke_tokens()
+        assert await put() == 502
+        assert [request.status for request in sandbox.requests] == [200, 404, 400, 302, 429, 401]
+
+
+async def test_services_answer_503_to_an_update_that_would_be_too_late(app: str, sandbox: Sandbox) -> None:
+    async with service(app) as put:
+        sandbox.fail_next(429, retry_after=60)
+        assert await put() == 503
+        assert await put() == 503
+        assert len(sandbox.requests) == 1
+
+
+async def test_services_answer_502_where_no_answer_came(
+    app: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate that nobody vouches for is not tried again, so this is a TransportError without a wait."""
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(server)
+    async with Sandbox(ssl=server) as stranger:
+        monkeypatch.setenv("SINCH_CONVERSATION_ORIGIN", stranger.origin)
+        async with service(app) as put:
+            assert await put() == 502
+        assert stranger.requests == []
 
 
 # A service under load

@@ -1119,6 +1119,6 @@ class TestLife:
     ],
 )
 async def test_a_word_that_is_none_is_refused_with_those_that_are(sandbox, misuse):
-    with pytest.raises(ValueError, match="must be one of .*, not '"):
+    with pytest.raises(ValueError, match=r"must be one of .*, not '"):
         misuse(sandbox)
     assert sandbox.pending_faults == 0
