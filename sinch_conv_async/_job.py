@@ -28,7 +28,7 @@ from .client import ConversationClient
 from .errors import ApiError, InvalidArgumentError, SinchError, TokenError, TransportError
 from .models import UpdateOutcome
 
-__all__ = ["Counts", "FailureLimit", "Job", "Survey", "header_of", "survey", "write_failures"]
+__all__ = ["Counts", "FailureLimit", "Job", "Survey", "header_of", "part_of", "survey", "write_failures"]
 
 SHARE_FROM: Final = 100
 """Updates that have ended before a share of failures means anything."""
@@ -118,7 +118,7 @@ def header_of(source: Source, project_id: str, fingerprint: str, layout: dict[st
 
 
 class Job:
-    """One run: hands records to the client, writes outcomes down, counts. ``interrupt`` may be called at any time."""
+    """One run: hands records to the client, writes outcomes down, counts. :meth:`stop` may be called at any time."""
 
     def __init__(
         self,
@@ -140,6 +140,7 @@ class Job:
         self._failures = failures
         self._bulk: BulkUpdate | None = None
         self._stopping = False
+        self._under_way = 0  # records that were handed over and have no outcome
         self.counts = Counts()
         self.read = 0
         """The number of the last record that was read."""
@@ -155,6 +156,13 @@ class Job:
         final = counts[Outcome.UPDATED] + counts[Outcome.SUPERSEDED] + counts[Outcome.INVALID]
         # What is superseded now has failed in this run: the records of one id are sent in their order.
         return final + self.counts.failed - self.counts.superseded
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is a record that has no outcome of this run and none that is final, read or unread."""
+        if self._total is not None:
+            return self.done < self._total
+        return self._under_way > 0 or not self.exhausted
 
     def stop(self) -> None:
         """Reads no more. What is under way is finished, and then the run ends."""
@@ -216,9 +224,14 @@ class Job:
                 f"line {item.line}: this is not the record that the journal knows: it is another input's journal"
             )
         if isinstance(item, Record):
-            return item if state in (None, Outcome.FAILED) else None
+            if state not in (None, Outcome.FAILED):
+                return None
+            self._under_way += 1
+            return item
         if self._bad_lines == "stop":
-            raise InputError(f"line {item.line}: {item.reason}")
+            raise InputError(
+                f"line {item.line}: {item.reason}; nothing after it was sent; --on-bad-line skip leaves it out"
+            )
         if self._total is None:
             self._progress.say(f"line {item.line}: {item.reason}")
         if self._failures is not None:
@@ -239,6 +252,7 @@ class Job:
     def _ended(self, outcome: UpdateOutcome) -> None:
         record = outcome.update
         assert isinstance(record, Record)  # what was handed in comes back
+        self._under_way -= 1
         counts = self.counts
         if outcome.error is None:
             superseded = self._states.superseded(record.number, record.message_id)
@@ -302,9 +316,13 @@ def _kind(error: SinchError) -> str:
 
 
 class Spool:
-    """What failed, kept on disk until the run ends: of a pipe nothing can be read again."""
+    """What failed, kept on disk until the run ends: of a pipe nothing can be read again.
+
+    A disk that has no room for it ends no job: who reads it is told, by an OSError.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self._problem: OSError | None = None
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder, prefix=".sinch-conv-")  # noqa: SIM115  # closed by __exit__
 
     def __enter__(self) -> Self:
@@ -313,12 +331,21 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        # Closing writes what is still in memory, which nobody wants any more.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def add(self, number: int, raw: bytes) -> None:
-        self._file.write(json.dumps([number, raw.decode("latin-1")]).encode() + b"\n")
+        if self._problem is not None:
+            return
+        try:
+            self._file.write(json.dumps([number, raw.decode("latin-1")]).encode() + b"\n")
+        except OSError as problem:
+            self._problem = problem
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        if self._problem is not None:
+            raise self._problem
         self._file.seek(0)
         for line in self._file:
             number, raw = json.loads(line)
@@ -328,18 +355,29 @@ class Spool:
 def write_failures(path: Path, header: bytes, rows: Iterable[tuple[int, bytes]], states: States) -> int:
     """Writes the rows that failed and are not superseded as an input of their own, and returns their number. Raises OSError.
 
-    The file takes the place of an older one only when it is whole.
+    The file takes the place of an older one only when it is whole; nothing is left of one that is not.
     """
     written = 0
-    part = path.with_name(path.name + ".part")
-    with gzip.open(part, "wb") if path.suffix == ".gz" else part.open("wb") as file:
-        file.write(_whole(header))
-        for number, raw in rows:
-            if raw and states[number] in (Outcome.FAILED, Outcome.INVALID):
-                file.write(_whole(raw))
-                written += 1
-    part.replace(path)
+    part = part_of(path)
+    # Opened outside of `try`: what cannot be opened is not ours to remove.
+    file = gzip.open(part, "wb") if path.suffix == ".gz" else part.open("wb")  # noqa: SIM115  # closed three lines on
+    try:
+        with file:
+            file.write(_whole(header))
+            for number, raw in rows:
+                if raw and states[number] in (Outcome.FAILED, Outcome.INVALID):
+                    file.write(_whole(raw))
+                    written += 1
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return written
+
+
+def part_of(path: Path) -> Path:
+    """Where the failures are written until they are whole."""
+    return path.with_name(path.name + ".part")
 
 
 def _whole(raw: bytes) -> bytes:
@@ -357,7 +395,7 @@ class FromPipe:
         self._room = threading.Semaphore(READ_AHEAD)
         self._news = asyncio.Event()
         self._ended = False
-        self._error: Exception | None = None
+        self._error: Exception | None = None  # whatever ended the reading before the input's end
         # A daemon: nothing can end its read, so the program must be able to end without it.
         threading.Thread(target=self._read, name="sinch-conv input", daemon=True).start()
 
@@ -380,9 +418,10 @@ class FromPipe:
             for item in self._reader:
                 self._room.acquire()
                 self._tell(item)
-        except InputError as error:
+        except Exception as error:  # noqa: BLE001  # raised where the records are asked for; here nobody would hear of it
             self._error = error
-        self._tell(None)
+        finally:
+            self._tell(None)
 
     def _tell(self, item: Record | BadLine | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the job ended before its input did

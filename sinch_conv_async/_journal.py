@@ -6,6 +6,7 @@ records by their numbers and nothing of what they say: no metadata is ever in it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -314,6 +315,7 @@ class Journal:
         self._descriptor = descriptor
         self._fsync = fsync
         self._size = 0
+        self._refusal: str | None = None  # why nothing is written any more
         self.cut = 0
         """Bytes of a torn last line that were cut off."""
 
@@ -323,13 +325,18 @@ class Journal:
         if fcntl is None:
             raise JournalError("a journal is locked in a way that only POSIX systems have")
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+            # O_APPEND: whatever was taken back, the next byte comes to stand at the end.
+            descriptor = os.open(
+                path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600
+            )
         except OSError as error:
-            raise JournalError(f"{path}: {error.strerror}") from None
+            raise JournalError(
+                f"{path}: no journal can be written there: {error.strerror}; name another place with --journal"
+            ) from None
         journal = cls(path, descriptor, fsync=fsync)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise JournalError(f"{path} is not a plain file")
+                raise JournalError(f"{path} is not a plain file; name another place with --journal")
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -358,13 +365,15 @@ class Journal:
 
         A last line without its end was being written when the job was killed: it is cut off.
         """
-        with open(self._descriptor, "rb", closefd=False) as file:
-            states, whole, size = _load(file, header, self._path, digests=digests)
-        self._size = whole
-        if size > whole:
-            self.cut = size - whole
-            os.ftruncate(self._descriptor, whole)
-        os.lseek(self._descriptor, whole, os.SEEK_SET)
+        try:
+            with open(self._descriptor, "rb", closefd=False) as file:
+                states, whole, size = _load(file, header, self._path, digests=digests)
+            self._size = whole
+            if size > whole:
+                self.cut = size - whole
+                os.ftruncate(self._descriptor, whole)
+        except OSError as error:
+            raise JournalError(f"{self._path} cannot be read: {error.strerror}") from None
         if not whole:
             self._write(write_header(header))
             if self._fsync:
@@ -372,11 +381,25 @@ class Journal:
         return states
 
     def write(self, lines: Iterable[Line]) -> None:
-        """Appends these lines, all or none. Raises JournalError, and then no outcome may be told that is not in it."""
+        """Appends these lines, all or none. Raises JournalError, then and from then on: no outcome may be told that is not in it.
+
+        Where the disk does not even let a part be taken back, that part is the last thing in the file, and the next run cuts a torn line off.
+        """
         self._write(b"".join(map(encode, lines)))
 
     def _write(self, data: bytes) -> None:
-        self._check_place()
+        if self._refusal is None:
+            try:
+                self._check_place()
+                self._append(data)
+            except JournalError as error:
+                self._refusal = str(error)
+            else:
+                self._size += len(data)
+                return
+        raise JournalError(self._refusal)
+
+    def _append(self, data: bytes) -> None:
         view = memoryview(data)
         try:
             while view:
@@ -384,10 +407,9 @@ class Journal:
             if self._fsync:
                 os.fsync(self._descriptor)
         except OSError as error:
-            # Half a line would be cut off by the next run anyway, but a full disk has room for what is taken back.
-            os.ftruncate(self._descriptor, self._size)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self._size)
             raise JournalError(f"{self._path} cannot be written: {error.strerror}") from None
-        self._size += len(data)
 
     def _check_place(self) -> None:
         """Whether what we write to is still what the next run will read."""
@@ -403,11 +425,16 @@ class Journal:
 
     def _sync_folder(self) -> None:
         """A new file survives a power loss only once its folder has been written too (fsync(2))."""
-        folder = os.open(self._path.absolute().parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            folder = os.open(self._path.absolute().parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise JournalError(
+                f"{self._path}: its folder cannot be brought to the disk, as --fsync asks: {error.strerror}"
+            ) from None
 
 
 def look(path: Path, header: Header | None, *, digests: bool = False) -> States:
@@ -418,7 +445,7 @@ def look(path: Path, header: Header | None, *, digests: bool = False) -> States:
     except FileNotFoundError:
         return States()
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from None
+        raise JournalError(f"{path} cannot be read: {error.strerror}; name another with --journal") from None
 
 
 def _load(file: BinaryIO, header: Header | None, path: Path, *, digests: bool) -> tuple[States, int, int]:
@@ -429,19 +456,21 @@ def _load(file: BinaryIO, header: Header | None, path: Path, *, digests: bool) -
         number += 1
         if not text.endswith(b"\n"):
             if len(text) == MAX_LINE or (number == 1 and not may_be_cut_header(text)):
-                raise JournalError(f"{path} is not the journal of a bulk job")
+                raise JournalError(f"{path} is not the journal of a bulk job; name another with --journal")
             return states, whole, whole + len(text)
         if number == 1:
             try:
                 found = read_header(text)
             except ValueError as error:
-                raise JournalError(f"{path} cannot be used: {error}") from None
+                raise JournalError(f"{path} cannot be used: {error}; name another with --journal") from None
             if header is not None:
                 header.check(found, path)
         else:
             try:
                 states.apply(decode(text))
             except ValueError as error:
-                raise JournalError(f"line {number} of {path} is no line of a journal: {error}") from None
+                raise JournalError(
+                    f"line {number} of {path} is no line of a journal: {error}; with another --journal the job begins anew"
+                ) from None
         whole += len(text)
     return states, whole, whole

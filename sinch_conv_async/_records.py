@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import os
 import stat
+import sys
 import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -29,6 +30,13 @@ MAX_LINE: Final = 1024 * 1024
 
 _TOO_LONG: Final = f"longer than {MAX_LINE:,} bytes"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # a spreadsheet's way to say UTF-8
+_NO_TEXT: Final = {
+    b"\x1f\x8b": "it is gzipped; unpack it, or let its name end in .gz",
+    b"PK\x03\x04": "it is a spreadsheet or another archive; save it as CSV",
+    b"\xff\xfe": "it is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "it is UTF-16; save it as UTF-8",
+}
+"""What a file begins with that many take for a CSV."""
 
 
 class InputError(Exception):
@@ -109,17 +117,20 @@ class Source:
             stream = self._pipe() if pipe else self._stream()
         except OSError as error:
             raise InputError(f"{self.name}: {error.strerror}") from None
+        name = "standard input" if self.path is None else self.name
         if pipe:
-            yield RecordReader(stream, self.layout)
+            yield RecordReader(stream, self.layout, name=name)
             return
         with stream:
-            yield RecordReader(stream, self.layout)
+            yield RecordReader(stream, self.layout, name=name)
 
     def _stream(self) -> BinaryIO:
         assert self.path is not None  # a pipe is opened by its number
         return cast("BinaryIO", gzip.open(self.path)) if self.path.suffix == ".gz" else self.path.open("rb")
 
     def _pipe(self) -> BinaryIO:
+        if self.path is None and sys.stdin is None:
+            raise InputError("standard input is closed")
         # Never closed, and so left to the process's end: a thread may be blocked in reading it, and closing would wait for that thread.
         descriptor = 0 if self.path is None else os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         return open(descriptor, "rb", closefd=False)
@@ -137,8 +148,9 @@ class Source:
 class _Lines:
     """The lines of a stream, with the number of the last one, the bytes taken since the last record, and what was wrong with them."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream = stream
+        self._name = name
         self._again = b""
         self.number = 0
         self.taken: list[bytes] = []
@@ -166,6 +178,10 @@ class _Lines:
             self.problem = "not UTF-8"
             return "\n"
 
+    def place(self, number: int) -> str:
+        """Where this line is, as an error says it."""
+        return f"{self._name}, line {number}"
+
     def begin(self) -> int:
         """Forgets what belongs to the last record, and returns the number of the line that comes next."""
         self.taken.clear()
@@ -190,7 +206,8 @@ class _Lines:
                     end = self._stream.readline(MAX_LINE)
         except (OSError, EOFError, zlib.error) as error:
             # A gzip file that is cut short or is none raises one of these three.
-            raise InputError(f"line {self.number + 1}: cannot be read: {error}") from None
+            how = "unpacked, as its name asks for" if isinstance(self._stream, gzip.GzipFile) else "read"
+            raise InputError(f"{self.place(self.number + 1)}: cannot be {how}: {error}") from None
         return line
 
 
@@ -198,18 +215,19 @@ class RecordReader:
     """The records of a stream in their order, the bad ones among them. Blank lines are no records.
 
     Known at once: ``format``, ``header`` (the bytes of a CSV's first line), and ``fingerprint``, which is all that there is of an input that can
-    be read only once: a digest of its beginning. Raises InputError for a header that will not do.
+    be read only once: a digest of its beginning. Raises InputError for a header that will not do. ``name`` is the input's, for errors.
     """
 
-    def __init__(self, stream: BinaryIO, layout: Layout) -> None:
-        self._lines = _Lines(stream)
+    def __init__(self, stream: BinaryIO, layout: Layout, *, name: str = "the input") -> None:
+        self._lines = _Lines(stream, name)
         self._layout = layout
+        self._name = name
         first = self._lines.peek()
         self.format = layout.format or ("jsonl" if first.lstrip().startswith(b"{") else "csv")
         self.header = b""
         if self.format == "csv":
             self._rows = csv.reader(self._lines, delimiter=layout.delimiter, strict=True)
-            self._columns = self._read_header()
+            self._columns = self._read_header(first)
             first = self._lines.peek()
         self.fingerprint = f"first-line:{_digest(self.header, first)}"
 
@@ -233,23 +251,41 @@ class RecordReader:
                 yield found
             number += 1
 
-    def _read_header(self) -> list[str]:
-        layout = self._layout
+    def _read_header(self, first: bytes) -> list[str]:
+        layout, lines = self._layout, self._lines
+        for beginning, reason in _NO_TEXT.items():
+            if first.startswith(beginning):
+                raise InputError(f"{self._name} is neither CSV nor JSON Lines: {reason}")
+        if layout.format is None and first.lstrip().startswith(b"["):
+            raise InputError(
+                f"{self._name} is neither CSV nor JSON Lines: it is a JSON array; write one object a line"
+            )
         try:
             columns = [column.strip() for column in next(self._rows, [])]
         except csv.Error as error:
-            raise InputError(f"line {self._lines.number}: the header is not CSV: {error}") from None
-        if self._lines.problem is not None:
-            raise InputError(f"line {self._lines.number}: {self._lines.problem}")
-        self.header = b"".join(self._lines.taken)
+            raise InputError(f"{lines.place(lines.number)}: the header is not CSV: {error}") from None
+        if lines.problem is None and b"\0" in first:
+            lines.problem = "not text"
+        if lines.problem is not None:
+            raise InputError(
+                f"{lines.place(lines.number)}: {lines.problem}, and so no header; CSV or JSON Lines in UTF-8 is wanted"
+            )
+        self.header = b"".join(lines.taken)
         if not columns:
-            raise InputError("the input is empty: not even a header is there")
-        for name in (layout.message_id, layout.metadata):
+            raise InputError(
+                f"{self._name} is empty: not even a header is there, such as {layout.message_id}{layout.delimiter}{layout.metadata}"
+            )
+        for name, option in ((layout.message_id, "--id-column"), (layout.metadata, "--metadata-column")):
             if name not in columns:
-                raise InputError(f"line {self._lines.number}: the header has no column {name!r}")
+                raise InputError(
+                    f"{lines.place(lines.number)}: the header has no column {name!r}; {option} names another one, "
+                    f"and --delimiter what stands between the columns, if not {layout.delimiter!r}"
+                )
         for name in (layout.message_id, layout.metadata, layout.messages_source):
             if columns.count(name) > 1:
-                raise InputError(f"line {self._lines.number}: the header has the column {name!r} twice")
+                raise InputError(
+                    f"{lines.place(lines.number)}: the header has the column {name!r} twice; rename one of them"
+                )
         return columns
 
     def _row(self) -> dict[str, Any] | str | None:
@@ -261,7 +297,8 @@ class RecordReader:
         if not row:
             return None if row is None else {}
         if len(row) != len(self._columns):
-            return f"{len(row)} fields, where the header has {len(self._columns)}"
+            fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
+            return f"{fields}, where the header has {len(self._columns)}"
         return dict(zip(self._columns, row, strict=True))
 
     def _object(self) -> dict[str, Any] | str | None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, Literal
 
 import attrs
@@ -30,6 +32,7 @@ from ._journal import Journal, JournalError, Outcome, States
 from ._progress import Progress, duration
 from ._records import BadLine, InputError, Record, RecordReader, Source
 from ._session import SessionManager, SessionStats
+from .bulk import MAX_OUTAGE
 from .client import ConversationClient
 from .errors import AuthenticationError, InvalidArgumentError, SinchError, TokenError
 
@@ -67,9 +70,8 @@ def exit_code(error: SinchError) -> int:
     if isinstance(error, AuthenticationError):
         return REFUSED
     if isinstance(error, TokenError):
-        # The token endpoint said no; an endpoint that is out says nothing about the credentials.
-        refused = error.http_status is not None and error.http_status < 500 and error.http_status != 429
-        return REFUSED if refused else SOME_FAILED
+        # An endpoint that is out says nothing about the credentials.
+        return REFUSED if error.refused else SOME_FAILED
     return SOME_FAILED
 
 
@@ -138,7 +140,7 @@ class Report:
             (
                 "retried",
                 f"{self.retried:,}",
-                f"{self.throttled:,} of them for being too fast (429)" if self.throttled else "",
+                f"answers 429 (too fast): {self.throttled:,}" if self.throttled else "",
             )
         )
         rows.append(("tokens fetched", f"{self.token_requests:,}", ""))
@@ -162,7 +164,7 @@ class Run:
     bad_lines: Literal["stop", "skip"] = "stop"
     limit: FailureLimit | None = None
     concurrency: int | None = None
-    max_outage: float = 900.0
+    max_outage: float = MAX_OUTAGE
     fsync: bool = False
     _stack: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack, init=False)
     _signals: int = attrs.field(default=0, init=False)
@@ -193,10 +195,14 @@ class Run:
             progress.say(f"Checking {source.name} ({before.st_size / 1e6:,.0f} MB) before anything is sent.")
         found = survey(source, progress.say)
         if found.invalid and self.bad_lines == "stop":
-            lines = "1 bad line" if found.invalid == 1 else f"{found.invalid:,} bad lines"
-            raise InputError(
-                f"{source.name} has {lines}, so nothing was sent; --on-bad-line skip leaves them out"
+            lines, them = (
+                ("1 bad line", "it") if found.invalid == 1 else (f"{found.invalid:,} bad lines", "them")
             )
+            raise InputError(
+                f"{source.name} has {lines}, so nothing was sent; --on-bad-line skip leaves {them} out"
+            )
+        if not found.records:
+            progress.say(f"{source.name} has no records.")
         header = header_of(source, self.project_id, source.fingerprint(), found.layout)
         states = self._load(journal, header, progress)
         reader = self._stack.enter_context(source.open())
@@ -281,19 +287,20 @@ class Run:
         """Runs the job on an event loop of its own; the exit code and the error that ended it, if one did."""
         try:
             asyncio.run(self._work(job, records, client, manager, progress, is_pipe=is_pipe))
-        except asyncio.CancelledError:
-            return INTERRUPTED, None
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            # The second signal, or one that came before the loop was ready for it, or while it was being closed.
+            self._signals += 1
         except SinchError as error:
             return exit_code(error), sentence(error)
         except InputError as error:
             return USAGE, str(error)
         except JournalError as error:
             return REFUSED, str(error)
-        if self._signals and not job.exhausted:
-            return INTERRUPTED, None
-        if job.over_limit:
+        if not job.unfinished:
+            return 0, None
+        if job.over_limit and not self._signals:
             return SOME_FAILED, f"more than {self.limit} of the updates failed, so the rest was not tried"
-        return 0, None
+        return INTERRUPTED, None
 
     async def _work(
         self,
@@ -317,15 +324,14 @@ class Run:
             else:
                 this.cancel()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupt)
-        async with manager, client as opened:
-            await job.run(
-                opened,
-                FromPipe(records) if is_pipe else records,
-                concurrency=self.concurrency,
-                max_outage=self.max_outage,
-            )
+        with _signals_call(functools.partial(loop.call_soon_threadsafe, interrupt)):
+            async with manager, client as opened:
+                await job.run(
+                    opened,
+                    FromPipe(records) if is_pipe else records,
+                    concurrency=self.concurrency,
+                    max_outage=self.max_outage,
+                )
 
     def _report(
         self,
@@ -349,6 +355,10 @@ class Run:
             except (OSError, InputError) as problem:
                 error = error or f"{self.failures} could not be written: {problem}"
                 code = code or SOME_FAILED
+            except KeyboardInterrupt:
+                self._signals += 1
+                error = error or f"{self.failures} was not written: interrupted"
+                code = INTERRUPTED
         if not code and (counts[Outcome.FAILED] or counts[Outcome.INVALID]):
             code = SOME_FAILED
         stats: SessionStats = manager.stats()
@@ -373,6 +383,24 @@ class Run:
             seconds=job.counts.seconds,
             rate=job.counts.rate,
         )
+
+
+@contextlib.contextmanager
+def _signals_call(interrupt: Callable[[], object]) -> Generator[None]:
+    """Ctrl-C and SIGTERM call this, and afterwards do what they did before.
+
+    Not by the loop's own ``add_signal_handler``: when the loop is closed, that leaves SIGTERM to kill the process without a word.
+    """
+
+    def arrived(number: int, frame: FrameType | None) -> None:
+        interrupt()
+
+    before = {number: signal.signal(number, arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_unchanged(source: Source, before: Any) -> None:

@@ -14,7 +14,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
@@ -23,7 +23,7 @@ import click
 
 from . import _wire
 from ._convert import to_dict
-from ._job import FailureLimit
+from ._job import FailureLimit, part_of
 from ._journal import JournalError, Outcome, States, look
 from ._progress import duration, progress_on
 from ._records import InputError, Layout, Source
@@ -41,7 +41,8 @@ from ._run import (
     survey,
 )
 from ._session import SessionManager
-from .client import ClientOptions, ConversationClient
+from .bulk import MAX_OUTAGE
+from .client import _ENVIRONMENT, RATE_LIMIT, ClientOptions, ConversationClient
 from .enums import MessagesSource, Region
 from .errors import InvalidArgumentError, SinchError
 
@@ -125,14 +126,7 @@ class Access:
         return self.project_id or given.get("project_id") or os.environ.get("SINCH_PROJECT_ID")
 
 
-_IN_CREDENTIALS: Final = {
-    "SINCH_PROJECT_ID": "project_id",
-    "SINCH_KEY_ID": "key_id",
-    "SINCH_KEY_SECRET": "key_secret",
-    "SINCH_CONVERSATION_REGION": "conversation_region",
-    "SINCH_CONVERSATION_ORIGIN": "conversation_origin",
-    "SINCH_AUTH_ORIGIN": "auth_origin",
-}
+_IN_CREDENTIALS: Final = {variable: option for option, variable in _ENVIRONMENT.items()}
 
 
 def read_credentials(path: Path) -> dict[str, str]:
@@ -172,7 +166,8 @@ def _origin(context: click.Context, parameter: click.Parameter, value: str | Non
 _ACCESS_OPTIONS: Final = (
     click.option(
         "--credentials",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=click.Path(readable=False, path_type=Path),
+        metavar="FILE",
         help="File with lines such as SINCH_KEY_ID=...; wins over the environment.",
     ),
     click.option("--project-id", metavar="ID", help="Instead of SINCH_PROJECT_ID."),
@@ -279,12 +274,14 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
 )
 @click.option(
     "--journal",
-    type=click.Path(dir_okay=False, path_type=Path),
+    # What is wrong with this file the journal says, and with exit code 3.
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
     help="Where to write what became of each record.  [default: FILE.journal.jsonl]",
 )
 @click.option(
     "--failures",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     help="Where to write the records that failed, in the input's own format.",
 )
 @click.option(
@@ -332,13 +329,13 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="Requests a second.  [default: 800, what the API allows a project]",
+    help=f"Requests a second.  [default: {RATE_LIMIT:g}, what the API allows a project]",
 )
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 10_000),
     metavar="N",
-    help="Updates under way at a time.  [default: 256]",
+    help=f"Updates under way at a time.  [default: {CONCURRENCY}]",
 )
 @click.option(
     "--max-failures",
@@ -350,10 +347,9 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
 @click.option(
     "--max-outage",
     type=click.FloatRange(min=0, min_open=True),
-    default=900.0,
-    show_default=True,
+    default=MAX_OUTAGE,
     metavar="SECONDS",
-    help="How long to wait for an API that takes no updates.",
+    help=f"How long to wait for an API that takes no updates.  [default: {MAX_OUTAGE:g}]",
 )
 @click.option(
     "--fsync",
@@ -412,11 +408,11 @@ def bulk(
         if journal is None and not is_pipe:
             assert path is not None  # standard input is a pipe
             journal = path.with_name(path.name + ".journal.jsonl")
+        _check_places(source, journal, failures)
         if dry_run:
             return _dry_run(source, journal, access, bad_lines=bad_lines, rate=rate, output=output)
         if journal is None:
             raise click.UsageError("what comes from a pipe needs --journal FILE")
-        _check_places(source, journal, failures)
         manager = SessionManager(max_connections=concurrency or CONCURRENCY)
         client = access.client(manager, rate=rate)  # without credentials nothing else is worth its time
         run_of = Run(
@@ -457,19 +453,32 @@ def _format_of(name: str) -> Literal["csv", "jsonl"] | None:
     return "jsonl" if name.endswith((".jsonl", ".ndjson")) else None
 
 
-def _check_places(source: Source, journal: Path, failures: Path | None) -> None:
+def _check_places(source: Source, journal: Path | None, failures: Path | None) -> None:
     """Each of the three files is another one, and failures can be written: better now than after a night's work."""
+    taken = [path for path in (source.path, journal) if path is not None]
+    if len(taken) == 2 and _are_one(*taken):
+        raise click.UsageError("--journal names the input; name a file that is not there yet")
     if failures is None:
         return
-    taken = {journal.resolve(), *(() if source.path is None else (source.path.resolve(),))}
-    if failures.resolve() in taken:
-        raise click.UsageError("--failures names the input or the journal, which it would overwrite")
+    for place in (failures, part_of(failures)):
+        if any(_are_one(place, path) for path in taken):
+            raise click.UsageError(
+                f"--failures would overwrite {place}, which is the input or the journal; name another file"
+            )
     if not os.access(failures.absolute().parent, os.W_OK | os.X_OK):
         raise click.UsageError(f"--failures: no file can be made in {failures.absolute().parent}")
 
 
+def _are_one(path: Path, other: Path) -> bool:
+    """Whether these two are one file, by whatever names."""
+    try:
+        return path.samefile(other)
+    except OSError:  # one of them is not there yet
+        return os.path.realpath(path) == os.path.realpath(other)
+
+
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Any:
+def _terminated_as_interrupted() -> Generator[None]:
     """SIGTERM does what Ctrl-C does, also outside an event loop."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -499,7 +508,7 @@ def _dry_run(
     counts = states.counts
     final = counts[Outcome.UPDATED] + counts[Outcome.SUPERSEDED]
     to_send = max(found.records - found.invalid - final, 0)
-    seconds = to_send / (rate or 800.0)
+    seconds = to_send / (rate or RATE_LIMIT)
     if output == "json":
         report = {
             "dry_run": True,
@@ -537,7 +546,7 @@ class Every:
     """``--fail 503:100``: every hundredth request is answered 503."""
 
     number: int
-    status: int = 0
+    status: int
 
 
 def _every(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Every, ...]:
@@ -552,7 +561,12 @@ def _every(context: click.Context, parameter: click.Parameter, values: tuple[str
 
 @main.command()
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="0 takes a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    metavar="PORT",
+    help="0 takes a free one.",
 )
 @click.option(
     "--rate-limit",
@@ -568,7 +582,7 @@ def _every(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.option(
     "--token-lifetime",
     type=click.FloatRange(0, min_open=True),
-    default=3600.0,
+    default=3600,
     show_default=True,
     metavar="SECONDS",
     help="How long an access token is good for.",
@@ -651,7 +665,7 @@ def environment(box: Sandbox) -> dict[str, str]:
 
 
 async def _repeat(box: Sandbox, every: int, fault: Callable[[], None]) -> None:
-    """Has the fault ready for every so-manieth request."""
+    """Has the fault ready for every nth request."""
     arrived = every - 1
     while True:
         await box.wait_for_requests(arrived)

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import struct
+import sys
 import termios
 from collections import Counter
 from pathlib import Path
@@ -242,17 +243,74 @@ async def test_a_signal_before_the_job_began_ends_it(sandbox: Sandbox, tmp_path:
         (tmp_path / "j").unlink()
 
 
-async def test_a_signal_in_an_outage_does_not_wait_for_its_end(sandbox: Sandbox, tmp_path: Path) -> None:
-    path, journal = csv(tmp_path), tmp_path / "j"
+async def test_a_signal_in_an_outage_does_not_wait_for_its_end_and_is_no_success(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    path, journal = csv(tmp_path, 5), tmp_path / "j"
     sandbox.fail_next(503, times=100_000)
-    async with Running(["bulk", path, "--journal", journal], environment_of(sandbox), tmp_path) as command:
-        await sandbox.wait_for_requests(150)
-        command.send(signal.SIGINT)
-        await command.says("Finishing")
+    arguments = ("bulk", path, "--journal", journal, "--output", "json")
+    async with Running(arguments, environment_of(sandbox), tmp_path) as command:
+        await sandbox.wait_for_requests(5 * 5 + 1)
         command.send(signal.SIGINT)
         ended = await command.ends()
     assert ended.code == 130
+    assert (ended.json["exit_code"], ended.json["updated"], ended.json["remaining"]) == (130, 0, 5)
+    assert "To go on: sinch-conv bulk" in ended.err
     assert outcomes_in(journal) == []
+
+
+async def test_a_signal_that_comes_when_all_is_under_way_interrupts_nothing(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    path, journal = csv(tmp_path, CONCURRENCY), tmp_path / "j"
+    sandbox.hold()
+    arguments = ("bulk", path, "--journal", journal, "--concurrency", str(CONCURRENCY))
+    async with Running(arguments, environment_of(sandbox), tmp_path) as command:
+        await held(sandbox)
+        command.send(signal.SIGTERM)
+        await command.says("Finishing what is under way")
+        sandbox.release()
+        ended = await command.ends()
+    assert ended.code == 0
+    assert updated_in(journal) == set(range(1, CONCURRENCY + 1))
+
+
+SIGNALLED = """
+import os, signal, sys
+from sinch_conv_async import _run, cli
+
+write_failures = _run.write_failures
+
+def signalled(path, header, rows, states):
+    def some():
+        for row in rows:
+            yield row
+            os.kill(os.getpid(), signal.{})
+    return write_failures(path, header, some(), states)
+
+_run.write_failures = signalled
+sys.exit(cli.run())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_while_the_failures_are_written_ends_that_and_reports(
+    number: signal.Signals, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    path, journal, failures = csv(tmp_path), tmp_path / "j", tmp_path / "f"
+    failures.write_text("older")
+    sandbox.fail_next(404, message_id="ID7")
+    arguments = ("bulk", path, "--journal", journal, "--failures", failures, "--output", "json")
+    program = (sys.executable, "-W", "error", "-c", SIGNALLED.format(number.name))
+    async with Running(arguments, environment_of(sandbox), tmp_path, program) as command:
+        ended = await command.ends()
+    assert ended.code == 130
+    told = ended.json
+    assert (told["updated"], told["failed"], told["failures"]) == (39, 1, None)
+    assert "f was not written: interrupted" in ended.err
+    assert "To try again what failed: sinch-conv bulk" in ended.err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["f", "ids.csv", "j"]
+    assert failures.read_text() == "older"
 
 
 # Without its journal, or without a disk
@@ -315,18 +373,22 @@ async def test_a_full_disk_ends_the_job_and_the_next_run_repeats_no_success(
     assert updated_in(journal) == set(range(1, 401))
 
 
-async def test_a_disk_that_has_no_room_for_the_failures_says_so(sandbox: Sandbox, tmp_path: Path) -> None:
+@pytest.mark.parametrize("piped", [False, True])
+async def test_a_disk_that_has_no_room_for_the_failures_says_so(
+    sandbox: Sandbox, tmp_path: Path, *, piped: bool
+) -> None:
     path = tmp_path / "ids.csv"
     path.write_text("message_id,metadata,more\n" + "".join(f"ID{row},m,{'x' * 40_000}\n" for row in range(3)))
     sandbox.fail_next(404, times=3)
-    arguments = ("bulk", path, "--failures", tmp_path / "f", "--output", "json")
+    options = ("--journal", tmp_path / "j", "--failures", tmp_path / "f", "--output", "json")
+    arguments = ("bulk", "-" if piped else path, *options)
     limited = ("bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *COMMAND)
     async with Running(arguments, unmeasured(environment_of(sandbox)), tmp_path, limited) as command:
-        ended = await command.ends()
+        ended = await command.ends(path.read_bytes() if piped else None)
     assert ended.code == 1
     assert "f could not be written" in ended.err
     assert (ended.json["failed"], ended.json["failures"]) == (3, None)
-    assert not (tmp_path / "f").exists()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ids.csv", "j"]
 
 
 async def test_a_second_copy_of_the_job_is_kept_out(sandbox: Sandbox, tmp_path: Path) -> None:

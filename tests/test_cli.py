@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 import pytest
 
@@ -29,6 +32,28 @@ async def sandbox() -> AsyncIterator[Sandbox]:
     async with Sandbox(auto_create=True) as sandbox:
         yield sandbox
 
+
+REPORT = _run.Report(
+    exit_code=0,
+    error=None,
+    interrupted=False,
+    input="ids.csv",
+    journal=None,
+    records=20,
+    updated=20,
+    failed=0,
+    invalid=0,
+    superseded=0,
+    failures=None,
+    failures_written=0,
+    kinds=Counter(),
+    sent=20,
+    retried=0,
+    throttled=0,
+    token_requests=1,
+    seconds=1.0,
+    rate=20.0,
+)
 
 Here = Callable[..., Ended]
 
@@ -194,6 +219,7 @@ async def test_credentials_come_from_a_file(sandbox: Sandbox, tmp_path: Path) ->
     ("data", "words"),
     [
         (None, "No such file"),
+        (b"directory", "Is a directory"),
         (b"\xff", "not UTF-8"),
         (b"SINCH_KEY_ID=x\nsecret-on-a-line-of-its-own\n", "line 2: not NAME=value"),
         (b"SINCH_KEY_ID=x\n", "not set in the environment: SINCH_PROJECT_ID, SINCH_KEY_SECRET"),
@@ -203,7 +229,9 @@ def test_a_bad_file_of_credentials_ends_with_3_and_is_not_quoted(
     data: bytes | None, words: str, tmp_path: Path, here: Here
 ) -> None:
     path = tmp_path / "credentials"
-    if data is not None:
+    if data == b"directory":
+        path.mkdir()
+    elif data is not None:
         path.write_bytes(data)
         path.chmod(0o600)
     ended = here("bulk", csv(tmp_path), "--credentials", path)
@@ -315,8 +343,8 @@ async def test_a_bad_line_stops_before_anything_is_sent(sandbox: Sandbox, tmp_pa
     ended = await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.splitlines() == [
-        "line 4: 1 fields, where the header has 2",
-        f"Error: {path} has 1 bad line, so nothing was sent; --on-bad-line skip leaves them out",
+        "line 4: 1 field, where the header has 2",
+        f"Error: {path} has 1 bad line, so nothing was sent; --on-bad-line skip leaves it out",
     ]
     assert not sandbox.requests
 
@@ -411,6 +439,22 @@ async def test_too_many_failures_end_the_job(
     assert len(sandbox.requests) <= most + 5 * (most < 200) + 200 * (limit == "2")
 
 
+async def test_of_what_was_all_tried_nothing_is_said_to_be_left(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.fail_next(404, message_id="ID2")
+    ended = await sinch_conv(
+        "bulk", csv(tmp_path, 2), "--max-failures", "0", folder=tmp_path, sandbox=sandbox
+    )
+    assert ended.code == 1
+    assert "the rest was not tried" not in ended.err
+
+
+def test_the_report_tells_answers_429_apart_from_retries() -> None:
+    report = attrs.evolve(REPORT, retried=4, throttled=5)
+    assert "retried                    4  answers 429 (too fast): 5" in report.to_text().splitlines()
+    report = attrs.evolve(REPORT, retried=4)
+    assert "retried                    4" in report.to_text().splitlines()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -420,9 +464,16 @@ async def test_too_many_failures_end_the_job(
         (["--max-failures", "101%"], "more than 100%"),
         (["--delimiter", "ab"], "one character"),
         (["--delimiter", '"'], "one character"),
-        (["--failures", "ids.csv"], "which it would overwrite"),
-        (["--failures", "./j", "--journal", "j"], "which it would overwrite"),
+        (["--failures", "ids.csv"], "--failures would overwrite ids.csv, which is the input or the journal"),
+        (["--failures", "./j", "--journal", "j"], "--failures would overwrite j, which is the input or the"),
+        (["--failures", "another-name.csv"], "would overwrite another-name.csv, which is the input"),
+        (
+            ["--failures", "j", "--journal", "j.part"],
+            "would overwrite j.part, which is the input or the journal",
+        ),
         (["--failures", "nowhere/failed.csv"], "no file can be made in"),
+        (["--journal", "ids.csv"], "--journal names the input; name a file that is not there yet"),
+        (["--journal", "another-name.csv", "--dry-run"], "--journal names the input"),
         (["--concurrency", "0"], "0 is not in the range"),
         (["--rate", "0"], "0.0 is not in the range"),
     ],
@@ -430,10 +481,13 @@ async def test_too_many_failures_end_the_job(
 def test_bad_words_to_bulk_are_usage_errors(
     arguments: list[str], words: str, tmp_path: Path, here: Here
 ) -> None:
-    csv(tmp_path)
+    path = csv(tmp_path)
+    (tmp_path / "another-name.csv").hardlink_to(path)
+    before = path.read_bytes()
     ended = here("bulk", "ids.csv", *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert words in " ".join(ended.err.split())
+    assert path.read_bytes() == before
 
 
 async def test_input_that_cannot_be_read_ends_with_2(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -444,6 +498,36 @@ async def test_input_that_cannot_be_read_ends_with_2(sandbox: Sandbox, tmp_path:
     assert (ended.code, "nowhere.csv: No such file" in ended.err) == (2, True)
     ended = await sinch_conv("bulk", tmp_path, folder=tmp_path, sandbox=sandbox)
     assert (ended.code, "is a directory" in ended.err) == (2, True)
+
+
+async def test_an_input_without_records_is_all_updated_and_said_to_be_empty(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    for name, text in (("ids.csv", "message_id,metadata\n"), ("ids.jsonl", "")):
+        (tmp_path / name).write_text(text)
+        ended = await sinch_conv("bulk", name, folder=tmp_path, sandbox=sandbox)
+        assert (ended.code, ended.err) == (0, f"{name} has no records.\n")
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("nowhere/j", "no journal can be written there: No such file or directory; name another place"),
+        (".", "no journal can be written there: Is a directory; name another place"),
+        ("/dev/full", "is not a plain file; name another place"),
+        ("ids.txt", "it is not the journal of a bulk job; name another with --journal"),
+    ],
+)
+def test_a_place_that_is_none_for_a_journal_ends_with_3(
+    place: str, words: str, tmp_path: Path, here: Here
+) -> None:
+    (tmp_path / "ids.txt").write_text("message_id,metadata\n")
+    options = {"PROJECT_ID": "p", "KEY_ID": "k", "KEY_SECRET": "s", "CONVERSATION_REGION": "us"}
+    known = {f"SINCH_{name}": value for name, value in options.items()}
+    ended = here("bulk", csv(tmp_path), "--journal", place, **known)
+    assert (ended.code, ended.out) == (3, "")
+    assert words in ended.err
+    assert ended.err.count("\n") == 1
 
 
 async def test_another_jobs_journal_is_refused_with_3(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -637,12 +721,15 @@ async def test_a_bad_line_of_a_pipe_stops_there_or_is_skipped(sandbox: Sandbox, 
     given = b"message_id,metadata\nA,m\nonly-one-field\nB,m\n"
     ended = await sinch_conv("bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=given)
     assert ended.code == 2
-    assert "Error: line 3: 1 fields" in ended.err
+    assert (
+        "Error: line 3: 1 field, where the header has 2; nothing after it was sent; --on-bad-line skip leaves it out"
+        in ended.err
+    )
     assert list(sandbox.messages) == ["A"]
     skip = ("bulk", "-", "--journal", "j", "--on-bad-line", "skip", "--failures", "f")
     ended = await sinch_conv(*skip, folder=tmp_path, sandbox=sandbox, given=given)
     assert ended.code == 1
-    assert "line 3: 1 fields" in ended.err
+    assert "line 3: 1 field, where the header has 2\n" in ended.err
     assert list(sandbox.messages) == ["A", "B"]
     assert (tmp_path / "f").read_text() == "message_id,metadata\nonly-one-field\n"
 
@@ -686,6 +773,8 @@ def test_the_version_and_the_help_are_told(here: Here) -> None:
         ended = here(command, "-h")
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.startswith(f"Usage: sinch-conv {command} ")
+        assert "RANGE" not in ended.out
+        assert not re.search(r"default:\s+\d+\.0\b", ended.out)
 
 
 def test_the_choices_are_the_enums_own() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sinch_conv_async import ConversationClient
-from sinch_conv_async._job import FailureLimit, FromPipe, Job, Spool
-from sinch_conv_async._journal import Header, Journal
+from sinch_conv_async._job import FailureLimit, FromPipe, Job, Spool, write_failures
+from sinch_conv_async._journal import Header, Journal, States
 from sinch_conv_async._progress import Progress
 from sinch_conv_async._records import BadLine, InputError, Layout, Record, RecordReader
 from sinch_conv_async.sandbox import Sandbox
@@ -36,6 +38,43 @@ async def test_a_job_that_is_stopped_before_it_runs_sends_nothing(tmp_path: Path
             await job.run(client, records(5), concurrency=None, max_outage=900.0)
         assert not job.exhausted
         assert not sandbox.requests
+
+
+@pytest.mark.parametrize("total", [3, None])
+async def test_a_job_is_unfinished_while_a_record_that_was_read_has_no_outcome(
+    total: int | None, tmp_path: Path
+) -> None:
+    async with Sandbox(auto_create=True) as sandbox, ConversationClient(**sandbox.client_options()) as client:
+        with Journal.open(tmp_path / "j") as journal:
+            job = Job(
+                journal,
+                journal.load(HEADER),
+                Progress(io.StringIO()),
+                bad_lines="stop",
+                limit=None,
+                total=total,
+            )
+            assert job.unfinished
+            sandbox.hold()
+            running = asyncio.create_task(job.run(client, records(3), concurrency=5, max_outage=900.0))
+            await sandbox.wait_for_requests(3)
+            assert job.exhausted
+            assert job.unfinished
+            sandbox.release()
+            await running
+            assert not job.unfinished
+
+
+async def test_what_ends_the_reading_of_a_pipe_is_raised_whatever_it_is() -> None:
+    def broken() -> Iterator[Record | BadLine]:
+        yield from records(1)
+        raise RecursionError("much too deep")
+
+    pipe = FromPipe(broken())
+    assert (await anext(pipe)).number == 1
+    async with asyncio.timeout(30):  # it used to be waited for without end
+        with pytest.raises(RecursionError, match="much too deep"):
+            await anext(pipe)
 
 
 async def test_a_pipe_hands_over_what_it_read_before_it_broke() -> None:
@@ -68,6 +107,33 @@ def test_a_limit_is_exceeded_by_more_than_it_says(
     limit: FailureLimit, failed: int, ended: int, exceeded: bool
 ) -> None:
     assert limit.exceeded(failed, ended) is exceeded
+
+
+def test_a_spool_without_room_says_so_when_it_is_read(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with Spool(tmp_path) as spool:
+            for number in (1, 2, 3):
+                spool.add(number, b"x" * 100_000)
+            with pytest.raises(OSError, match="File too large"):
+                list(spool)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["failed.csv", "failed.csv.gz"])
+def test_failures_that_are_not_whole_leave_the_older_ones_and_nothing_else(name: str, tmp_path: Path) -> None:
+    def interrupted() -> Iterator[tuple[int, bytes]]:
+        yield 1, b"A,m\n"
+        raise KeyboardInterrupt
+
+    path = tmp_path / name
+    path.write_bytes(b"older")
+    with pytest.raises(KeyboardInterrupt):
+        write_failures(path, b"message_id,metadata\n", interrupted(), States())
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"older"
 
 
 def test_a_spool_gives_back_the_bytes_it_was_given(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import resource
+import stat
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -414,6 +415,74 @@ def test_a_full_disk_is_noticed_and_leaves_whole_lines(path: Path) -> None:
         ):
             journal.write([line(2, UPDATED, "B")])
         assert path.read_bytes() == before
+
+
+def test_after_a_write_that_failed_nothing_is_written_any_more(path: Path) -> None:
+    """With room again, a line would come to stand behind a hole, and the next run would refuse the journal."""
+    journal, _ = opened(path)
+    with journal:
+        journal.write([line(1, UPDATED, "A")])
+        before = path.read_bytes()
+        with room_for(len(before) + 10), pytest.raises(JournalError):
+            journal.write([line(2, UPDATED, "B")])
+        with pytest.raises(JournalError, match="cannot be written: File too large"):
+            journal.write([line(3, UPDATED, "C")])
+    assert path.read_bytes() == before
+    journal, states = opened(path)
+    with journal:
+        assert states.last == 1
+        journal.write([line(2, UPDATED, "B")])
+    assert look(path, HEADER).counts[UPDATED] == 2
+
+
+def test_a_journal_that_comes_back_is_not_written_to_again(path: Path) -> None:
+    journal, _ = opened(path)
+    with journal:
+        aside = path.rename(path.with_name("aside"))
+        with pytest.raises(JournalError, match="was removed"):
+            journal.write([line(1, UPDATED, "A")])
+        aside.rename(path)
+        with pytest.raises(JournalError, match="was removed"):
+            journal.write([line(2, UPDATED, "B")])
+    assert look(path, HEADER).last == 0
+
+
+def failing(*arguments: Any) -> Any:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_part_that_cannot_be_taken_back_is_cut_off_by_the_next_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, _ = opened(path)
+    with journal:
+        journal.write([line(1, UPDATED, "A")])
+        size = path.stat().st_size
+        with monkeypatch.context() as patched, room_for(size + 10):
+            patched.setattr(os, "ftruncate", failing)
+            with pytest.raises(JournalError, match="cannot be written: File too large"):
+                journal.write([line(2, UPDATED, "B")])
+    assert path.stat().st_size == size + 10
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "ftruncate", failing)
+        with pytest.raises(JournalError, match="cannot be read: Input/output error"):
+            opened(path)
+    journal, states = opened(path)
+    journal.close()
+    assert (states.last, journal.cut, path.stat().st_size) == (1, 10, size)
+
+
+def test_a_folder_that_cannot_be_brought_to_the_disk_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_disk = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        failing() if stat.S_ISDIR(os.fstat(descriptor).st_mode) else to_disk(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(JournalError, match="its folder cannot be brought to the disk, as --fsync asks"):
+        opened(path, fsync=True)
 
 
 def test_a_write_that_takes_only_a_part_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

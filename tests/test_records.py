@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -96,7 +97,7 @@ def test_records_are_read(layout: Layout, data: bytes, found: list[tuple[object,
 @pytest.mark.parametrize(
     ("layout", "line", "reason"),
     [
-        (CSV, b"A", "1 fields, where the header has 3"),
+        (CSV, b"A", "1 field, where the header has 3"),
         (CSV, b"A,b,,d", "4 fields, where the header has 3"),
         (CSV, b'"A"x,b,', "not CSV: ',' expected after '\"'"),
         (CSV, b"a/b,one,", "message_id must be 1 to 256"),
@@ -151,19 +152,48 @@ def test_a_quote_that_is_never_closed_is_one_bad_line() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "the input is empty: not even a header is there"),
+        (b"", "the input is empty: not even a header is there, such as message_id,metadata"),
         (b"\n\n", "the input is empty"),
-        (b"id,metadata\nA,b\n", "line 1: the header has no column 'message_id'"),
-        (b"\nmessage_id,note\nA,b\n", "line 2: the header has no column 'metadata'"),
-        (b"message_id,metadata,metadata\n", "line 1: the header has the column 'metadata' twice"),
+        (
+            b"id,metadata\nA,b\n",
+            "the input, line 1: the header has no column 'message_id'; --id-column names another one, "
+            "and --delimiter what stands between the columns, if not ','",
+        ),
+        (
+            b"\nmessage_id,note\nA,b\n",
+            "line 2: the header has no column 'metadata'; --metadata-column names another one",
+        ),
+        (
+            b"message_id,metadata,metadata\n",
+            "line 1: the header has the column 'metadata' twice; rename one of them",
+        ),
         (b'"message_id"x,metadata\n', "line 1: the header is not CSV"),
-        (b"message_id,metadata,\xff\n", "line 1: not UTF-8"),
-        ("message_id,metadata\nA,b\n".encode("utf-16"), "line 1: not UTF-8"),
+        (
+            b"message_id,metadata,\xff\n",
+            "line 1: not UTF-8, and so no header; CSV or JSON Lines in UTF-8 is wanted",
+        ),
+        ("message_id,metadata\n".encode("utf-16-le"), "line 1: not text, and so no header"),
+        (b"x" * (MAX_LINE + 1), "line 1: longer than 1,048,576 bytes, and so no header"),
+        (
+            "message_id,metadata\nA,b\n".encode("utf-16"),
+            "the input is neither .*: it is UTF-16; save it as UTF-8",
+        ),
+        (gzip.compress(HEADER), "it is gzipped; unpack it, or let its name end in .gz"),
+        (b"PK\x03\x04\x14\0", "it is a spreadsheet or another archive; save it as CSV"),
     ],
+    ids=lambda value: repr(value[:40]),
 )
 def test_a_header_that_will_not_do_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         read(data)
+
+
+def test_a_json_array_is_not_taken_for_a_csv() -> None:
+    data = b'[\n{"message_id": "A", "metadata": "m"}\n]\n'
+    with pytest.raises(InputError, match="it is a JSON array; write one object a line"):
+        read(data, Layout())
+    with pytest.raises(InputError, match="no column 'message_id'"):
+        read(data, CSV)
 
 
 def test_a_record_is_an_update_and_hides_what_it_says() -> None:
@@ -218,15 +248,39 @@ def test_a_gzipped_file_that_is_cut_short_says_where(tmp_path: Path) -> None:
     whole = gzip.compress(HEADER + b"".join(b"A,%d,\n" % (number**5) for number in range(100_000)))
     path.write_bytes(whole[: len(whole) // 2])
     source = Source(path, Layout())
-    with source.open() as reader, pytest.raises(InputError, match=r"line \d+: cannot be read"):
+    with source.open() as reader, pytest.raises(InputError, match=r"gz, line \d+: cannot be unpacked, as"):
         list(reader)
 
 
 def test_a_file_that_is_no_gzip_says_so(tmp_path: Path) -> None:
     path = tmp_path / "ids.csv.gz"
     path.write_bytes(HEADER)
-    with pytest.raises(InputError, match="line 1: cannot be read"), Source(path, Layout()).open():
-        pass
+    with pytest.raises(InputError, match="gz, line 1: cannot be unpacked, as its name asks for: Not a gzip"):
+        read_source(path)
+
+
+def test_a_disk_that_gives_no_answer_is_told_with_the_line() -> None:
+    class Broken(io.BytesIO):
+        def readline(self, size: int | None = -1) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(InputError, match=r"the input, line 1: cannot be read: .*Input/output error"):
+        RecordReader(Broken(), Layout())
+
+
+def read_source(path: Path | None) -> list[Record | BadLine]:
+    with Source(path, Layout()).open() as reader:
+        return list(reader)
+
+
+def test_an_error_names_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ids.csv"
+    path.write_bytes(b"id\n")
+    with pytest.raises(InputError, match=rf"^{path}, line 1: the header has no column"):
+        read_source(path)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match=r"^standard input is closed$"):
+        read_source(None)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
