@@ -3,6 +3,7 @@
 Knows nothing of how they were made. matplotlib is imported only where a page is asked for.
 """
 
+import datetime
 import json
 import os
 import platform
@@ -37,10 +38,11 @@ def write_json(path: Path, measurements: Sequence[Measurement]) -> None:
 
 
 def write_page(path: Path, measurements: Sequence[Measurement]) -> None:
-    """The page at `path`, and a plot beside it for each measurement that has one, as SVG and as PNG."""
+    """The page at `path`, and a plot beside it for each measurement that has one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     how = (
-        f"One run of ``python -m benchmarks.run`` on one machine ({machine()}), against one nginx worker on "
+        f"A run of ``python -m benchmarks.run`` on {today} on one machine ({machine()}), against one nginx worker on "
         "loopback that returns a recorded answer, each client in a process of its own. Lower is better, and ratios "
         "are against aiohttp as people write it by hand unless a table says otherwise. Absolute figures belong to "
         "that machine."
@@ -114,5 +116,4 @@ def _draw(plot: Plot, stem: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(stem.with_suffix(".png"), dpi=120)
     plt.close(figure)
