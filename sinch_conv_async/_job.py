@@ -146,6 +146,8 @@ class Job:
         """The number of the last record that was read."""
         self.exhausted = False
         """Whether the input was read to its end."""
+        self.at_bad_line = False
+        """Whether a bad line ended it, as it would end the next run."""
         self.over_limit = False
         """Whether so many updates failed that the rest was not tried."""
 
@@ -209,6 +211,11 @@ class Job:
         async for item in records:
             if (record := self._to_send(item)) is not None:
                 yield record
+        if self.read < self._states.last:
+            raise InputError(
+                f"the input ended after record {self.read:,}, but the journal knows record {self._states.last:,}: "
+                "pipe in the whole of the input that the journal was begun with"
+            )
         self.exhausted = True
 
     def _to_send(self, item: Record | BadLine) -> Record | None:
@@ -229,6 +236,7 @@ class Job:
             self._under_way += 1
             return item
         if self._bad_lines == "stop":
+            self.at_bad_line = True
             raise InputError(
                 f"line {item.line}: {item.reason}; nothing after it was sent; --on-bad-line skip leaves it out"
             )

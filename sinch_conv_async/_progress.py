@@ -23,6 +23,10 @@ RATE_OVER: Final = 30.0
 """Seconds that the rate, and so the time left, is measured over."""
 
 
+WAITING: Final = "waiting for the API"
+"""What a bar has room for in an outage."""
+
+
 def duration(seconds: float) -> str:
     """``0:05``, ``12:30``, ``1:44:10``, ``2 d 3:00:00``."""
     minutes, second = divmod(round(seconds), 60)
@@ -118,6 +122,7 @@ class Bar(Progress):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._bar: Any = None
+        self._outage = False
 
     def start(self, total: int | None, done: int) -> None:
         # tqdm's own thread wakes bars that nobody moves; a job looks after its bar by its own clock.
@@ -129,15 +134,24 @@ class Bar(Progress):
             unit=" updates",
             dynamic_ncols=True,
             mininterval=0.2,
+            # tqdm's own guess of how many updates are worth drawing would leave out an outage, in which there are none.
+            miniters=0,
             smoothing=0.05,
         )
 
     def see(self, done: int, failed: int, *, outage: bool) -> None:
-        said = "waiting for the API" if outage else f"{failed:,} failed" if failed else ""
+        bar = self._bar
+        words = ([WAITING] if outage else []) + ([f"{failed:,} failed"] if failed else [])
         with contextlib.suppress(OSError, ValueError):
-            self._bar.set_postfix_str(said, refresh=False)
+            bar.set_postfix_str(", ".join(words), refresh=False)
             # Nothing new is drawn too, as often as tqdm draws: the time that has passed is news in an outage.
-            self._bar.update(done - self._bar.n)
+            bar.update(done - bar.n)
+            if outage is not self._outage:
+                self._outage = outage
+                # The rate of what was before, and the time left by it, would be a guess.
+                known = "{l_bar}{bar}| {n_fmt}/{total_fmt}" if bar.total else "{n_fmt}"
+                bar.bar_format = known + " [{elapsed}{postfix}]" if outage else None
+                bar.refresh()
 
     def say(self, sentence: str) -> None:
         if self._bar is None:

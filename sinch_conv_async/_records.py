@@ -153,6 +153,8 @@ class _Lines:
         self._name = name
         self._again = b""
         self.number = 0
+        self.first = 1
+        """The line at which the record under way begins."""
         self.taken: list[bytes] = []
         self.problem: str | None = None
 
@@ -186,7 +188,8 @@ class _Lines:
         """Forgets what belongs to the last record, and returns the number of the line that comes next."""
         self.taken.clear()
         self.problem = None
-        return self.number + 1
+        self.first = self.number + 1
+        return self.first
 
     def peek(self) -> bytes:
         """The first line that is not blank, which is still to come; empty where there is none."""
@@ -293,7 +296,10 @@ class RecordReader:
         try:
             row = next(self._rows, None)
         except csv.Error as error:
-            return f"not CSV: {error}"
+            first, last = self._lines.first, self._lines.number
+            if first == last:
+                return f"not CSV: {error}"
+            return f"not CSV: {error}; perhaps a quote that is never closed: it takes lines {first:,} to {last:,} for one"
         if not row:
             return None if row is None else {}
         if len(row) != len(self._columns):

@@ -75,9 +75,14 @@ def exit_code(error: SinchError) -> int:
     return SOME_FAILED
 
 
+_FOR_PROGRAMS: Final = " Updates that have no outcome can be given to a new job."
+"""Advice that is of use to who calls ``update_many``; here the same command goes on."""
+
+
 def sentence(error: SinchError) -> str:
     """The error as a person reads it."""
-    return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+    notes = (note.removesuffix(_FOR_PROGRAMS) for note in getattr(error, "__notes__", []))
+    return "\n".join([f"{type(error).__name__}: {error}", *notes])
 
 
 @attrs.frozen
@@ -103,6 +108,7 @@ class Report:
     token_requests: int
     seconds: float
     rate: float
+    at_bad_line: bool = False
 
     @property
     def remaining(self) -> int | None:
@@ -208,7 +214,11 @@ class Run:
         reader = self._stack.enter_context(source.open())
 
         def records() -> Iterator[Record | BadLine]:
-            yield from reader
+            for item in reader:
+                # A line that is read of the file as it was surveyed is sent, and no other.
+                if states[item.number] in (None, Outcome.FAILED):
+                    _check_unchanged(source, before)
+                yield item
             _check_unchanged(source, before)
 
         _check_unchanged(source, before)
@@ -382,6 +392,7 @@ class Run:
             token_requests=stats.token_requests,
             seconds=job.counts.seconds,
             rate=job.counts.rate,
+            at_bad_line=job.at_bad_line,
         )
 
 
@@ -412,4 +423,6 @@ def _check_unchanged(source: Source, before: Any) -> None:
         before.st_size,
         before.st_mtime_ns,
     ):
-        raise InputError(f"{source.name} was changed while it was read")
+        raise InputError(
+            f"{source.name} was changed while the job was running; the journal goes on with it only as it was"
+        )

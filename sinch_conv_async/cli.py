@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import json
+import logging
 import os
 import shlex
 import signal
@@ -23,7 +25,7 @@ import click
 
 from . import _wire
 from ._convert import to_dict
-from ._job import FailureLimit, part_of
+from ._job import SHARE_FROM, FailureLimit, part_of
 from ._journal import JournalError, Outcome, States, look
 from ._progress import duration, progress_on
 from ._records import InputError, Layout, Source
@@ -92,7 +94,7 @@ def main() -> None:
 class Access:
     """Where to, as whom, and how fast, as the options have it."""
 
-    credentials: Path | None
+    credentials: dict[str, str] = attrs.field(repr=False)  # what the file says
     project_id: str | None
     region: str | None
     conversation_origin: str | None
@@ -102,8 +104,7 @@ class Access:
     def client(self, manager: SessionManager, *, rate: float | None = None) -> ConversationClient:
         """A client for these options. What is missing or wrong ends the command with exit code 3."""
         options: ClientOptions = {"session_manager": manager, "auth": self.auth}
-        if self.credentials is not None:
-            options.update(read_credentials(self.credentials))  # type: ignore[typeddict-item]  # its keys are a client's
+        options.update(self.credentials)  # type: ignore[typeddict-item]  # its keys are a client's
         for name, value in (
             ("project_id", self.project_id),
             ("conversation_region", self.region),
@@ -122,8 +123,7 @@ class Access:
 
     def known_project(self) -> str | None:
         """The project, where that much is known."""
-        given = read_credentials(self.credentials) if self.credentials is not None else {}
-        return self.project_id or given.get("project_id") or os.environ.get("SINCH_PROJECT_ID")
+        return self.project_id or self.credentials.get("project_id") or os.environ.get("SINCH_PROJECT_ID")
 
 
 _IN_CREDENTIALS: Final = {variable: option for option, variable in _ENVIRONMENT.items()}
@@ -185,7 +185,7 @@ _ACCESS_OPTIONS: Final = (
         type=click.Choice(["oauth2", "basic"]),
         default="oauth2",
         show_default=True,
-        help="basic is for trying things out: the API limits it heavily.",
+        help="How to sign in; basic is for trying things out, since the API limits it heavily.",
     ),
 )
 
@@ -197,8 +197,15 @@ def with_access(command: _Command) -> _Command:
     return command
 
 
+_SILENT: Final = logging.NullHandler()
+
+
 def _access(options: dict[str, Any]) -> Access:
-    return Access(**{field.name: options.pop(field.name) for field in attrs.fields(Access)})
+    # What the package logs, these commands say in sentences of their own; Python's last resort would print it as well.
+    logging.getLogger("sinch_conv_async").addHandler(_SILENT)
+    path = options.pop("credentials")
+    given = {} if path is None else read_credentials(path)
+    return Access(given, *(options.pop(field.name) for field in attrs.fields(Access)[1:]))
 
 
 # update
@@ -213,7 +220,10 @@ def _access(options: dict[str, Any]) -> Access:
     help="Where the message is kept; the API assumes CONVERSATION_SOURCE.",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after so long."
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Seconds after which to give up.",
 )
 @with_access
 def update(
@@ -236,7 +246,7 @@ def update(
         message = asyncio.run(call())
     except SinchError as error:
         _fail(error)
-    click.echo(json.dumps(message, indent=2, ensure_ascii=False))
+    _print(json.dumps(message, indent=2, ensure_ascii=False), done="; the message is updated")
     return 0
 
 
@@ -342,7 +352,7 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
     "limit",
     callback=_failure_limit,
     metavar="N|N%",
-    help="End the job when more than so many have failed.",
+    help=f"End the job when more than so many have failed; a percentage counts from {SHARE_FROM} updates on.",
 )
 @click.option(
     "--max-outage",
@@ -363,7 +373,7 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
     show_default=True,
     help="The summary's form, on standard output.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @with_access
 def bulk(
     file: str,
@@ -435,16 +445,20 @@ def bulk(
     _tell(report, output=output)
     if report.remaining != 0 or report.failed:
         what = "To try again what failed" if report.remaining == 0 else "To go on"
-        _say(
-            f"{what}{', with the same input' if is_pipe else ''}: {shlex.join(['sinch-conv', *sys.argv[1:]])}"
-        )
+        how = ", with the same input" if is_pipe else ""
+        again = shlex.join(["sinch-conv", *sys.argv[1:]])
+        if report.at_bad_line:
+            how, again = ", mend that line in the input, or leave it out", f"{again} --on-bad-line skip"
+        _say(f"{what}{how}: {again}")
     return report.exit_code
 
 
 def _tell(report: Report, *, output: Literal["text", "json"]) -> None:
     if report.error is not None:
         _say(f"Error: {report.error}")
-    click.echo(json.dumps(report.to_json()) if output == "json" else report.to_text())
+    text = json.dumps(report.to_json()) if output == "json" else report.to_text()
+    done = "" if report.journal is None else f"; what became of each record is in {report.journal}"
+    _print(text, done=done, code=report.exit_code)
 
 
 def _format_of(name: str) -> Literal["csv", "jsonl"] | None:
@@ -519,19 +533,34 @@ def _dry_run(
             "to_send": to_send,
             "seconds": round(seconds, 1),
         }
-        click.echo(json.dumps(report))
+        _print(json.dumps(report))
     else:
-        click.echo(f"records     {found.records:>12,}")
-        click.echo(f"bad lines   {found.invalid:>12,}")
+        _print(f"records     {found.records:>12,}")
+        _print(f"bad lines   {found.invalid:>12,}")
         if final:
-            click.echo(f"updated     {counts[Outcome.UPDATED]:>12,}   by {journal}")
+            _print(f"updated     {counts[Outcome.UPDATED]:>12,}   by {journal}")
         if counts[Outcome.SUPERSEDED]:
-            click.echo(f"superseded  {counts[Outcome.SUPERSEDED]:>12,}")
-        click.echo(f"to send     {to_send:>12,}   in about {duration(seconds)}")
-        click.echo("Nothing was sent.")
+            _print(f"superseded  {counts[Outcome.SUPERSEDED]:>12,}")
+        _print(f"to send     {to_send:>12,}   in about {duration(seconds)}")
+        _print("Nothing was sent.")
     if not found.invalid:
         return 0
     return USAGE if bad_lines == "stop" else SOME_FAILED
+
+
+def _print(text: str, *, done: str = "", code: int = 0) -> None:
+    """To standard output. Where that has no room, the command says so and what is ``done``, and ends with this exit code, or 1 instead of 0."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # the reader has seen enough, and wants to hear no more
+        problem = error.strerror
+    else:
+        return
+    with contextlib.suppress(OSError):
+        sys.stdout.close()  # what it still holds would be tried once more, and complained of, when the program ends
+    raise Ended(f"standard output cannot be written: {problem}{done}", code or SOME_FAILED)
 
 
 def _say(sentence: str) -> None:
@@ -644,7 +673,7 @@ async def _serve(box: Sandbox, faults: list[tuple[int, Callable[[], None]]]) -> 
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     async with box:
         for name, value in environment(box).items():
-            click.echo(f"{name}={value}")  # flushed by click
+            _print(f"{name}={value}")  # flushed by click
         tasks = [asyncio.create_task(_repeat(box, number, fault)) for number, fault in faults]
         await over.wait()
         for task in tasks:
@@ -700,5 +729,5 @@ def demo(messages: int) -> int:
         return report.exit_code
     if lost:
         raise Ended(f"{lost:,} messages do not hold what they should", SOME_FAILED)
-    click.echo(f"All {messages:,} messages hold the right metadata.")
+    _print(f"All {messages:,} messages hold the right metadata.")
     return 0

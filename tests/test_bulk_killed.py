@@ -417,7 +417,9 @@ async def test_an_input_that_is_changed_meanwhile_ends_the_job(sandbox: Sandbox,
         sandbox.release()
         ended = await command.ends()
     assert ended.code == 2
-    assert "was changed while it was read" in ended.err
+    assert "was changed while the job was running; the journal goes on with it only as it was" in ended.err
+    assert len(sandbox.requests) < 400  # found out at once, and not when all was sent
+    assert "ID401" not in sandbox.messages
     ended = await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox)
     assert ended.code == 3
     assert "this one has changed since" in ended.err

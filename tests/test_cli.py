@@ -125,7 +125,8 @@ async def test_update_with_a_wrong_key_ends_with_3(sandbox: Sandbox, tmp_path: P
         "update", ID, "new", folder=tmp_path, sandbox=sandbox, env={"SINCH_KEY_SECRET": "wrong"}
     )
     assert ended.code == 3
-    assert "TokenError" in ended.err
+    assert ended.err.startswith("Error: TokenError: ")
+    assert ended.err.count("\n") == 1  # once, and not by way of the log too
     sandbox.refuse_tokens()
     ended = await sinch_conv("update", ID, "new", folder=tmp_path, sandbox=sandbox)
     assert ended.code == 3
@@ -238,6 +239,16 @@ def test_a_bad_file_of_credentials_ends_with_3_and_is_not_quoted(
     assert ended.code == 3
     assert words in ended.err
     assert "secret-on" not in ended.err
+
+
+def test_a_file_of_credentials_that_others_can_read_is_told_once(tmp_path: Path, here: Here) -> None:
+    path = tmp_path / "credentials"
+    path.write_text("SINCH_PROJECT_ID=p\nSINCH_KEY_ID=k\nSINCH_KEY_SECRET=s\nSINCH_CONVERSATION_REGION=us\n")
+    path.chmod(0o644)
+    (tmp_path / "ids.csv").write_text("message_id,metadata\n")
+    ended = here("bulk", "ids.csv", "--credentials", path)
+    assert ended.code == 0
+    assert ended.err.count("others can read") == 1
 
 
 # bulk
@@ -586,6 +597,8 @@ async def test_an_outage_that_does_not_end_says_what_to_do(sandbox: Sandbox, tmp
     )
     assert ended.code == 1
     assert "The API has taken no update for" in ended.err
+    assert "new job" not in ended.err
+    assert ended.err.count("To go on: ") == 1
     assert ended.json["failed"] == 0
     assert ended.json["remaining"] == 3
     sandbox.clear_faults()
@@ -725,6 +738,11 @@ async def test_a_bad_line_of_a_pipe_stops_there_or_is_skipped(sandbox: Sandbox, 
         "Error: line 3: 1 field, where the header has 2; nothing after it was sent; --on-bad-line skip leaves it out"
         in ended.err
     )
+    assert (
+        "To go on, mend that line in the input, or leave it out: sinch-conv bulk - --journal j --on-bad-line skip\n"
+        in ended.err
+    )
+    assert "with the same input" not in ended.err
     assert list(sandbox.messages) == ["A"]
     skip = ("bulk", "-", "--journal", "j", "--on-bad-line", "skip", "--failures", "f")
     ended = await sinch_conv(*skip, folder=tmp_path, sandbox=sandbox, given=given)
@@ -790,6 +808,27 @@ async def test_a_reader_who_left_is_no_crash(sandbox: Sandbox, tmp_path: Path) -
     async with Running([], environment_of(sandbox), tmp_path, shell) as command:
         ended = await command.ends()
     assert (ended.code, ended.err) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "done"),
+    [
+        (["bulk", "ids.csv"], "; what became of each record is in ids.csv.journal.jsonl"),
+        (["bulk", "ids.csv", "--dry-run"], ""),
+    ],
+)
+def test_a_standard_output_without_room_is_one_sentence(
+    arguments: list[str], done: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Here
+) -> None:
+    (tmp_path / "ids.csv").write_text("message_id,metadata\n")
+    monkeypatch.setattr("sys.stdout", open("/dev/full", "w"))  # noqa: SIM115  # closed by the command
+    env = {"PROJECT_ID": "p", "KEY_ID": "k", "KEY_SECRET": "s", "CONVERSATION_REGION": "us"}
+    ended = here(*arguments, **{f"SINCH_{name}": value for name, value in env.items()})
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1] == (
+        f"Error: standard output cannot be written: No space left on device{done}"
+    )
+    assert "Traceback" not in ended.err
 
 
 # sandbox and demo

@@ -65,6 +65,28 @@ async def test_a_job_is_unfinished_while_a_record_that_was_read_has_no_outcome(
             assert not job.unfinished
 
 
+@pytest.mark.parametrize("now", [1, 3])
+async def test_a_pipe_that_ends_before_what_the_journal_knows_is_not_the_whole_input(
+    now: int, tmp_path: Path
+) -> None:
+    async with Sandbox(auto_create=True) as sandbox, ConversationClient(**sandbox.client_options()) as client:
+        for number in (3, now):
+            with Journal.open(tmp_path / "j") as journal:
+                states = journal.load(HEADER, digests=True)
+                job = Job(journal, states, Progress(io.StringIO()), bad_lines="stop", limit=None, total=None)
+                running = job.run(client, FromPipe(records(number)), concurrency=None, max_outage=900.0)
+                if number == 3:
+                    await running
+                else:
+                    with pytest.raises(
+                        InputError,
+                        match="ended after record 1, but the journal knows record 3: pipe in the whole",
+                    ):
+                        await running
+                assert job.exhausted is (number == 3)
+        assert len(sandbox.requests) == 3
+
+
 async def test_what_ends_the_reading_of_a_pipe_is_raised_whatever_it_is() -> None:
     def broken() -> Iterator[Record | BadLine]:
         yield from records(1)

@@ -108,6 +108,36 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "waiting for the API" in shown
 
 
+@pytest.mark.parametrize("total", [4000, None])
+def test_a_bar_keeps_its_clock_going_in_an_outage_and_says_what_it_waits_for(
+    total: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, stream = Clock(), Terminal()
+    monkeypatch.setattr("tqdm.std.time", clock)
+    bar = Bar(stream)
+    bar.start(total, 1305)
+
+    def shown(done: int, *, outage: bool) -> str:
+        before = len(stream.getvalue())
+        bar.see(done, 0, outage=outage)
+        return stream.getvalue()[before:]
+
+    assert "waiting for the API]" in shown(1305, outage=True)  # at once, also where nothing was sent before
+    assert "waiting" not in shown(1305, outage=False)
+    for done in (1800, 2300, 2800):
+        clock.now += 1
+        assert "updates/s" in shown(done, outage=False)
+    assert "[00:03, waiting for the API]" in shown(2800, outage=True)
+    for time in ("00:33", "01:03", "01:33"):
+        clock.now += 30
+        line = shown(2800, outage=True)
+        assert f"[{time}, waiting for the API]" in line
+        assert "2800" in line
+        assert "updates/s" not in line
+    assert "updates/s]" in shown(2800, outage=False)
+    bar.stop()
+
+
 def test_a_log_gets_lines_and_the_quiet_nothing() -> None:
     assert isinstance(progress_on(io.StringIO()), Lines)
     stream = Terminal()

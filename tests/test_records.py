@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -146,7 +147,19 @@ def test_a_bad_line_says_why_and_the_next_one_is_read(layout: Layout, line: byte
 
 
 def test_a_quote_that_is_never_closed_is_one_bad_line() -> None:
-    assert told(HEADER + b'A,"one,\nB,two,\n') == [(1, 2, "not CSV: unexpected end of data")]
+    reason = (
+        "not CSV: unexpected end of data; perhaps a quote that is never closed: it takes lines 2 to 3 for one"
+    )
+    assert told(HEADER + b'A,"one,\nB,two,\n') == [(1, 2, reason)]
+
+
+def test_a_quote_that_is_never_closed_says_which_lines_it_swallowed() -> None:
+    rows = b"".join(b"ID%d,%d,\n" % (row, row**5) for row in range(20_000))
+    first, *_ = (item for item in read(HEADER + b'A,one,\nB,"two,\n' + rows) if isinstance(item, BadLine))
+    assert first.line == 3
+    assert re.search(
+        r"field limit .*a quote that is never closed: it takes lines 3 to \d,\d\d\d for one", first.reason
+    )
 
 
 @pytest.mark.parametrize(
