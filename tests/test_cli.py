@@ -275,9 +275,9 @@ async def test_bulk_updates_all_and_says_so(sandbox: Sandbox, tmp_path: Path) ->
     ("name", "data", "options"),
     [
         ("ids.tsv", b"message_id\tmetadata\nA\tm\n", []),
-        ("ids.csv.gz", gzip.compress(b"message_id,metadata\nA,m\n"), []),
+        ("ids.csv.gz", gzip.compress(b"message_id,metadata\nA,m\n", mtime=0), []),
         ("ids.jsonl", b'{"message_id": "A", "metadata": "m"}\n', []),
-        ("ids.ndjson.gz", gzip.compress(b'{"message_id": "A", "metadata": "m"}\n'), []),
+        ("ids.ndjson.gz", gzip.compress(b'{"message_id": "A", "metadata": "m"}\n', mtime=0), []),
         ("ids", b'{"message_id": "A", "metadata": "m"}\n', []),
         (
             "ids.txt",

@@ -191,7 +191,7 @@ def test_a_quote_that_is_never_closed_says_which_lines_it_swallowed() -> None:
             "message_id,metadata\nA,b\n".encode("utf-16"),
             "the input is neither .*: it is UTF-16; save it as UTF-8",
         ),
-        (gzip.compress(HEADER), "it is gzipped; unpack it, or let its name end in .gz"),
+        (gzip.compress(HEADER, mtime=0), "it is gzipped; unpack it, or let its name end in .gz"),
         (b"PK\x03\x04\x14\0", "it is a spreadsheet or another archive; save it as CSV"),
     ],
     ids=lambda value: repr(value[:40]),
