@@ -241,13 +241,12 @@ class Member:
         admission, clock, rng = binding.admission, manager._clock, manager._rng
         calls.enter()
         try:
+            # Sent before, and given another round by a job that waits for better times: no call of its own, but one to the budget.
             if call.attempts:
-                # Sent before, and given another round: no call of its own, and a retry that the budget gets to know of.
                 manager._retries += 1
-                project.budget.take(clock())
             else:
                 manager._calls += 1
-                project.budget.call(clock())
+            project.budget.call(clock())
             admitted = False
             while True:
                 calls.check_open()

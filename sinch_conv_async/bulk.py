@@ -344,12 +344,18 @@ class BulkUpdate:
             others_get_through = (
                 call.failed_since is not None and self._newest_success > call.failed_since
             ) or (parked_at is not None and self._answers > parked_at)
-            if self._outage is None and tried and (alone or others_get_through):
-                if rounds == FURTHER_ROUNDS or self._yield.share < WORTHWHILE:
+            # In an outage nobody is given up, but where nobody is left who could end it, or who has had all rounds: such hold the places
+            # of those who could.
+            worn_out = call.attempts > FURTHER_ROUNDS * (1 + policy.max_retries)
+            if (
+                (self._outage is None or self._only_failing or worn_out)
+                and tried
+                and (alone or others_get_through)
+            ):
+                if worn_out or rounds == FURTHER_ROUNDS or self._yield.share < WORTHWHILE:
                     return UpdateOutcome(update, error=error, attempts=call.attempts)
                 # Some of the service is out, and this update has met no other part of it.
                 rounds += 1
-                call.failed_since = None
                 await self._pause(member.long_delay())
                 continue
             # Whether it is this update or the API, the next one that gets through will tell; until then they wait for one.
@@ -358,6 +364,11 @@ class BulkUpdate:
                 return UpdateOutcome(update, error=error, attempts=call.attempts)
 
     # Outages
+
+    @property
+    def _only_failing(self) -> bool:
+        """Whether the input has been read to its end, and all that is left has failed since the last that got through."""
+        return self._no_more and self._failing.issuperset(self._behind)
 
     def _got_through(self) -> None:
         """The API answered: whatever outage there was is over."""
@@ -377,7 +388,7 @@ class BulkUpdate:
         if self._outage is None:
             self._outage = _Outage(now, now + self._max_outage)
         elif now >= self._outage.ends:
-            if self._no_more and self._answers and self._failing.issuperset(self._behind):
+            if self._only_failing and self._answers:
                 return True
             error.add_note(
                 f"The API has taken no update for {now - self._outage.began:.0f} s, so the job has ended. "

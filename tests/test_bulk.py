@@ -805,6 +805,16 @@ async def test_where_retries_help_others_an_update_that_never_succeeds_is_a_fail
     assert outcomes["m30"].attempts >= 25
 
 
+async def test_the_last_two_that_never_succeed_are_no_outage_for_who_saw_others_succeed(
+    client, sandbox, quick_probes
+):
+    """In their further rounds nobody else is left; what was applied after they had failed first still counts."""
+    unlucky(sandbox, 60, times=1_000_000)
+    sandbox.fail_next(503, times=1_000_000, message_id="m31")
+    outcomes = {o.update.message_id: o async for o in client.update_many(Input(60), concurrency=8)}
+    assert [name for name, outcome in sorted(outcomes.items()) if not outcome.ok] == ["m30", "m31"]
+
+
 async def test_stop_reading_does_not_wait_for_a_further_round_of_retries(
     client, sandbox, quick_probes, monkeypatch
 ):
@@ -987,7 +997,7 @@ async def test_a_job_none_of_whose_updates_ever_got_through_ends_with_the_error(
 # What is counted
 
 
-async def test_a_further_round_is_no_call_of_its_own_and_takes_from_the_budget(client, sandbox, quick_probes):
+async def test_a_further_round_is_no_call_of_its_own(client, sandbox, quick_probes):
     unlucky(sandbox, 60, times=20)
     done = []
     await collect(client.update_many(Input(300), concurrency=8), done)
