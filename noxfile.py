@@ -176,16 +176,7 @@ def soak(session: nox.Session) -> None:
 def faults_full(session: nox.Session) -> None:
     """The whole fault matrix, with the rows that need heavy or rare programs (by hand)."""
     session.install("-e", ".[cli,speedups]", *group("tests"))
-    session.run(
-        "python",
-        "-m",
-        "pytest",
-        "tests/faults",
-        "-s",
-        "-m",
-        "full or not full",
-        *session.posargs,
-    )
+    session.run("python", "-m", "pytest", "tests/faults", "-s", "-m", "full or not full", *session.posargs)
 
 
 @nox.session

@@ -11,10 +11,10 @@ Three rules together give the time of the next departure; the latest of them win
   them all, so that a busy event loop costs no throughput; after idleness nothing has been saved up.
 * *The pause.* After a 429 nobody departs for a while.
 
-With each congestion the pace falls, to a little less than what was let through in the last second, and climbs back by a fixed amount a second (additive increase,
-multiplicative decrease: Chiu and Jain, 1989, show that those who share a limit in this way, knowing nothing of each
-other, come to share it evenly). What this does with the usual ways of counting on a server is measured in
-``benchmarks/pace_simulation.py``.
+With each congestion the pace falls, to a little less than what was let through in the last second, and climbs back by
+a fixed amount a second (additive increase, multiplicative decrease: Chiu and Jain, 1989, show that those who share a
+limit in this way, knowing nothing of each other, come to share it evenly). What this does with the usual ways of
+counting on a server is measured in ``benchmarks/pace_simulation.py``.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ class Pace:
     HEADROOM = 0.005  # of the interval: the window is left unfilled by so much, or jitter on the way would overfill it
     CATCH_UP = 0.25  # seconds of lateness that are made up for; also the largest burst, in seconds' worth of departures
     FALL = 0.97  # the pace falls to this share of what has lately been let through
-    WAITING_FALL = (
-        0.66  # and to this where the server asks for a wait: touching its limit had better be rare then
-    )
+    WAITING_FALL = 0.66  # and to this of itself where the server asks for a wait: touches had better be rare
     TELLING = 5  # departures in a second, fewer of which say nothing about what is let through
     SATURATED = 0.5  # of the pace; nor does what departs at less than this
     PAUSE = 0.0125  # seconds, doubling while congestion lasts: 0.1 at most

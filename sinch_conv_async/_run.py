@@ -32,7 +32,7 @@ from ._journal import Journal, JournalError, Outcome, States
 from ._progress import Progress, duration
 from ._records import BadLine, InputError, Record, RecordReader, Source
 from ._session import SessionManager, SessionStats
-from .bulk import MAX_OUTAGE
+from .bulk import MAX_OUTAGE, TO_GO_ON
 from .client import ConversationClient
 from .errors import AuthenticationError, InvalidArgumentError, SinchError, TokenError
 
@@ -75,13 +75,10 @@ def exit_code(error: SinchError) -> int:
     return SOME_FAILED
 
 
-_FOR_PROGRAMS: Final = " Updates that have no outcome can be given to a new job."
-"""Advice that is of use to who calls ``update_many``; here the same command goes on."""
-
-
 def sentence(error: SinchError) -> str:
     """The error as a person reads it."""
-    notes = (note.removesuffix(_FOR_PROGRAMS) for note in getattr(error, "__notes__", []))
+    # That advice is for who calls `update_many`; here the same command goes on, and says so at its end.
+    notes = (note.removesuffix(f" {TO_GO_ON}") for note in getattr(error, "__notes__", []))
     return "\n".join([f"{type(error).__name__}: {error}", *notes])
 
 

@@ -40,6 +40,9 @@ MAX_OUTAGE: Final = 900.0
 PROBE_DELAYS: Final = (0.5, 1.0, 2.0, 4.0, 5.0)
 """Seconds before each probe of an outage, the last one for all that follow: some 180 requests in 900 s, where a working job sends 720,000."""
 
+TO_GO_ON: Final = "Updates that have no outcome can be given to a new job."
+"""What is left to do after an outage that did not end."""
+
 FURTHER_ROUNDS: Final = 4
 """How often an update that has used up its retries is given as many again, where those of other updates succeed."""
 
@@ -101,11 +104,14 @@ class BulkUpdate:
         timeout: float | None,
     ) -> None:
         self._member = member
-        if not isinstance(updates, AsyncIterable | Iterable):
+        if isinstance(updates, AsyncIterable):
+            self._input = aiter(updates)
+        elif isinstance(updates, Iterable):
+            self._input = _OneByOne(updates)
+        else:
             raise InvalidArgumentError(
                 f"updates must be an iterable or asynchronous iterable, not {type(updates).__name__}"
             )
-        self._input = aiter(updates) if isinstance(updates, AsyncIterable) else _OneByOne(updates)
         self._concurrency = concurrency
         self._max_outage = max_outage
         self._timeout = timeout
@@ -391,8 +397,7 @@ class BulkUpdate:
             if self._only_failing and self._answers:
                 return True
             error.add_note(
-                f"The API has taken no update for {now - self._outage.began:.0f} s, so the job has ended. "
-                "Updates that have no outcome can be given to a new job."
+                f"The API has taken no update for {now - self._outage.began:.0f} s, so the job has ended. {TO_GO_ON}"
             )
             raise error
         if isinstance(error, ApiError) and error.retry_after is not None:

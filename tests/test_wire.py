@@ -884,13 +884,13 @@ def raw_deflate(data):
 MESSAGE = json.dumps({"id": REQUEST.message_id}).encode()
 CODINGS = {
     "none": ({}, MESSAGE),
-    "identity": ({"Content-Encoding": " Identity "}, MESSAGE),
-    "gzip": ({"Content-Encoding": "GZIP"}, gzip.compress(MESSAGE)),
-    "x-gzip": ({"Content-Encoding": "x-gzip"}, gzip.compress(MESSAGE)),
-    "gzip and no more": ({"Content-Encoding": "identity, gzip"}, gzip.compress(MESSAGE)),
-    "gzip and padding": ({"Content-Encoding": "gzip"}, gzip.compress(MESSAGE) + b"\x00" * 8),
-    "deflate": ({"Content-Encoding": "deflate"}, zlib.compress(MESSAGE)),
-    "deflate without zlib's frame": ({"Content-Encoding": "deflate"}, raw_deflate(MESSAGE)),
+    "identity": ({"Content_Encoding": " Identity "}, MESSAGE),
+    "gzip": ({"Content_Encoding": "GZIP"}, gzip.compress(MESSAGE)),
+    "x-gzip": ({"Content_Encoding": "x-gzip"}, gzip.compress(MESSAGE)),
+    "gzip and no more": ({"Content_Encoding": "identity, gzip"}, gzip.compress(MESSAGE)),
+    "gzip and padding": ({"Content_Encoding": "gzip"}, gzip.compress(MESSAGE) + b"\x00" * 8),
+    "deflate": ({"Content_Encoding": "deflate"}, zlib.compress(MESSAGE)),
+    "deflate without zlib's frame": ({"Content_Encoding": "deflate"}, raw_deflate(MESSAGE)),
 }
 NO_CODINGS = {
     "brotli": ("br", MESSAGE, "none that was asked for"),
@@ -905,17 +905,13 @@ NO_CODINGS = {
 @pytest.mark.parametrize("name", CODINGS)
 def test_an_answer_is_read_whatever_coding_it_came_in(name):
     headers, body = CODINGS[name]
-    assert (
-        read_answer(Answer(200, CIMultiDict(headers), body), REQUEST, scrub=no_scrub).id == REQUEST.message_id
-    )
+    assert read(200, body, **headers).id == REQUEST.message_id
 
 
 @pytest.mark.parametrize("name", NO_CODINGS)
 def test_an_answer_in_a_coding_that_cannot_be_undone_was_applied_and_no_repeat_helps(name):
     coding, body, problem = NO_CODINGS[name]
-    outcome = read_answer(
-        Answer(200, CIMultiDict({"Content-Encoding": coding}), body), REQUEST, scrub=no_scrub
-    )
+    outcome = read(200, body, Content_Encoding=coding)
     assert isinstance(outcome.error, ResponseFormatError)
     assert problem in str(outcome.error)
     assert (outcome.error.http_status, outcome.helps, outcome.applied) == (200, False, True)
@@ -924,9 +920,7 @@ def test_an_answer_in_a_coding_that_cannot_be_undone_was_applied_and_no_repeat_h
 @pytest.mark.parametrize("name", NO_CODINGS)
 def test_an_error_in_a_coding_that_cannot_be_undone_is_still_the_error(name):
     coding, body, _ = NO_CODINGS[name]
-    outcome = read_answer(
-        Answer(503, CIMultiDict({"Content-Encoding": coding}), body), REQUEST, scrub=no_scrub
-    )
+    outcome = read(503, body, Content_Encoding=coding)
     assert isinstance(outcome.error, ServerError)
     assert outcome.helps
 
