@@ -7,6 +7,7 @@ from benchmarks import process
 from benchmarks.figures import Goal, Measurement, Plot, number
 from benchmarks.plan import Plan
 
+FLOOR = "asyncio protocol"
 OURS = "sinch-conv-async"
 OURS_SPEEDUPS = "sinch-conv-async [speedups]"
 HANDWRITTEN = "aiohttp by hand"
@@ -30,8 +31,8 @@ def measure(plan: Plan) -> Measurement:
 
     wide = plan.concurrency
     jobs = {
-        "asyncio protocol": functools.partial(client, "floor"),
-        "asyncio protocol + json.loads": functools.partial(client, "floor", "--variant", "json"),
+        FLOOR: functools.partial(client, "floor"),
+        f"{FLOOR} + json.loads": functools.partial(client, "floor", "--variant", "json"),
         HANDWRITTEN: functools.partial(client, "handwritten"),
         OURS: functools.partial(client, "ours", "--variant", "plain"),
         OURS_SPEEDUPS: functools.partial(client, "ours", "--variant", "speedups"),

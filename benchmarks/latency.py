@@ -3,7 +3,7 @@
 import functools
 
 from benchmarks import process
-from benchmarks.calls import HANDWRITTEN, OURS, OURS_SPEEDUPS
+from benchmarks.calls import FLOOR, HANDWRITTEN, OURS, OURS_SPEEDUPS
 from benchmarks.figures import Goal, Measurement, Plot, number
 from benchmarks.plan import Plan
 
@@ -18,7 +18,7 @@ def measure(plan: Plan) -> Measurement:
         )
 
     jobs = {
-        "asyncio protocol": functools.partial(client, "floor"),
+        FLOOR: functools.partial(client, "floor"),
         HANDWRITTEN: functools.partial(client, "handwritten"),
         OURS: functools.partial(client, "ours", "plain"),
         OURS_SPEEDUPS: functools.partial(client, "ours", "speedups"),

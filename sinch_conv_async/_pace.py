@@ -218,7 +218,6 @@ class Pace:
                 # A server that remembers a second refuses for what was sent before the pace fell. Within a second it
                 # falls no further than this, or it would take long to climb back.
                 self._rate = max(rate, self._brink * self.LEAST, self._top * self.FLOOR)
-                self._rate_since = now
                 self._slowed = True
             self._lowered = now
             if retry_after is None:
@@ -229,9 +228,9 @@ class Pace:
         until = now + retry_after
         if until > self.paused_until:
             self.paused_until = until
-            self._rate_since = until
             if self._next < until:
                 self._next = until  # what the pause held back is not lateness
+        self._rate_since = self.paused_until  # nothing is climbed while nobody departs
         self._settle()
 
     def _let_through(self, now: float) -> float:

@@ -232,11 +232,12 @@ def test_lateness_of_more_than_a_quarter_of_a_second_is_not_made_up_for():
 
 def test_a_departure_that_was_not_made_is_given_back():
     pace = Pace(2)
-    pace.depart(0.0)
-    pace.depart(pace.due)
-    assert pace.due > 1.0
+    pace.depart(1000.0)
+    first = pace.due
+    pace.depart(first)
+    assert pace.due > 1001.0
     pace.refund()
-    assert pace.due < 0.51
+    assert pace.due == pytest.approx(first)
 
 
 # Congestion
@@ -334,6 +335,14 @@ def test_too_few_departures_say_nothing_about_what_is_let_through(rng):
     assert pace.rate == pytest.approx(0.97 * 800)
 
 
+def test_five_departures_do_say_something(rng):
+    pace = Pace(800)
+    for call in range(5):
+        pace.depart(1.0 + call / 500)
+    pace.throttled(1.01, departed=1.0, retry_after=None, rng=rng)
+    assert pace.rate == pytest.approx(0.97 * 4 / 0.0125)
+
+
 def test_who_sends_less_than_the_pace_is_slowed_no_further_than_by_a_touch(rng):
     """What it used is not what there is."""
     pace = Pace(800)
@@ -410,6 +419,41 @@ def test_the_pace_climbs_by_a_fixed_share_of_the_limit_a_second_and_no_further_t
     pace.depart(1000.0)
     assert pace.rate == 800
     assert len(steady(pace, seconds=10.0, start=1000.01)) >= 7840
+
+
+def test_it_does_not_climb_in_a_pause_that_another_429_had_asked_for(rng):
+    pace = Pace(800)
+    pace.depart(1.0)
+    pace.throttled(1.1, departed=1.0, retry_after=0.5, rng=rng)
+    pace.depart(2.0)
+    pace.throttled(3.0, departed=0.9, retry_after=10.0, rng=rng)  # the answer to a request that took its time
+    pace.throttled(3.1, departed=2.0, retry_after=None, rng=rng)
+    assert pace.paused_until == 13.0
+    low = pace.rate
+    assert pace.rate_at(13.0) == low
+    assert pace.rate_at(14.0) == pytest.approx(low + 0.015 * 800)
+
+
+def test_a_limit_that_is_raised_after_the_climb_holds_at_once(rng):
+    pace = Pace(100)
+    pace.depart(0.0)
+    pace.throttled(0.0, departed=0.0, retry_after=None, rng=rng)
+    climb_back(pace, 1.0)
+    pace.limit = 200
+    assert pace.rate == 200
+
+
+def test_while_it_climbs_an_interval_is_one_requests_worth(rng):
+    pace = Pace(100)
+    pace.depart(0.0)
+    for second in range(1, 8):
+        pace.throttled(float(second), departed=float(second), retry_after=0.5, rng=rng)
+    now = pace.due
+    low = pace.rate
+    assert low < 10
+    pace.depart(now)
+    interval = (pace.due - now) / 1.005
+    assert low * interval + 1.5 * interval**2 / 2 == pytest.approx(1)
 
 
 def test_departures_follow_the_pace_while_it_climbs(rng):

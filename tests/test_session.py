@@ -893,6 +893,17 @@ async def test_timeout_before_anything_was_sent(sandbox):
         sandbox.release_tokens()
 
 
+async def test_timeout_of_a_first_attempt_has_no_error_before_it():
+    async def script(peer):
+        await peer.receive()
+        await peer.gone()
+
+    async with served(script) as (_server, client):
+        with pytest.raises(CallTimeoutError, match=r"timeout of 0.05 s passed") as caught:
+            await client.update_message_metadata(ID, "x", timeout=0.05)
+        assert caught.value.last is None
+
+
 async def test_a_call_whose_turn_cannot_come_in_time_fails_at_once(sandbox):
     async with client_of(sandbox, auth="basic", rate_limit=0.001) as client:
         await client.update_message_metadata(ID, "x")

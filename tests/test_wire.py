@@ -68,6 +68,10 @@ SECRETS = [
     "with space",
     "per%cent+plus",
     "ends==",
+    "space and/slash",  # differs in every way of quoting
+    "abW",  # with this id its Basic form ends with an X and no padding
+    "\\begins-with-a-backslash",  # is a part of its own form in JSON
+    "ends&",  # is the beginning of its own form in HTML
 ]
 
 
@@ -768,6 +772,7 @@ def test_a_message_without_an_id_is_accepted():
 def test_a_message_of_another_id_is_a_crossed_answer(other):
     failure = read(200, {"id": other, "metadata": "canary"})
     assert type(failure.error) is TransportError
+    assert str(failure.error) == "the answer is about another message than the one asked for"
     assert failure.error.sent == "maybe"
     assert (failure.helps, failure.applied, failure.suspect, failure.stale) == (True, True, True, False)
     assert "canary" not in f"{failure!r} {failure.error}"
