@@ -104,22 +104,23 @@ def _identity(value: Any, _: object = None) -> ChannelIdentity | None:
     if value is None:
         return None
     if type(value) is not dict:
-        raise TypeError("expected an object")
+        raise TypeError
     take = value.pop
     identity, channel, app_id = take("identity", None), take("channel", None), take("app_id", None)
     for text in (identity, channel, app_id):
         if type(text) is not str and text is not None:
-            raise TypeError("expected a string")
+            raise TypeError
     return ChannelIdentity(identity, _CHANNELS.get(channel, channel), app_id, value)
 
 
 def _message(value: Any, _: object = None) -> ConversationMessage:
     """A message, in straight lines: a third of the time of the hook that cattrs makes, for every answer of every call.
 
-    Takes the object apart, and what is left of it is ``extra``. That the two hooks agree on every value is a property that is tested.
+    Takes the object apart, and what is left of it is ``extra``. Says only that something is wrong: what and where, :func:`_explain` finds out
+    with the other hook. That the two agree on every value is a property that is tested.
     """
     if type(value) is not dict:
-        raise TypeError("expected an object")
+        raise TypeError
     take = value.pop
     message_id, contact_id = take("id", None), take("contact_id", None)
     conversation_id = take("conversation_id", None)
@@ -127,7 +128,7 @@ def _message(value: Any, _: object = None) -> ConversationMessage:
     sender_id, processing_mode = take("sender_id", None), take("processing_mode", None)
     for text in (message_id, contact_id, conversation_id, direction, metadata, sender_id, processing_mode):
         if type(text) is not str and text is not None:
-            raise TypeError("expected a string")
+            raise TypeError
     return ConversationMessage(
         message_id,
         _timestamp(take("accept_time", None)),
@@ -335,7 +336,7 @@ def structure_error(http_status: int, body: bytes, *, scrub: Callable[[str], str
     except (ValueError, RecursionError):
         value = None
     text = scrub(text)[:_BODY_KEPT]  # in this order: half a credential is not found
-    default = ServerError if 500 <= http_status <= 599 else ApiError
+    default = ServerError if http_status >= 500 else ApiError
     error: ApiError = _configure().structure(_envelope(value), _ERROR_CLASSES.get(http_status, default))
     error.http_status = http_status
     error.body = text

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +29,13 @@ def survivors() -> list[str]:
 
 def killed(mutant: str, tests: list[str]) -> bool:
     """Whether a test fails with the mutant in place from the first line of the import on."""
-    environment = os.environ | {"MUTANT_UNDER_TEST": mutant, "PYTHONPATH": str(MUTANTS)}
+    # The same examples each time: an example that one mutant failed with would be kept, and tried with the next.
+    variables = {"MUTANT_UNDER_TEST": mutant, "PYTHONPATH": str(MUTANTS), "HYPOTHESIS_PROFILE": "ci"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     try:
-        run = subprocess.run(command, cwd=MUTANTS, env=environment, capture_output=True, timeout=PATIENCE)
+        run = subprocess.run(
+            command, cwd=MUTANTS, env=os.environ | variables, capture_output=True, timeout=PATIENCE
+        )
     except subprocess.TimeoutExpired:
         return True
     return run.returncode != 0
@@ -53,10 +57,13 @@ def main() -> int:
         print("the tests fail without a mutant", file=sys.stderr)
         return 2
     found = survivors()
-    left = [mutant for mutant in found if not killed(mutant, tests)]
-    for mutant in left:
-        print(mutant, difference(mutant), sep="\n", end="\n\n")
-    print(f"{len(found)} survived the fork, {len(left)} of them a process of their own")
+    left = 0
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for mutant, dead in zip(found, threads.map(lambda mutant: killed(mutant, tests), found), strict=True):
+            if not dead:
+                left += 1
+                print(mutant, difference(mutant), sep="\n", end="\n\n", flush=True)
+    print(f"{len(found)} survived the fork, {left} of them a process of their own")
     return 1 if left else 0
 
 
