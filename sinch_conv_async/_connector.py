@@ -182,15 +182,15 @@ async def read_body(content: aiohttp.StreamReader, *, limit: int) -> tuple[bytes
         # It came in one piece with its head, as nearly all do.
         body = content.read_nowait(limit + 1)
         return body, content.at_eof() and len(body) <= limit
-    body = b""
+    body = bytearray()
     try:
         while len(body) <= limit:
             body += await content.read(limit + 1 - len(body))
             if content.at_eof():
-                return body, len(body) <= limit
+                return bytes(body), len(body) <= limit
     except aiohttp.ClientPayloadError:
         pass
-    return body, False
+    return bytes(body), False
 
 
 def transport_failure(cause: Exception, under_way: Exchange, *, timeout: float) -> Failure:

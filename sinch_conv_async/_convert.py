@@ -66,12 +66,18 @@ def _flag(value: Any, _: object = None) -> bool | None:
 
 
 def _timestamp(value: Any, _: object = None) -> datetime.datetime | None:
-    """RFC 3339, whose ``t`` and ``z`` may be small; ``fromisoformat`` reads nanoseconds too, and cuts them to microseconds."""
+    """RFC 3339, whose ``t`` and ``z`` may be small; ``fromisoformat`` reads nanoseconds too, and cuts them to microseconds.
+
+    A leap second is read as the second before it: Python has none.
+    """
     if value is None:
         return None
     if type(value) is str:
+        text = value.upper()
+        if text[16:19] == ":60":
+            text = f"{text[:17]}59{text[19:]}"
         try:
-            moment = datetime.datetime.fromisoformat(value.upper())
+            moment = datetime.datetime.fromisoformat(text)
         except ValueError:
             pass
         else:

@@ -111,7 +111,7 @@ class Pace:
 
     @property
     def limit(self) -> float | None:
-        """The most requests a second; may be set while running, and then holds from the next departure on."""
+        """The most requests a second; may be set while running."""
         return self._limit
 
     @limit.setter
@@ -139,6 +139,11 @@ class Pace:
                 newest = array("d", [NEVER]) * min(self._window, FIRST_RING)
         if not self._slowed or self._rate > self._top:
             self._rate = self._top
+        # A lower limit holds from the next departure on; a higher one at once, and what waited for the lower one is not lateness.
+        soonest = max(newest[-1] + self._interval if newest else NEVER, self.paused_until)
+        if self._next > soonest:
+            self._next = soonest
+            self._allowance = 0.0
         self._ring = newest
         self._size = len(newest)
         self._at = 0

@@ -35,6 +35,9 @@ NOT_LATER: Final = -math.inf
 class Project:
     """One project at one origin: its pace, its queue, its retry budget.
 
+    ``limits`` and ``patience``: what each client set as its ``rate_limit`` and ``max_retry_after``. The lowest limit and the longest patience
+    hold for all of them.
+
     ``probing``: the API has sent everybody away for longer than a call is willing to wait, and one call at a time finds out whether that
     is over. ``probe``: the call that is under way is such a one; ``was_probe``: the one that left last was.
 
@@ -50,6 +53,7 @@ class Project:
         "later_at",
         "limits",
         "pace",
+        "patience",
         "probe",
         "probing",
         "queued",
@@ -64,6 +68,7 @@ class Project:
         self.pace = Pace(None)
         self.budget = RetryBudget()
         self.limits: weakref.WeakKeyDictionary[object, float | None] = weakref.WeakKeyDictionary()
+        self.patience: weakref.WeakKeyDictionary[object, float] = weakref.WeakKeyDictionary()
         self.fresh: deque[asyncio.Future[None]] = deque()
         self.retries: deque[asyncio.Future[None]] = deque()
         self.waiting = 0
@@ -81,14 +86,16 @@ class Project:
         probing = ", probing" if self.probing else ""
         return f"<Project pace={self.pace.rate:.1f}/s waiting={self.waiting} under_way={self.under_way}{probing}>"
 
-    def join(self, client: object, limit: float | None) -> None:
-        """A client with its own limit comes to share the project; the lowest limit wins."""
-        self.limits[client] = limit
+    def join(self, client: object, *, rate_limit: float | None, max_retry_after: float) -> None:
+        """A client with its own limit and patience comes to share the project."""
+        self.limits[client] = rate_limit
+        self.patience[client] = max_retry_after
         self._set_limit()
 
     def leave(self, client: object) -> None:
         """The client is closed. Its limit stays in force until another joins: the server has not forgotten the last second either."""
         self.limits.pop(client, None)
+        self.patience.pop(client, None)
         if self.limits:
             self._set_limit()
 
@@ -96,6 +103,10 @@ class Project:
         limit = min((limit for limit in self.limits.values() if limit is not None), default=None)
         if limit != self.pace.limit:
             self.pace.limit = limit
+
+    def too_long(self, retry_after: float | None) -> bool:
+        """Whether the server asks for more patience than any client of the project has."""
+        return retry_after is not None and retry_after > max(self.patience.values(), default=0.0)
 
     def forget_loop(self) -> None:
         """The event loop that the calls waited on is closed, and they with it. The server remembers the pace, so it stays."""
@@ -240,12 +251,15 @@ class Admission:
         self.free += 1
         project.under_way -= 1
         project.was_probe, project.probe = project.probe, False
-        if project.pace.due < project.later_at:
-            # The turn was given back too, so that the next one is sooner than the timer.
-            project.later_at = NOT_LATER
-            self._ready.append(project)
-        elif project.waiting and not project.queued:
+        if project.waiting and not project.queued:
             project.queued = True
+            self._ready.append(project)
+        self.sooner(project)  # the turn may have been given back too
+
+    def sooner(self, project: Project) -> None:
+        """The project's next turn may have come nearer, or a slot has become free."""
+        if project.pace.due < project.later_at:
+            project.later_at = NOT_LATER
             self._ready.append(project)
         if self._ready or self._later:
             self._pump()

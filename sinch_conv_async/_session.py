@@ -97,7 +97,8 @@ class SessionStats:
 class Call:
     """One update on its way, as far as it has come.
 
-    ``gave_up``: it ended with a failure that might have passed, for want of retries or budget. ``failed_since``: when its first attempt failed.
+    ``failure``: what became of its last attempt, where trying again was thought about. ``failed_since``: when its first attempt failed.
+    ``reconnected``: it has been repeated on a new connection once, at once and at no cost.
     """
 
     request: Request
@@ -105,8 +106,9 @@ class Call:
     retries: int = 0
     throttled: int = 0
     replayed: bool = False
+    reconnected: bool = False
     maybe_sent: bool = False
-    gave_up: bool = False
+    failure: Failure | None = None
     last: SinchError | None = None
     failed_since: float | None = None
 
@@ -168,7 +170,7 @@ class Member:
             project=manager._project(origin, project_id),
             tokens=tokens,
         )
-        member.project.join(member, rate_limit)
+        member.project.join(member, rate_limit=rate_limit, max_retry_after=policy.max_retry_after)
         manager._members.add(member)
         return member
 
@@ -181,10 +183,11 @@ class Member:
     async def leave(self) -> None:
         """Closes this client's calls and no other's."""
         manager = self.manager
-        manager._check_owner()
+        binding = manager._living_binding()
         self.project.leave(self)
         self.calls.fail_waiting()
-        if manager._binding is not None and not manager._binding.loop.is_closed():
+        if binding is not None:
+            binding.admission.sooner(self.project)  # its limit may have been the lowest
             await self.calls.drained()
 
     def now(self) -> float:
@@ -290,19 +293,19 @@ class Member:
                     manager._retries += 1
                     continue
                 call.failed(error, clock())
-                call.gave_up = policy.allows(failure)
+                call.failure = failure
                 if isinstance(error, RateLimitedError):
                     # The project's business, not this call's: everybody pauses, and goes on more slowly.
                     project.throttled += 1
                     manager._throttled += 1
-                    if policy.too_long(failure.retry_after):
+                    if project.too_long(failure.retry_after):
                         admission.refuse_waiting(project, error)
                     else:
                         project.pace.throttled(
                             clock(), departed=departed, retry_after=failure.retry_after, rng=rng
                         )
                 if (
-                    not call.gave_up
+                    not policy.allows(failure)
                     or call.retries >= policy.max_retries
                     or policy.too_long(failure.retry_after)
                 ):
@@ -313,8 +316,10 @@ class Member:
                     call.throttled += 1
                     if call.throttled > 1 and failure.retry_after is None:
                         await calls.sleep(policy.throttled_delay(call.throttled, rng=rng))
-                elif not (failure.stale and call.retries == 0):
-                    # A stale connection says nothing about the server; all else is a retry that the budget knows of.
+                elif failure.stale and not call.reconnected:
+                    # It says nothing about the server.
+                    call.reconnected = True
+                else:
                     call.throttled = 0
                     if not project.budget.take(clock()):
                         raise error
@@ -453,16 +458,12 @@ class SessionManager:
 
         Calls that wait fail now with :class:`ClientStateError`. Exchanges under way finish, within their ``attempt_timeout``; nothing is retried.
         """
-        self._check_owner()
+        binding = self._living_binding()
         self._closed = True
         members = list(self._members)
         for member in members:
             member.calls.fail_waiting()
-        binding = self._binding
         if binding is None:
-            return
-        if binding.loop.is_closed():
-            self._unbind(binding)
             return
         if binding.closing is None:
             binding.closing = binding.loop.create_task(
@@ -572,7 +573,7 @@ class SessionManager:
         binding = self._binding
         if binding is not None and binding.loop is asyncio.get_running_loop() and binding.pid == os.getpid():
             return binding
-        self._check_owner()
+        self._living_binding()
         return self._bind()
 
     def _check_owner(self) -> None:
@@ -589,11 +590,16 @@ class SessionManager:
                 "this client belongs to another event loop that is still there; make one client for each event loop or thread"
             )
 
+    def _living_binding(self) -> _Binding | None:
+        """What the manager has on the running event loop, if anything; what it had on one that is closed is let go."""
+        self._check_owner()
+        if self._binding is not None and self._binding.loop.is_closed():
+            self._unbind(self._binding)
+        return self._binding
+
     def _bind(self) -> _Binding:
         """Makes a fresh pool on the running loop. Tokens are kept: they are not the loop's."""
         loop = asyncio.get_running_loop()
-        if self._binding is not None:
-            self._unbind(self._binding)
         options: dict[str, Any] = {
             "keepalive_timeout": KEEPALIVE,
             "ssl": True if self._ssl is None else self._ssl,
@@ -640,7 +646,7 @@ class SessionManager:
     ) -> ConversationMessage | Failure:
         """One HTTP exchange: what the API answered, or how there came to be no answer."""
         call.attempts += 1
-        call.gave_up = False
+        call.failure = None
         self._attempts += 1
         began = self._clock()
         under_way = Exchange()

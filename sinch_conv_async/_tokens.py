@@ -216,27 +216,33 @@ class TokenSource:
         self._fetching = None if task.done() else task
 
     async def _run(self) -> None:
+        waiters = self._waiters
         outcome: Token | SinchError = closed_error()
         try:
             outcome = await self._ask()
         except Exception as error:  # noqa: BLE001  # whatever a trace hook of the user's raises; it has no caller to go to
             outcome = TokenError(f"the token request failed: {type(error).__name__}")
         finally:
-            self._fetching = None
-            waiters, self._waiters = self._waiters, []
+            # Else its event loop was closed, and forgotten, and those who wait now wait for another.
+            if self._waiters is waiters:
+                self._settle(outcome)
+
+    def _settle(self, outcome: Token | SinchError) -> None:
+        self._fetching = None
+        waiters, self._waiters = self._waiters, []
+        if isinstance(outcome, Token):
+            self._token = outcome
+            self._refused = None
+        elif isinstance(outcome, TokenError) and outcome.error == "invalid_client":
+            self._refused = outcome
+            self._refused_until = self._clock() + REFUSAL_KEPT
+        for future in waiters:
+            if future.done():
+                continue
             if isinstance(outcome, Token):
-                self._token = outcome
-                self._refused = None
-            elif isinstance(outcome, TokenError) and outcome.error == "invalid_client":
-                self._refused = outcome
-                self._refused_until = self._clock() + REFUSAL_KEPT
-            for future in waiters:
-                if future.done():
-                    continue
-                if isinstance(outcome, Token):
-                    future.set_result(None)
-                else:
-                    future.set_exception(copy.copy(outcome))
+                future.set_result(None)
+            else:
+                future.set_exception(copy.copy(outcome))
 
     async def _ask(self) -> Token | SinchError:
         """Asks until there is a token or no point in asking. Returns errors: nobody may be there to catch them."""

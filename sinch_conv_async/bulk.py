@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import math
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Hashable, Iterable
@@ -19,10 +20,8 @@ from ._session import Call, Member
 from .errors import (
     ApiError,
     AuthenticationError,
-    CallTimeoutError,
     ClientStateError,
     InvalidArgumentError,
-    RateLimitedError,
     ResponseFormatError,
     SinchError,
     TokenError,
@@ -48,6 +47,9 @@ FURTHER_ROUNDS: Final = 4
 
 WORTHWHILE: Final = 0.1
 """The least share of retries that must succeed for that."""
+
+IN_A_ROW: Final = 10
+"""Updates that fail one after the other, and are not sent again: so many say that it is the API that is out."""
 
 
 class _Outage:
@@ -91,7 +93,8 @@ class BulkUpdate:
 
     An update that fails is an outcome. What ends the whole job is raised, after the outcomes that were finished: a refused key
     (:class:`TokenError`), a final 401 (:class:`AuthenticationError`), a closed client (:class:`ClientStateError`), an outage longer than
-    ``max_outage`` (its last error), and whatever the input raises. Two updates of one id keep their order.
+    ``max_outage`` (its last error), and whatever the input raises. Two updates of one id keep their order. The client's ``timeout`` is for
+    single calls: an update of a job waits for its turn as long as that takes.
     """
 
     def __init__(
@@ -101,7 +104,6 @@ class BulkUpdate:
         *,
         concurrency: int,
         max_outage: float,
-        timeout: float | None,
     ) -> None:
         self._member = member
         if isinstance(updates, AsyncIterable):
@@ -114,7 +116,6 @@ class BulkUpdate:
             )
         self._concurrency = concurrency
         self._max_outage = max_outage
-        self._timeout = timeout
         self._workers: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(concurrency)
         self._owed = 0  # places of outcomes that were handed out, free when their reader comes back
@@ -287,6 +288,8 @@ class BulkUpdate:
             except BaseException:
                 self._no_more = True  # before the next worker's turn to read
                 raise
+            if self._no_more:
+                break  # the input took no notice of being cancelled
             waiting = self._behind.get(_key(update))
             if waiting is None:
                 self._behind[_key(update)] = deque()
@@ -312,12 +315,13 @@ class BulkUpdate:
                 probing = await self._wait_out(self._outage)
             # A probe is one exchange: whether there is another is decided here.
             call.retries = policy.max_retries if probing else 0
-            call.replayed = call.gave_up = False
+            call.replayed = False
+            call.failure = None
             attempts = call.attempts
             outage = self._outage
             began = member.now()
             try:
-                message = await member.send(call, timeout=self._timeout)
+                message = await member.send(call, timeout=None)
             except SinchError as caught:
                 error = caught
             else:
@@ -329,22 +333,22 @@ class BulkUpdate:
                 raise error
             if probing and outage is not None:
                 outage.next_probe()
-            # The job's own timeout, in the middle of an exchange: as good as attempt_timeout.
-            timed_out = (
-                isinstance(error, CallTimeoutError) and error is not call.last and call.attempts > attempts
-            )
-            again = policy.retry_maybe_sent or not call.maybe_sent
-            passing = (
-                call.gave_up or isinstance(error, RateLimitedError | TokenError) or (timed_out and again)
-            )
-            if not passing or not policy.max_retries:
-                if isinstance(error, ApiError | ResponseFormatError):
-                    self._got_through()
+            # What was not sent, for want of a token or of the server's leave, may be sent at any time.
+            unsent = call.attempts == attempts or isinstance(error, TokenError)
+            may_pass = call.failure is not None and call.failure.helps
+            if not may_pass and not unsent and isinstance(error, ApiError | ResponseFormatError):
+                self._got_through()
                 return UpdateOutcome(update, error=error, attempts=call.attempts)
             self._failing.add(_key(update))
+            if not unsent and not (may_pass and policy.max_retries and policy.allows(call.failure)):
+                # It is not sent again. That others are not spent in the same way is for the outage to see to.
+                out = self._outage is not None or len(self._failing) >= IN_A_ROW
+                if out and self._lasted_too_long(error):
+                    self._fail(self._outage_error(error))
+                return UpdateOutcome(update, error=error, attempts=call.attempts)
             self._yield.record(call.attempts - max(attempts, 1), succeeded=False)
             # Not so when the project's retry budget was used up: then it has had less than its share.
-            tried = call.attempts > policy.max_retries or timed_out
+            tried = call.attempts > policy.max_retries
             alone = len(self._behind) == 1 and len(self._failing) == 1
             # An update that set out after this one had failed, or while this one waited for it, was applied.
             others_get_through = (
@@ -366,8 +370,11 @@ class BulkUpdate:
                 continue
             # Whether it is this update or the API, the next one that gets through will tell; until then they wait for one.
             parked_at = self._answers
-            if self._fell_through(error):
-                return UpdateOutcome(update, error=error, attempts=call.attempts)
+            if self._lasted_too_long(error):
+                if self._only_failing and self._answers:
+                    # All that is left of a job that had answers are updates that fail: it may well be these that are at fault.
+                    return UpdateOutcome(update, error=error, attempts=call.attempts)
+                raise self._outage_error(error)
 
     # Outages
 
@@ -385,25 +392,25 @@ class BulkUpdate:
             self._yield.outage_over()
             outage.over()
 
-    def _fell_through(self, error: SinchError) -> bool:
-        """The API is out: from now on one update at a time probes. Once that has been so for too long, raises the error.
-
-        Or answers True, where all that is left of a job that had answers are updates that fail: then it may well be these that are at fault.
-        """
+    def _lasted_too_long(self, error: SinchError) -> bool:
+        """The API is out: from now on one update at a time probes. Whether it has been so for longer than the job waits."""
         now = asyncio.get_running_loop().time()
         if self._outage is None:
             self._outage = _Outage(now, now + self._max_outage)
         elif now >= self._outage.ends:
-            if self._only_failing and self._answers:
-                return True
-            error.add_note(
-                f"The API has taken no update for {now - self._outage.began:.0f} s, so the job has ended. {TO_GO_ON}"
-            )
-            raise error
+            return True
         if isinstance(error, ApiError) and error.retry_after is not None:
             # A server that sends everybody away for a day may have changed its mind.
             self._outage.not_before = now + min(error.retry_after, self._member.policy.max_retry_after)
         return False
+
+    def _outage_error(self, error: SinchError) -> SinchError:
+        """What ends the job: another than an outcome's, which says nothing about the job."""
+        assert self._outage is not None  # it has lasted too long
+        lasted = asyncio.get_running_loop().time() - self._outage.began
+        ending = copy.copy(error)
+        ending.add_note(f"The API has taken no update for {lasted:.0f} s, so the job has ended. {TO_GO_ON}")
+        return ending
 
     async def _wait_out(self, outage: _Outage) -> bool:
         """Waits until the outage is over (False), or for the turn to probe it (True)."""

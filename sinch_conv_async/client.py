@@ -228,7 +228,6 @@ class ConversationClient:
             updates,
             concurrency=places,
             max_outage=math.inf if seconds is None else seconds,
-            timeout=self._timeout,
         )
 
     async def authenticate(self) -> None:

@@ -494,6 +494,25 @@ def test_a_job_that_is_left_when_its_event_loop_ends_ends_with_it(caplog):
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
+async def test_an_input_that_takes_no_notice_of_the_end_is_not_sent(client, sandbox):
+    asked = asyncio.Event()
+
+    async def stubborn():
+        yield update(0)
+        try:
+            asked.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            yield update(1)
+
+    source = stubborn()
+    async with client.update_many(source) as outcomes:
+        await anext(outcomes)
+        await asked.wait()
+    await source.aclose()
+    assert [request.message_id for request in sandbox.requests if request.message_id] == ["m0"]
+
+
 async def test_stop_reading_finishes_what_is_under_way(client, sandbox):
     updates = Input()
     sandbox.hold()
@@ -884,6 +903,67 @@ async def test_without_retries_a_failure_is_an_outcome_at_once(sandbox):
     assert len(sandbox.requests) == 10
 
 
+ONCE = {
+    "no retries": NEVER,
+    "no repeats": RetryPolicy(base_delay=0.001, retry_maybe_sent=False),
+}
+
+
+@pytest.mark.parametrize("retry", ONCE.values(), ids=ONCE)
+async def test_an_outage_does_not_use_up_updates_that_are_sent_only_once(sandbox, quick_probes, retry):
+    async with client_of(sandbox, retry=retry, rate_limit=None) as client:
+        outcomes = client.update_many(Input(500), concurrency=4)
+        done = [await anext(outcomes) for _ in range(100)]
+        sandbox.fail_next(503, times=1_000_000)
+        job = asyncio.create_task(collect(outcomes, done))
+        await until(lambda: outcomes._outage is not None and outcomes._outage.probes == 20)
+        sandbox.clear_faults()
+        await job
+    assert len(done) == 500
+    failed = [outcome for outcome in done if not outcome.ok]
+    print(f"{len(failed)} of 500 failed in an outage of 20 probes")
+    # Those that told of it, those that were under way, and one for each probe.
+    assert len(failed) <= 10 + 4 + 20
+    assert all(outcome.attempts == 1 for outcome in failed)
+
+
+async def test_updates_that_are_sent_only_once_end_the_job_when_the_outage_lasts(sandbox, quick_probes):
+    sandbox.fail_next(503, times=1_000_000)
+    done = []
+    async with client_of(sandbox, retry=NEVER, rate_limit=None) as client:
+        with pytest.raises(ServerError) as caught:
+            await collect(client.update_many(Input(500), concurrency=4, max_outage=0.05), done)
+    assert "The API has taken no update" in caught.value.__notes__[0]
+    assert 10 <= len(done) == len(sandbox.requests)
+    assert not any(hasattr(outcome.error, "__notes__") for outcome in done)
+
+
+async def test_a_certificate_that_is_refused_does_not_use_up_the_input(sandbox, quick_probes):
+    """It is no answer, and the next update meets it as well."""
+    done = []
+    async with (
+        SessionManager(proxy=sandbox.origin) as manager,  # which knows no CONNECT, and says so with a 4xx
+        client_of(
+            sandbox, session_manager=manager, conversation_origin="https://api.example", auth="basic"
+        ) as client,
+    ):
+        with pytest.raises(TransportError, match="the proxy answered 4"):
+            await collect(client.update_many(Input(500), concurrency=4, max_outage=0.05), done)
+    assert 10 <= len(done) < 100
+    assert all(isinstance(outcome.error, TransportError) for outcome in done)
+
+
+async def test_what_could_not_be_sent_for_want_of_a_token_is_not_used_up_either(
+    sandbox, quick_probes, monkeypatch
+):
+    monkeypatch.setattr("sinch_conv_async._tokens.FETCH_FOR", 0.0)
+    sandbox.fail_next_token(503, times=3)
+    async with client_of(sandbox, retry=NEVER, rate_limit=None) as client:
+        outcomes = [outcome async for outcome in client.update_many(Input(20), concurrency=4)]
+    assert len(outcomes) == 20
+    assert all(outcome.ok for outcome in outcomes)
+
+
 async def test_what_may_not_be_repeated_is_not(sandbox):
     sandbox.drop_next(applied=True, message_id="m1")
     async with client_of(sandbox, retry=RetryPolicy(retry_maybe_sent=False)) as client:
@@ -892,11 +972,11 @@ async def test_what_may_not_be_repeated_is_not(sandbox):
     assert sum(request.message_id == "m1" for request in sandbox.requests) == 1
 
 
-# The client's timeout
+# Timeouts
 
 
-async def test_a_server_that_hangs_is_an_outage_also_for_a_client_with_a_timeout(sandbox, quick_probes):
-    async with client_of(sandbox, timeout=0.05, rate_limit=None) as client:
+async def test_a_server_that_hangs_is_an_outage(sandbox, quick_probes):
+    async with client_of(sandbox, attempt_timeout=0.05, retry=QUICK, rate_limit=None) as client:
         outcomes = client.update_many(Input(30), concurrency=3)
         done = [await anext(outcomes)]
         sandbox.hold()
@@ -908,9 +988,9 @@ async def test_a_server_that_hangs_is_an_outage_also_for_a_client_with_a_timeout
     assert all(outcome.ok for outcome in done)
 
 
-async def test_one_id_that_hangs_beyond_the_timeout_is_one_failed_outcome(sandbox, quick_probes):
+async def test_one_id_that_hangs_is_one_failed_outcome(sandbox, quick_probes):
     sandbox.delay_next(30.0, times=1_000, message_id="m3")
-    async with client_of(sandbox, timeout=0.05, rate_limit=None) as client:
+    async with client_of(sandbox, attempt_timeout=0.05, retry=QUICK, rate_limit=None) as client:
         outcomes = [outcome async for outcome in client.update_many(Input(40), concurrency=3)]
     assert len(outcomes) == 40
     (failed,) = [outcome for outcome in outcomes if not outcome.ok]
@@ -918,12 +998,13 @@ async def test_one_id_that_hangs_beyond_the_timeout_is_one_failed_outcome(sandbo
     assert failed.update.message_id == "m3"
 
 
-async def test_a_turn_that_cannot_come_within_the_timeout_is_no_outage(sandbox):
-    async with client_of(sandbox, timeout=0.2, rate_limit=2, retry=AT_ONCE) as client:
-        outcomes = [outcome async for outcome in client.update_many(Input(6), concurrency=6)]
-    failed = [outcome for outcome in outcomes if not outcome.ok]
-    assert len(failed) == 5
-    assert all(isinstance(outcome.error, CallTimeoutError) and outcome.attempts == 0 for outcome in failed)
+async def test_the_timeout_of_single_calls_does_not_hurry_a_job(sandbox):
+    """Neither while it waits for its turn, nor in the pause after a 429."""
+    sandbox.fail_next(429, retry_after=0.3)
+    async with client_of(sandbox, timeout=0.1, rate_limit=20, retry=AT_ONCE) as client:
+        outcomes = [outcome async for outcome in client.update_many(Input(8), concurrency=8)]
+    assert len(outcomes) == 8
+    assert all(outcome.ok for outcome in outcomes)
 
 
 # The pace

@@ -216,6 +216,7 @@ def test_a_field_that_the_models_do_not_name_is_kept_as_it_came(name, value):
             datetime.datetime(2026, 3, 1, 12, 30, 15, 999_999, tzinfo=UTC),
         ),
         ("2026-03-01T12:30:15-00:00", datetime.datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)),
+        ("2016-12-31T23:59:60.5Z", datetime.datetime(2016, 12, 31, 23, 59, 59, 500_000, tzinfo=UTC)),
         ("0001-01-01T00:00:00+14:00", datetime.datetime.fromisoformat("0001-01-01T00:00:00+14:00")),
         ("9999-12-31T23:59:59-12:00", datetime.datetime.fromisoformat("9999-12-31T23:59:59-12:00")),
     ],

@@ -149,6 +149,32 @@ def test_a_raised_limit_is_used():
     assert len(steady(pace, seconds=10.0, start=5.0)) >= 980
 
 
+@pytest.mark.parametrize("limit", [800, None])
+def test_a_limit_that_is_raised_or_taken_away_is_not_waited_for_any_more(limit):
+    pace = Pace(0.01)
+    pace.depart(1000.0)
+    assert pace.due > 1099.0
+    pace.limit = limit
+    assert pace.due <= 1001.1
+
+
+def test_what_waited_for_a_lower_limit_does_not_depart_all_at_once():
+    pace = Pace(1)
+    pace.depart(1000.0)
+    pace.limit = 800
+    departures = steady(pace, seconds=1.0, start=1000.9, tick=0.0)
+    assert most_in(departures, 0.05) <= 41
+
+
+def test_a_limit_that_is_raised_in_a_pause_does_not_end_it(rng):
+    pace = Pace(1)
+    pace.depart(1000.0)
+    pace.throttled(1000.1, departed=1000.0, retry_after=7.0, rng=rng)
+    pace.limit = 800
+    assert pace.due == 1007.1
+    assert most_in(steady(pace, seconds=1.0, start=1007.1, tick=0.0), 0.05) <= 41
+
+
 def test_a_limit_may_be_taken_away_and_set_again():
     pace = Pace(1)
     pace.depart(5.0)
@@ -156,9 +182,9 @@ def test_a_limit_may_be_taken_away_and_set_again():
     pace.limit = None
     pace.limit = 2
     assert pace.rate == 2
+    pace.depart(6.1)
     pace.depart(pace.due)
-    pace.depart(pace.due)
-    assert pace.due > 7.0
+    assert pace.due > 7.1
 
 
 def test_without_a_limit_everything_is_due_at_once():

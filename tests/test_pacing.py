@@ -93,15 +93,19 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+class Owner:
+    """In a client's place."""
+
+
 def project_at(limit: float | None) -> Project:
     project = Project()
-    owner = object.__new__(type("Owner", (), {}))
-    project.join(owner, limit)
+    owner = Owner()
+    project.join(owner, rate_limit=limit, max_retry_after=120.0)
     OWNERS.append(owner)  # limits are held weakly
     return project
 
 
-OWNERS: list[object] = []
+OWNERS: list[Owner] = []
 
 
 @pytest.fixture(autouse=True)
@@ -724,16 +728,16 @@ async def test_many_who_are_sent_away_at_once_are_looked_at_once():
 
 def test_the_lowest_limit_wins_and_a_client_that_leaves_takes_its_own_along():
     project = Project()
-    first, second = type("Client", (), {})(), type("Client", (), {})()
-    project.join(first, 800)
+    first, second = Owner(), Owner()
+    project.join(first, rate_limit=800, max_retry_after=120.0)
     assert project.pace.limit == 800
-    project.join(second, 100)
+    project.join(second, rate_limit=100, max_retry_after=120.0)
     assert project.pace.limit == 100
     project.leave(second)
     assert project.pace.limit == 800
     project.leave(first)
     assert project.pace.limit == 800, "the last second is not forgotten"
-    project.join(second, None)
+    project.join(second, rate_limit=None, max_retry_after=120.0)
     assert project.pace.limit is None
     project.leave(second)
     project.leave(second)
@@ -744,9 +748,37 @@ def test_a_limit_that_stays_the_same_leaves_the_pace_alone():
     pace = project.pace
     pace.throttled(5.0, departed=5.0, retry_after=None, rng=random.Random(1))
     rate = pace.rate
-    another = type("Client", (), {})()
-    project.join(another, 900)
+    another = Owner()
+    project.join(another, rate_limit=900, max_retry_after=120.0)
     assert pace.rate == rate < 800
+
+
+def test_the_most_patient_client_says_when_a_wait_is_too_long():
+    project = Project()
+    first, second = Owner(), Owner()
+    project.join(first, rate_limit=None, max_retry_after=1.0)
+    project.join(second, rate_limit=None, max_retry_after=60.0)
+    assert not project.too_long(None)
+    assert not project.too_long(60.0)
+    assert project.too_long(60.1)
+    project.leave(second)
+    assert project.too_long(60.0)
+    assert not project.too_long(1.0)
+
+
+async def test_a_turn_that_comes_nearer_is_not_waited_for_any_longer():
+    world, project = World(), project_at(0.01)
+    slow = OWNERS.pop()
+    fast = Owner()
+    project.join(fast, rate_limit=800, max_retry_after=120.0)
+    waiting = [world.start(project) for _ in range(2)]
+    await settle()
+    assert len(world.granted) == 1
+    project.leave(slow)
+    world.admission.sooner(project)
+    await world.pass_time(0.01)
+    assert len(world.granted) == 2
+    await asyncio.gather(*waiting)
 
 
 def test_a_project_says_in_a_line_what_state_it_is_in():

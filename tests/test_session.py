@@ -504,6 +504,37 @@ async def test_a_retry_after_that_makes_no_sense_is_none(sandbox, monkeypatch, n
     assert delays == [0.0]
 
 
+async def test_an_impatient_client_does_not_end_the_calls_of_a_patient_one(sandbox):
+    async with (
+        SessionManager(max_connections=1) as manager,
+        client_of(sandbox, session_manager=manager, retry=RetryPolicy(max_retry_after=0.01)) as hasty,
+        client_of(sandbox, session_manager=manager) as patient,
+    ):
+        await patient.update_message_metadata(ID, "first")
+        sandbox.fail_next(429, retry_after=0.2)
+        results = await asyncio.gather(
+            hasty.update_message_metadata(ID, "x"),
+            *(patient.update_message_metadata(ID, str(number)) for number in range(3)),
+            return_exceptions=True,
+        )
+    assert isinstance(results[0], RateLimitedError)
+    assert [message.metadata for message in results[1:]] == ["0", "1", "2"]
+
+
+async def test_a_client_that_leaves_takes_its_low_limit_along(sandbox):
+    async with (
+        SessionManager() as manager,
+        client_of(sandbox, session_manager=manager, rate_limit=800) as client,
+    ):
+        slow = client_of(sandbox, session_manager=manager, rate_limit=0.001)
+        await client.update_message_metadata(ID, "x")
+        waiting = asyncio.create_task(client.update_message_metadata(ID, "y"))
+        while not manager.stats().waiting:
+            await asyncio.sleep(0)
+        await slow.close()
+        await waiting
+
+
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_retry_after_that_is_too_long_ends_the_call(sandbox, status):
     async with client_of(sandbox) as client:
@@ -559,6 +590,17 @@ async def test_a_stale_connection_is_retried_at_once_and_costs_no_budget(sandbox
         await client.update_message_metadata(ID, "y")
         assert delays == []
         assert sandbox.peak_connections >= 1
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_connection_that_turns_stale_after_a_retry_is_replaced_at_once_too(sandbox, monkeypatch):
+    delays = slept(monkeypatch)
+    async with client_of(sandbox, auth="basic") as client:
+        sandbox.fail_next(503)
+        sandbox.drop_next(reset=True)
+        await client.update_message_metadata(ID, "x")
+        assert len(delays) == 1  # the 503's
+        assert client._manager.stats().attempts == 3
 
 
 @pytest.mark.usefixtures("each_way")
@@ -1554,6 +1596,54 @@ def test_a_loop_that_ended_in_the_middle_of_everything_leaves_nothing_in_the_way
         stats = client._manager.stats()
         assert (stats.in_flight, stats.waiting) == (0, 0)
         asyncio.run(client.close())
+
+
+def run_and_close_roughly(*coroutines):
+    """The tasks that are left on an event loop which was closed over them, as no ``asyncio.run`` would."""
+    loop = asyncio.new_event_loop()
+    try:
+        tasks = [loop.create_task(coroutine) for coroutine in coroutines]
+        loop.run_until_complete(asyncio.wait(tasks, timeout=0.1))
+        return [task for task in tasks if not task.done()]
+    finally:
+        loop.close()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore:unclosed")
+@pytest.mark.parametrize("shared", [False, True])
+def test_closing_after_the_loop_was_closed_over_calls_that_waited(shared):
+    with Outside() as outside:
+        manager = SessionManager() if shared else None
+        client = client_of(outside.sandbox, session_manager=manager, rate_limit=0.001)
+        left = run_and_close_roughly(*(client.update_message_metadata(ID, "x") for _ in range(3)))
+        assert len(left) == 2
+        asyncio.run(client.close())
+        assert client.closed
+        if manager is not None:
+            asyncio.run(manager.close())
+        del left
+        gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore:unclosed")
+def test_what_a_closed_loop_left_of_a_token_request_does_not_end_another():
+    with Outside() as outside:
+        client = client_of(outside.sandbox)
+        outside.loop.call_soon_threadsafe(outside.sandbox.hold_tokens)
+        left = run_and_close_roughly(client.update_message_metadata(ID, "x"))
+        left.append(client._member.tokens._fetching)
+
+        async def again():
+            call = asyncio.ensure_future(client.update_message_metadata(ID, "y"))
+            while client._manager.stats().token_requests < 2:
+                await asyncio.sleep(0.001)
+            left.clear()
+            gc.collect()
+            outside.loop.call_soon_threadsafe(outside.sandbox.release_tokens)
+            await call
+            await client.close()
+
+        asyncio.run(again())
 
 
 def test_closing_after_the_loop_has_ended():
