@@ -182,15 +182,15 @@ async def read_body(content: aiohttp.StreamReader, *, limit: int) -> tuple[bytes
         # It came in one piece with its head, as nearly all do.
         body = content.read_nowait(limit + 1)
         return body, content.at_eof() and len(body) <= limit
-    body = bytearray()
+    received = bytearray()
     try:
-        while len(body) <= limit:
-            body += await content.read(limit + 1 - len(body))
+        while len(received) <= limit:
+            received += await content.read(limit + 1 - len(received))
             if content.at_eof():
-                return bytes(body), len(body) <= limit
+                return bytes(received), len(received) <= limit
     except aiohttp.ClientPayloadError:
         pass
-    return bytes(body), False
+    return bytes(received), False
 
 
 def transport_failure(cause: Exception, under_way: Exchange, *, timeout: float) -> Failure:

@@ -316,7 +316,6 @@ class BulkUpdate:
             # A probe is one exchange: whether there is another is decided here.
             call.retries = policy.max_retries if probing else 0
             call.replayed = False
-            call.failure = None
             attempts = call.attempts
             outage = self._outage
             began = member.now()
@@ -335,12 +334,14 @@ class BulkUpdate:
                 outage.next_probe()
             # What was not sent, for want of a token or of the server's leave, may be sent at any time.
             unsent = call.attempts == attempts or isinstance(error, TokenError)
-            may_pass = call.failure is not None and call.failure.helps
+            failure = call.failure
+            may_pass = failure is not None and failure.helps
             if not may_pass and not unsent and isinstance(error, ApiError | ResponseFormatError):
                 self._got_through()
                 return UpdateOutcome(update, error=error, attempts=call.attempts)
             self._failing.add(_key(update))
-            if not unsent and not (may_pass and policy.max_retries and policy.allows(call.failure)):
+            again = failure is not None and policy.allows(failure) and policy.max_retries > 0
+            if not unsent and not again:
                 # It is not sent again. That others are not spent in the same way is for the outage to see to.
                 out = self._outage is not None or len(self._failing) >= IN_A_ROW
                 if out and self._lasted_too_long(error):
