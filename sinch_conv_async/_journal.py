@@ -182,6 +182,7 @@ class _FailedIds:
         self._previous = array("I")  # by record: the failed record of the same id before it, 0 for none
 
     def add(self, message_id: str, record: int) -> None:
+        """A record is added once, or its id's chain of records would bite its own tail."""
         if 3 * self._used >= 2 * len(self._hashes):
             self._grow()
         key, slot = self._find(message_id)
@@ -228,6 +229,8 @@ class _FailedIds:
 
 _OUTCOMES: Final = (None, *Outcome)
 _CODES: Final = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
+_HAS_FAILED: Final = 0x80
+"""Beside the code of a record that has failed at some time, and is known by its id since."""
 
 
 class States:
@@ -244,7 +247,7 @@ class States:
         self.counts: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
 
     def __getitem__(self, record: int) -> Outcome | None:
-        return _OUTCOMES[self._states[record]] if record < len(self._states) else None
+        return _OUTCOMES[self._states[record] & ~_HAS_FAILED] if record < len(self._states) else None
 
     @property
     def last(self) -> int:
@@ -282,8 +285,10 @@ class States:
             self._digests[line.record] = _short(line.digest)
         if line.message_id is None:
             return
-        if line.outcome is Outcome.FAILED and before is not Outcome.FAILED:
-            self._failed.add(line.message_id, line.record)
+        if line.outcome is Outcome.FAILED:
+            if not self._states[line.record] & _HAS_FAILED:
+                self._states[line.record] |= _HAS_FAILED
+                self._failed.add(line.message_id, line.record)
         elif line.outcome is Outcome.UPDATED:
             for earlier in self.superseded(line.record, line.message_id):
                 self._set(earlier.record, Outcome.SUPERSEDED)
@@ -292,11 +297,11 @@ class States:
         missing = record + 1 - len(self._states)
         if missing > 0:
             self._states.extend(bytes(missing))
-        before = _OUTCOMES[self._states[record]]
+        before = self[record]
         if before is not None:
             self.counts[before] -= 1
         self.counts[outcome] += 1
-        self._states[record] = _CODES[outcome]
+        self._states[record] = self._states[record] & _HAS_FAILED | _CODES[outcome]
 
 
 def _short(digest: str) -> int:
@@ -448,6 +453,13 @@ def look(path: Path, header: Header | None, *, digests: bool = False) -> States:
         raise JournalError(f"{path} cannot be read: {error.strerror}; name another with --journal") from None
 
 
+def _is_blank(text: bytes, file: BinaryIO) -> bool:
+    """Whether this and all that follows are NULs: what some file systems leave of a write after a power loss."""
+    while text and not text.strip(b"\0"):
+        text = file.read(MAX_LINE)
+    return not text
+
+
 def _load(file: BinaryIO, header: Header | None, path: Path, *, digests: bool) -> tuple[States, int, int]:
     """The states, the bytes of whole lines, and the bytes that are there."""
     states = States(digests=digests)
@@ -455,9 +467,14 @@ def _load(file: BinaryIO, header: Header | None, path: Path, *, digests: bool) -
     while text := file.readline(MAX_LINE):
         number += 1
         if not text.endswith(b"\n"):
-            if len(text) == MAX_LINE or (number == 1 and not may_be_cut_header(text)):
+            size = os.fstat(file.fileno()).st_size
+            if number == 1 and not may_be_cut_header(text):
                 raise JournalError(f"{path} is not the journal of a bulk job; name another with --journal")
-            return states, whole, whole + len(text)
+            if len(text) == MAX_LINE and not _is_blank(text, file):
+                raise JournalError(
+                    f"line {number} of {path} is longer than any of a journal; with another --journal the job begins anew"
+                )
+            return states, whole, size
         if number == 1:
             try:
                 found = read_header(text)

@@ -87,7 +87,6 @@ class Pace:
     )
 
     def __init__(self, limit: float | None) -> None:
-        self.due = NEVER
         self.paused_until = NEVER
         self._next = NEVER  # the spacing's own time for the next departure
         self._allowance = 0.0  # how far the spacing may lie behind now
@@ -100,14 +99,9 @@ class Pace:
         self._rate_since = NEVER
         self._refused: deque[float] = deque()  # when what was refused had departed, for a second
         self._ring = array("d")
-        self._size = 0
         self._at = 0  # where the oldest departure lies, which the next one replaces
         self._dropped = NEVER
-        self._window = 0  # whole requests that the ring may come to hold; 0 without a limit
-        self._span = WINDOW
-        self._interval = 0.0
-        self._climb = 0.0
-        self.limit = limit
+        self.limit = limit  # and with it all that follows from it
 
     @property
     def limit(self) -> float | None:
@@ -121,7 +115,7 @@ class Pace:
         self._limit = limit
         newest = self._ring[self._at :] + self._ring[: self._at]
         if limit is None:
-            self._window = 0
+            self._window = 0  # else the whole requests that the ring may come to hold
             self._top = math.inf
             self._slowed = False
             newest = array("d")  # a limit that is set later counts from then on

@@ -653,32 +653,27 @@ def sandbox(
         auto_create=True,
         keep_requests=0,
     )
-    faults: list[tuple[int, Callable[[], None]]] = [
-        (fail.number, functools.partial(box.fail_next, fail.status)) for fail in fails
-    ]
+    for fail in fails:
+        box.every(fail.number, functools.partial(box.fail_next, fail.status))
     if drop is not None:
-        faults.append((drop, box.drop_next))
+        box.every(drop, box.drop_next)
     if expire_tokens is not None:
-        faults.append((expire_tokens, box.expire_tokens))
+        box.every(expire_tokens, box.expire_tokens)
     try:
-        asyncio.run(_serve(box, faults))
+        asyncio.run(_serve(box))
     except OSError as error:
         raise Ended(f"port {port}: {error.strerror}", USAGE) from None
     return 0
 
 
-async def _serve(box: Sandbox, faults: list[tuple[int, Callable[[], None]]]) -> None:
+async def _serve(box: Sandbox) -> None:
     over = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     async with box:
         for name, value in environment(box).items():
             _print(f"{name}={value}")  # flushed by click
-        tasks = [asyncio.create_task(_repeat(box, number, fault)) for number, fault in faults]
         await over.wait()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def environment(box: Sandbox) -> dict[str, str]:
@@ -691,16 +686,6 @@ def environment(box: Sandbox) -> dict[str, str]:
         "SINCH_CONVERSATION_ORIGIN": options["conversation_origin"],
         "SINCH_AUTH_ORIGIN": options["auth_origin"],
     }
-
-
-async def _repeat(box: Sandbox, every: int, fault: Callable[[], None]) -> None:
-    """Has the fault ready for every nth request."""
-    arrived = every - 1
-    while True:
-        await box.wait_for_requests(arrived)
-        fault()
-        arrived += every
-        await asyncio.sleep(0)
 
 
 # demo

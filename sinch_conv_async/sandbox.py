@@ -65,6 +65,7 @@ _MESSAGES_SOURCES: Final = frozenset({"CONVERSATION_SOURCE", "DISPATCH_SOURCE"})
 _MESSAGE_PATH: Final = re.compile(r"/v1/projects/([^/]+)/messages/([^/]+)")
 _OAUTH2_PATH: Final = "/oauth2/token"
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
+_LOOPBACK_OF: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where to reach a server that listens on all addresses
 _JSON: Final = "application/json"
 _PROBLEM: Final = "application/problem+json"
 # Enough for a cold burst of thousands of connections; the kernel cuts it to its own limit.
@@ -378,7 +379,7 @@ class Sandbox:
 
     A request is dealt with in this order:
 
-    1. It is recorded once it has arrived in full. The oldest script that fits it (``fail_next`` and its like) is
+    1. It is recorded once it has arrived in full. What is due with every so many requests (:meth:`every`) is done. The oldest script that fits it (``fail_next`` and its like) is
        taken: each request takes one at most, and takes it on arrival.
     2. If no script replaces the answer: an unknown path gets 404 and another method 405; bad credentials get 401,
        those of another project 403; what is then too fast gets 429. Only requests that come this far, and are not
@@ -442,6 +443,7 @@ class Sandbox:
         self._date = (0, "")
 
         self._orders = itertools.count()
+        self._recurring: list[tuple[int, Callable[[], None]]] = []
         self._scripts: deque[_Script] = deque()
         self._scripts_of: dict[str, deque[_Script]] = {}
         self._token_scripts: deque[_TokenScript] = deque()
@@ -538,9 +540,10 @@ class Sandbox:
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port, such as ``http://127.0.0.1:40123``."""
+        """Scheme, host and port, such as ``http://127.0.0.1:40123``. Of one that listens on all addresses, the loopback's."""
         scheme = "http" if self._ssl is None else "https"
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = _LOOPBACK_OF.get(self._host, self._host)
+        host = f"[{host}]" if ":" in host else host
         return f"{scheme}://{host}:{self.port}"
 
     @property
@@ -826,8 +829,19 @@ class Sandbox:
             transport.close()
         return len(idle)
 
+    def every(self, number: int, fault: Callable[[], None]) -> None:
+        """Call ``fault`` with every so many requests to the API, before anything else is done with that request.
+
+        ``sandbox.every(100, lambda: sandbox.fail_next(503))`` answers every hundredth request with 503, ``sandbox.every(1000,
+        sandbox.expire_tokens)`` lets a token serve for 999.
+        """
+        if number < 1:
+            raise ValueError("number must be 1 or more")
+        self._recurring.append((number, fault))
+
     def clear_faults(self) -> None:
-        """Forget every script that has not been used up, the token endpoint's included; accept tokens again."""
+        """Forget every script that has not been used up or comes again, the token endpoint's included; accept tokens again."""
+        self._recurring.clear()
         self._scripts.clear()
         self._scripts_of.clear()
         self._token_scripts.clear()
@@ -965,6 +979,9 @@ class Sandbox:
             None if usual else path,
         )
         self._remember(self.requests, record)
+        for number, fault in self._recurring:
+            if record.number % number == 0:
+                fault()
         script = self._take_script(message_id) if self._scripts or self._scripts_of else None
 
         refusal: _Answer | None = None

@@ -332,7 +332,9 @@ def test_a_torn_header_begins_anew(path: Path) -> None:
         (b'{"message_id": "A", "metadata": "one"}\n', "cannot be used: it is not the journal"),
         (b'{"journal": "sinch-conv bulk", }\n', "cannot be used"),
         (write_header(HEADER) + b"\0" * 9 + b"\n", "line 2 of .* is no line of a journal"),
-        (write_header(HEADER) + b"\0" * 100_000, "is not the journal of a bulk job"),
+        (write_header(HEADER) + b"x" * 100_000, "line 2 of .* is longer than any of a journal"),
+        (write_header(HEADER) + b"\0" * 100_000 + b"{", "line 2 of .* is longer than any of a journal"),
+        (b"\0" * 100_000, "is not the journal of a bulk job"),
         (write_header(attrs.evolve(HEADER, project_id="other")), "belongs to project other"),
     ],
 )
@@ -345,6 +347,32 @@ def test_what_is_not_this_jobs_journal_is_refused_and_left_as_it_was(
     with pytest.raises(JournalError, match=reason):
         look(path, HEADER)
     assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("length", [1, 4096, 65_536, 200_000])
+def test_nuls_that_a_power_loss_left_at_the_end_are_cut_off(path: Path, length: int) -> None:
+    whole = write_header(HEADER) + encode(line(1, Outcome.UPDATED, "A"))
+    path.write_bytes(whole + b"\0" * length)
+    journal, states = opened(path)
+    journal.close()
+    assert (states.last, journal.cut) == (1, length)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "outcomes", ["fuf", "ffu", "fufu", "fiffu"], ids=lambda outcomes: f"outcomes {outcomes}"
+)
+def test_a_record_that_fails_again_after_another_outcome_is_in_order(outcomes: str) -> None:
+    """Whoever writes a line by hand, to have a record sent again, may say so."""
+    words = {"f": Outcome.FAILED, "u": Outcome.UPDATED, "i": Outcome.INVALID}
+    states = States()
+    states.apply(line(1, Outcome.FAILED, "A"))
+    states.apply(line(2, Outcome.FAILED, "A"))
+    for outcome in outcomes:
+        states.apply(line(1, words[outcome], "A"))
+    assert states[1] is words[outcomes[-1]]
+    assert sum(states.counts.values()) == 2
+    assert [found.record for found in states.superseded(3, "A")] == ([1, 2] if outcomes == "fuf" else [2])[::-1]
 
 
 def test_a_look_needs_no_header_and_no_journal(path: Path) -> None:

@@ -142,6 +142,14 @@ def test_a_limit_that_was_lowered_and_raised_again_allows_nothing_twice():
     assert most_in(departures, 1.0) <= 100
 
 
+def test_what_a_lower_limit_made_it_forget_is_taken_to_be_as_late_as_it_can_have_been():
+    pace = Pace(20)
+    departures = steady(pace, seconds=0.5, start=1000.0)
+    pace.limit = 1
+    pace.limit = 20
+    assert pace.due == pytest.approx(departures[-2] + 1.0)
+
+
 def test_a_raised_limit_is_used():
     pace = Pace(10)
     steady(pace, seconds=5.0, start=0.0)

@@ -897,6 +897,20 @@ class TestWireFaults:
         assert sandbox.messages[ID].metadata == "newer"
         assert sandbox.requests[1].status is None
 
+    @pytest.mark.parametrize(("number", "failed"), [(1, 30), (5, 6), (30, 1), (31, 0)])
+    async def test_every_so_many_requests_a_fault_comes_again_also_for_those_that_arrive_together(
+        self, sandbox, peer, number, failed
+    ):
+        sandbox.every(number, lambda: sandbox.fail_next(503))
+        answers = await asyncio.gather(*(other_update(sandbox, peer) for _ in range(30)))
+        assert [answer.status for answer in answers].count(503) == failed
+        sandbox.clear_faults()
+        assert (await peer.update()).status == 200
+
+    async def test_every_time_is_not_often_enough(self, sandbox):
+        with pytest.raises(ValueError, match="1 or more"):
+            sandbox.every(0, sandbox.expire_tokens)
+
     async def test_latency_delays_every_answer(self, sandbox, peer):
         sandbox.latency = 0.001
         sandbox.fail_next(503)
@@ -1105,6 +1119,13 @@ class TestLife:
     async def test_an_ipv6_host_is_bracketed_in_the_origin(self):
         sandbox = Sandbox(host="::1", port=1)
         assert sandbox.origin == "http://[::1]:1"
+
+    @pytest.mark.parametrize(
+        ("host", "origin"),
+        [("", "http://127.0.0.1:1"), ("0.0.0.0", "http://127.0.0.1:1"), ("::", "http://[::1]:1")],
+    )
+    def test_the_origin_of_one_that_listens_on_all_addresses_is_the_loopbacks(self, host, origin):
+        assert Sandbox(host=host, port=1).origin == origin
 
     def test_a_message_has_a_repr_without_its_metadata(self):
         message = SandboxMessage(id="a", metadata="canary", project_id="p", accept_time="t")
