@@ -23,7 +23,7 @@ credential. They know nothing of JSON or HTTP libraries.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import attrs
 
@@ -115,6 +115,9 @@ class ResponseFormatError(SinchError):
     http_status: int | None = None
 
 
+_SHOWN: Final = 500  # characters
+
+
 @attrs.frozen
 class ErrorDetail:
     """One entry of an error's ``details``: a ``type_url`` and, where one came, its ``value``.
@@ -128,6 +131,11 @@ class ErrorDetail:
     extra: Mapping[str, Any] = attrs.field(factory=dict, hash=False, repr=False)
 
 
+def _shortened(text: str) -> str:
+    """A server may say a mebibyte, and a log line should not."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 @attrs.define(slots=False, eq=False)
 class ApiError(SinchError):
     """The API answered with an error.
@@ -136,7 +144,8 @@ class ApiError(SinchError):
     specification's 400, 403, 500 and 501 answers), ``None`` or empty where the answer had none. ``http_status`` is the
     status of the HTTP answer, which ``code`` need not equal. ``retry_after`` is in seconds, ``None`` where
     the server gave none. ``request_id`` is the id that the answer's headers carried, to be quoted to Sinch's support.
-    ``body`` is the answer's first 2 KiB as text; it never shows in ``str``, ``repr`` or logs.
+    ``body`` is the answer's first 2 KiB as text; it never shows in ``str``, ``repr`` or logs. ``str`` shows the first 500 characters
+    of a longer ``message``.
     """
 
     code: int | None = None
@@ -148,8 +157,8 @@ class ApiError(SinchError):
     body: str = attrs.field(default="", repr=False)
 
     def __str__(self) -> str:
-        status = f" {self.status}" if self.status else ""
-        message = f": {self.message}" if self.message else ""
+        status = f" {_shortened(self.status)}" if self.status else ""
+        message = f": {_shortened(self.message)}" if self.message else ""
         request_id = f" (request id {self.request_id})" if self.request_id else ""
         return f"{self.http_status}{status}{message}{request_id}"
 

@@ -179,6 +179,13 @@ def test_the_text_of_an_api_error_has_what_the_server_gave(fields, text):
     assert str(ApiError(**fields)) == text
 
 
+def test_the_text_of_an_api_error_is_short_whatever_the_server_says():
+    error = ApiError("x" * 1_000_000, status="y" * 501, http_status=500)
+    assert str(error) == f"500 {'y' * 500}...: {'x' * 500}..."
+    assert len(error.message) == 1_000_000
+    assert str(ApiError("x" * 500, http_status=500)) == f"500: {'x' * 500}"
+
+
 @pytest.mark.parametrize("cls", [cls for cls in TREE if issubclass(cls, ApiError)])
 def test_a_body_shows_nowhere_but_in_its_field(cls):
     error = cls("said")
