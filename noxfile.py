@@ -181,9 +181,11 @@ def faults_full(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """The property tests for as long as it takes to try many more examples (by hand)."""
+    """The fuzzer for as long as it takes to try many more examples (by hand)."""
     session.install("-e", ".[cli,speedups]", *group("tests"))
-    session.run("python", "-m", "pytest", "-m", "fuzz", *session.posargs, env={"HYPOTHESIS_PROFILE": "fuzz"})
+    # One test takes many minutes here, and is no hang.
+    options = ("-o", "faulthandler_timeout=0", "-s", *session.posargs)
+    session.run("python", "-m", "pytest", "-m", "fuzz", *options, env={"HYPOTHESIS_PROFILE": "fuzz"})
 
 
 @nox.session

@@ -243,7 +243,7 @@ class Job:
         if self._total is None:
             self._progress.say(f"line {item.line}: {item.reason}")
         if self._failures is not None:
-            self._failures.add(item.number, item.raw)
+            self._failures.add(item.number, item.raw, bad=True)
         if state is not Outcome.INVALID:
             self._write(
                 Line(
@@ -326,7 +326,7 @@ def _kind(error: SinchError) -> str:
 class Spool:
     """What failed, kept on disk until the run ends: of a pipe nothing can be read again.
 
-    A disk that has no room for it ends no job: who reads it is told, by an OSError.
+    Bad lines come last: a quote that is never closed would swallow the records after it. A disk that has no room for it ends no job: who reads it is told, by an OSError.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -343,21 +343,23 @@ class Spool:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def add(self, number: int, raw: bytes) -> None:
+    def add(self, number: int, raw: bytes, *, bad: bool = False) -> None:
         if self._problem is not None:
             return
         try:
-            self._file.write(json.dumps([number, raw.decode("latin-1")]).encode() + b"\n")
+            self._file.write(json.dumps([number, raw.decode("latin-1"), bad]).encode() + b"\n")
         except OSError as problem:
             self._problem = problem
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
         if self._problem is not None:
             raise self._problem
-        self._file.seek(0)
-        for line in self._file:
-            number, raw = json.loads(line)
-            yield number, raw.encode("latin-1")
+        for wanted in (False, True):
+            self._file.seek(0)
+            for line in self._file:
+                number, raw, bad = json.loads(line)
+                if bad is wanted:
+                    yield number, raw.encode("latin-1")
 
 
 def write_failures(path: Path, header: bytes, rows: Iterable[tuple[int, bytes]], states: States) -> int:

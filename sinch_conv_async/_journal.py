@@ -368,6 +368,8 @@ class Journal:
     def load(self, header: Header, *, digests: bool = False) -> States:
         """How the records stand by this journal, which begins here where there was none. Raises JournalError.
 
+        One without any outcome yet may be of an input that was mended meanwhile: it begins anew.
+
         A last line without its end was being written when the job was killed: it is cut off.
         """
         try:
@@ -375,7 +377,7 @@ class Journal:
                 states, whole, size = _load(file, header, self._path, digests=digests)
             self._size = whole
             if size > whole:
-                self.cut = size - whole
+                self.cut = size - whole if whole else 0  # of a header that is written anew nothing is lost
                 os.ftruncate(self._descriptor, whole)
         except OSError as error:
             raise JournalError(f"{self._path} cannot be read: {error.strerror}") from None
@@ -445,6 +447,8 @@ class Journal:
 def look(path: Path, header: Header | None, *, digests: bool = False) -> States:
     """How the records stand by the journal at this path, without locking or changing it; none where it is not there."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise JournalError(f"{path} is not a plain file; name another place with --journal")
         with path.open("rb") as file:
             return _load(file, header, path, digests=digests)[0]
     except FileNotFoundError:
@@ -464,8 +468,11 @@ def _load(file: BinaryIO, header: Header | None, path: Path, *, digests: bool) -
     """The states, the bytes of whole lines, and the bytes that are there."""
     states = States(digests=digests)
     whole = number = 0
+    found: Header | None = None
     while text := file.readline(MAX_LINE):
         number += 1
+        if found is not None and header is not None and number == 2:
+            header.check(found, path)
         if not text.endswith(b"\n"):
             size = os.fstat(file.fileno()).st_size
             if number == 1 and not may_be_cut_header(text):
@@ -480,8 +487,6 @@ def _load(file: BinaryIO, header: Header | None, path: Path, *, digests: bool) -
                 found = read_header(text)
             except ValueError as error:
                 raise JournalError(f"{path} cannot be used: {error}; name another with --journal") from None
-            if header is not None:
-                header.check(found, path)
         else:
             try:
                 states.apply(decode(text))
@@ -490,4 +495,7 @@ def _load(file: BinaryIO, header: Header | None, path: Path, *, digests: bool) -
                     f"line {number} of {path} is no line of a journal: {error}; with another --journal the job begins anew"
                 ) from None
         whole += len(text)
+    if found is not None and header is not None and number == 1 and found != header:
+        header.check(attrs.evolve(found, fingerprint=header.fingerprint), path)
+        return states, 0, whole
     return states, whole, whole

@@ -59,7 +59,7 @@ class Rate:
 class Progress:
     """What a job tells about itself while it runs. This one shows nothing but sentences that somebody must read."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def start(self, total: int | None, done: int) -> None:
@@ -76,6 +76,8 @@ class Progress:
         """The job is over."""
 
     def _print(self, text: str) -> None:
+        if self._stream is None:
+            return  # print() would take that for standard output
         with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
             print(text, file=self._stream, flush=True)
 
@@ -167,9 +169,9 @@ class Bar(Progress):
                 bar.close()
 
 
-def progress_on(stream: TextIO, *, quiet: bool = False) -> Progress:
-    """What suits this stream."""
-    if quiet:
+def progress_on(stream: TextIO | None, *, quiet: bool = False) -> Progress:
+    """What suits this stream; None is a standard error that was closed before the program began."""
+    if quiet or stream is None:
         return Progress(stream)
     return Bar(stream) if stream.isatty() and _has_width(stream) else Lines(stream)
 

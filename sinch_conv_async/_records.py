@@ -31,7 +31,7 @@ MAX_LINE: Final = 1024 * 1024
 _TOO_LONG: Final = f"longer than {MAX_LINE:,} bytes"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # a spreadsheet's way to say UTF-8
 _NO_TEXT: Final = {
-    b"\x1f\x8b": "it is gzipped; unpack it, or let its name end in .gz",
+    b"\x1f\x8b": "it is gzipped; unpack it, or give it as a file whose name ends in .gz",
     b"PK\x03\x04": "it is a spreadsheet or another archive; save it as CSV",
     b"\xff\xfe": "it is UTF-16; save it as UTF-8",
     b"\xfe\xff": "it is UTF-16; save it as UTF-8",
@@ -226,6 +226,9 @@ class RecordReader:
         self._layout = layout
         self._name = name
         first = self._lines.peek()
+        for beginning, reason in _NO_TEXT.items():
+            if first.startswith(beginning):
+                raise InputError(f"{name} is neither CSV nor JSON Lines: {reason}")
         self.format = layout.format or ("jsonl" if first.lstrip().startswith(b"{") else "csv")
         self.header = b""
         if self.format == "csv":
@@ -256,9 +259,6 @@ class RecordReader:
 
     def _read_header(self, first: bytes) -> list[str]:
         layout, lines = self._layout, self._lines
-        for beginning, reason in _NO_TEXT.items():
-            if first.startswith(beginning):
-                raise InputError(f"{self._name} is neither CSV nor JSON Lines: {reason}")
         if layout.format is None and first.lstrip().startswith(b"["):
             raise InputError(
                 f"{self._name} is neither CSV nor JSON Lines: it is a JSON array; write one object a line"
@@ -266,7 +266,9 @@ class RecordReader:
         try:
             columns = [column.strip() for column in next(self._rows, [])]
         except csv.Error as error:
-            raise InputError(f"{lines.place(lines.number)}: the header is not CSV: {error}") from None
+            raise InputError(
+                f"{lines.place(lines.number)}: the header is not CSV: {_problem(error)}"
+            ) from None
         if lines.problem is None and b"\0" in first:
             lines.problem = "not text"
         if lines.problem is not None:
@@ -298,7 +300,7 @@ class RecordReader:
         except csv.Error as error:
             first, last = self._lines.first, self._lines.number
             if first == last:
-                return f"not CSV: {error}"
+                return f"not CSV: {_problem(error)}"
             return f"not CSV: {error}; perhaps a quote that is never closed: it takes lines {first:,} to {last:,} for one"
         if not row:
             return None if row is None else {}
@@ -332,6 +334,13 @@ class RecordReader:
         except InvalidArgumentError as refused:
             return str(refused)
         return Record(message_id, metadata, messages_source, number=number, line=line, raw=raw)
+
+
+def _problem(error: csv.Error) -> str:
+    """What csv says, but for the one thing that it says to programmers."""
+    if "new-line character" in str(error):
+        return "a line ends in CR alone, as on old Macs; save it with LF, or with CR and LF"
+    return str(error)
 
 
 def _digest(*parts: bytes) -> str:

@@ -224,9 +224,11 @@ class Run:
 
         def failed() -> Iterator[tuple[int, bytes]]:
             if states.counts[Outcome.FAILED] or states.counts[Outcome.INVALID]:
+                _check_unchanged(source, before)
                 with source.open() as again:
                     for item in again:
                         yield item.number, item.raw
+                _check_unchanged(source, before)
 
         return self._report(job, states, reader, failed(), manager, found.records, code, error)
 
@@ -241,14 +243,21 @@ class Run:
         reader = self._stack.enter_context(source.open())
         header = header_of(source, self.project_id, reader.fingerprint, layout_as_read(reader, source.layout))
         states = self._load(journal, header, progress, digests=True)
-        spool = (
-            None
-            if self.failures is None
-            else self._stack.enter_context(Spool(self.failures.absolute().parent))
-        )
+        spool = None
+        if self.failures is not None:
+            folder = self.failures.absolute().parent
+            try:
+                spool = self._stack.enter_context(Spool(folder))
+            except OSError as problem:
+                raise InputError(
+                    f"{folder}: no room for what fails, until --failures is written: {problem.strerror}"
+                ) from None
         job = self._job(journal, states, progress, total=None, failures=spool)
         code, error = self._go(job, reader, client, manager, progress, is_pipe=True)
         records = job.read if job.exhausted else None
+        if spool is not None and job.unfinished and self.failures is not None and self.failures.exists():
+            progress.say(f"{self.failures} is left as it was: not every record of the input has been tried.")
+            spool = self.failures = None
         return self._report(job, states, reader, spool or (), manager, records, code, error)
 
     def _load(self, journal: Journal, header: Any, progress: Progress, *, digests: bool = False) -> States:
@@ -359,9 +368,12 @@ class Run:
             try:
                 written = write_failures(self.failures, reader.header, failed, states)
                 failures = str(self.failures)
-            except (OSError, InputError) as problem:
+            except OSError as problem:
                 error = error or f"{self.failures} could not be written: {problem}"
                 code = code or SOME_FAILED
+            except InputError as problem:
+                error = error or f"{self.failures} was not written: {problem}"
+                code = code or USAGE
             except KeyboardInterrupt:
                 self._signals += 1
                 error = error or f"{self.failures} was not written: interrupted"

@@ -12,6 +12,7 @@ import errno
 import functools
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -64,15 +65,26 @@ class Ended(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # a class variable to mypy; click reads it of the instance
 
 
+class _Finite(click.FloatRange):
+    """A number that is one: click takes ``nan`` and ``inf`` too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
         code = main.main(arguments, prog_name="sinch-conv", standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("Interrupted.", err=True)
+        _say("Interrupted.")
         return INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError, ValueError):
+            error.show()
         return error.exit_code
     return code if isinstance(code, int) else 0
 
@@ -132,12 +144,12 @@ _IN_CREDENTIALS: Final = {variable: option for option, variable in _ENVIRONMENT.
 def read_credentials(path: Path) -> dict[str, str]:
     """The client's options from lines of ``NAME=value``: ``export`` before and quotes around are allowed, other names are passed over."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
         mode = path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
         raise Ended(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}", REFUSED) from None
     if mode & 0o044 and os.name == "posix":
-        click.echo(f"Warning: others can read {path}, and what is in it; chmod 600 keeps it yours.", err=True)
+        _say(f"Warning: others can read {path}, and what is in it; chmod 600 keeps it yours.")
     found: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip().removeprefix("export ").strip()
@@ -221,7 +233,7 @@ def _access(options: dict[str, Any]) -> Access:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Finite(min=0, min_open=True),
     metavar="SECONDS",
     help="Seconds after which to give up.",
 )
@@ -277,6 +289,17 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
     return value
 
 
+def _failures(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Where failures are written: by taking the place of a plain file, or of none, but of nothing else."""
+    if value is None:
+        return None
+    if value == Path("-"):
+        raise click.BadParameter("a file is wanted, not standard output")
+    if value.exists() and not value.is_file():
+        raise click.BadParameter(f"{value} is not a plain file")
+    return Path(os.path.realpath(value)) if value.is_symlink() else value
+
+
 @main.command()
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option(
@@ -292,6 +315,7 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
 @click.option(
     "--failures",
     type=click.Path(dir_okay=False, readable=False, path_type=Path),
+    callback=_failures,
     help="Where to write the records that failed, in the input's own format.",
 )
 @click.option(
@@ -337,7 +361,7 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Finite(min=0, min_open=True),
     metavar="N",
     help=f"Requests a second.  [default: {RATE_LIMIT:g}, what the API allows a project]",
 )
@@ -356,7 +380,7 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
 )
 @click.option(
     "--max-outage",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Finite(min=0, min_open=True),
     default=MAX_OUTAGE,
     metavar="SECONDS",
     help=f"How long to wait for an API that takes no updates.  [default: {MAX_OUTAGE:g}]",
@@ -402,7 +426,6 @@ def bulk(
 
     Exit code 0: all updated. 1: some failed. 2: bad arguments or input. 3: credentials or journal. 130: interrupted.
     """
-    access = _access(options)
     path = None if file == "-" else Path(file)
     names = "" if path is None else path.name.removesuffix(".gz")
     layout = Layout(
@@ -413,7 +436,8 @@ def bulk(
         source_column,
     )
     source = Source(path, layout)
-    try:
+    with _told(output):
+        access = _access(options)
         is_pipe = source.is_pipe
         if journal is None and not is_pipe:
             assert path is not None  # standard input is a pipe
@@ -438,19 +462,38 @@ def bulk(
         )
         with _terminated_as_interrupted():
             report = run_of(client, manager, progress_on(sys.stderr, quiet=quiet))
-    except InputError as error:
-        raise Ended(str(error), USAGE) from None
-    except JournalError as error:
-        raise Ended(str(error), REFUSED) from None
     _tell(report, output=output)
     if report.remaining != 0 or report.failed:
         what = "To try again what failed" if report.remaining == 0 else "To go on"
         how = ", with the same input" if is_pipe else ""
-        again = shlex.join(["sinch-conv", *sys.argv[1:]])
+        given = sys.argv[1:]
         if report.at_bad_line:
-            how, again = ", mend that line in the input, or leave it out", f"{again} --on-bad-line skip"
-        _say(f"{what}{how}: {again}")
+            how = ", mend that line in the input, or leave it out"
+            given[1:1] = [
+                "--on-bad-line",
+                "skip",
+            ]  # right behind the command's name: behind a -- it would be no option
+        _say(f"{what}{how}: {shlex.join(['sinch-conv', *given])}")
     return report.exit_code
+
+
+@contextlib.contextmanager
+def _told(output: Literal["text", "json"]) -> Generator[None]:
+    """Ends the command for what keeps a job from beginning, with a document for machines where that was asked for."""
+    try:
+        yield
+    except (InputError, JournalError, Ended) as error:
+        code = (
+            error.exit_code
+            if isinstance(error, Ended)
+            else USAGE
+            if isinstance(error, InputError)
+            else REFUSED
+        )
+        text = error.message if isinstance(error, Ended) else str(error)
+        if output == "json" and sys.stdout is not None and not sys.stdout.closed:
+            _print(json.dumps({"exit_code": code, "error": text}), code=code)
+        raise Ended(text, code) from None
 
 
 def _tell(report: Report, *, output: Literal["text", "json"]) -> None:
@@ -554,7 +597,9 @@ def _print(text: str, *, done: str = "", code: int = 0) -> None:
         click.echo(text)
     except OSError as error:
         if error.errno == errno.EPIPE:
-            raise  # the reader has seen enough, and wants to hear no more
+            # The reader has seen enough, and wants to hear no more; nor is what Python still holds tried once more at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
         problem = error.strerror
     else:
         return
@@ -564,7 +609,9 @@ def _print(text: str, *, done: str = "", code: int = 0) -> None:
 
 
 def _say(sentence: str) -> None:
-    click.echo(sentence, err=True)
+    """To standard error, if that takes it: what a command does, and its exit code, do not depend on who listens."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(sentence, err=True)
 
 
 # sandbox
@@ -605,12 +652,10 @@ def _every(context: click.Context, parameter: click.Parameter, values: tuple[str
     metavar="N",
     help="Requests in a second before it answers 429; 0: no limit.",
 )
-@click.option(
-    "--latency", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Added before each answer."
-)
+@click.option("--latency", type=_Finite(0), default=0.0, metavar="SECONDS", help="Added before each answer.")
 @click.option(
     "--token-lifetime",
-    type=click.FloatRange(0, min_open=True),
+    type=_Finite(0, min_open=True),
     default=3600,
     show_default=True,
     metavar="SECONDS",

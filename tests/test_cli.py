@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import signal
 import sys
@@ -739,7 +740,7 @@ async def test_a_bad_line_of_a_pipe_stops_there_or_is_skipped(sandbox: Sandbox, 
         in ended.err
     )
     assert (
-        "To go on, mend that line in the input, or leave it out: sinch-conv bulk - --journal j --on-bad-line skip\n"
+        "To go on, mend that line in the input, or leave it out: sinch-conv bulk --on-bad-line skip - --journal j\n"
         in ended.err
     )
     assert "with the same input" not in ended.err
@@ -803,11 +804,191 @@ def test_the_choices_are_the_enums_own() -> None:
         assert list(choice.choices) == list(words)
 
 
-async def test_a_reader_who_left_is_no_crash(sandbox: Sandbox, tmp_path: Path) -> None:
-    shell = ("bash", "-c", '"$@" update A m | true; exit ${PIPESTATUS[0]}', "bash", *COMMAND)
-    async with Running([], environment_of(sandbox), tmp_path, shell) as command:
+async def in_a_shell(line: str, folder: Path, sandbox: Sandbox | None, **env: str) -> Ended:
+    """``"$@"`` in the line is the command."""
+    shell = ("bash", "-c", line, "bash", *COMMAND)
+    async with Running([], environment_of(sandbox, **env), folder, shell) as command:
+        return await command.ends()
+
+
+@pytest.mark.parametrize(("secret", "code"), [(None, 0), ("wrong", 3)])
+async def test_a_reader_who_left_changes_no_exit_code(
+    sandbox: Sandbox, tmp_path: Path, secret: str | None, code: int
+) -> None:
+    csv(tmp_path, 2)
+    env = {} if secret is None else {"SINCH_KEY_SECRET": secret}
+    line = '"$@" bulk ids.csv --quiet | true; exit ${PIPESTATUS[0]}'
+    ended = await in_a_shell(line, tmp_path, sandbox, **env)
+    assert ended.code == code
+    assert ended.out == ""
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"])
+async def test_a_standard_error_that_takes_nothing_changes_neither_exit_code_nor_document(
+    sandbox: Sandbox, tmp_path: Path, where: str
+) -> None:
+    csv(tmp_path, 2)
+    ended = await in_a_shell(f'"$@" bulk ids.csv --output json {where}', tmp_path, sandbox)
+    assert (ended.code, ended.json["updated"]) == (0, 2)
+    line = f'"$@" bulk ids.csv --journal other.jsonl --output json {where}'
+    ended = await in_a_shell(line, tmp_path, sandbox, SINCH_KEY_SECRET="wrong")
+    assert (ended.code, ended.json["exit_code"]) == (3, 3)
+    (tmp_path / "bad.csv").write_text("message_id,metadata\n../x,y\n")
+    ended = await in_a_shell(f'"$@" bulk bad.csv --dry-run --output json {where}', tmp_path, sandbox)
+    assert (ended.code, ended.json["invalid"]) == (2, 1)
+    ended = await in_a_shell(f'"$@" bulk missing.csv --output json >&- {where}', tmp_path, sandbox)
+    assert ended.code == 2
+    ended = await in_a_shell(f'"$@" bulk missing.csv {where}', tmp_path, sandbox)
+    assert ended.code == 2
+
+
+async def test_failures_of_an_input_that_was_changed_meanwhile_are_not_written(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    path = csv(tmp_path, 2)
+    sandbox.fail_next(400, times=2)
+    sandbox.hold()
+    arguments = ["bulk", path, "--failures", "failed.csv"]
+    async with Running(arguments, environment_of(sandbox), tmp_path) as command:
+        await sandbox.wait_for_requests(2)
+        csv(tmp_path, 3)
+        sandbox.release()
         ended = await command.ends()
-    assert (ended.code, ended.err) == (1, "")
+    assert ended.code == 2
+    assert "Error: failed.csv was not written: " in ended.err
+    assert not (tmp_path / "failed.csv").exists()
+
+
+async def test_failures_are_written_through_a_link(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    sandbox.fail_next(400)
+    ended = await sinch_conv(
+        "bulk", csv(tmp_path, 1), "--failures", "link.csv", folder=tmp_path, sandbox=sandbox
+    )
+    assert ended.code == 1
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == csv(tmp_path, 1).read_text()
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"), [("-", "a file is wanted"), ("fifo", "fifo is not a plain file")]
+)
+def test_failures_take_no_place_of_what_is_no_file(
+    place: str, problem: str, tmp_path: Path, here: Here
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    ended = here("bulk", csv(tmp_path), "--failures", place)
+    assert ended.code == 2
+    assert problem in ended.err
+
+
+async def test_of_a_pipe_a_quote_that_is_never_closed_swallows_no_other_failure(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.fail_next(400, times=2)
+    given = b'message_id,metadata\nA,m\nB,m\nC,"never closed\n'
+    options = ("--journal", "j", "--failures", "failed.csv", "--on-bad-line", "skip")
+    ended = await sinch_conv("bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=given)
+    assert ended.code == 1
+    lines = (tmp_path / "failed.csv").read_text().splitlines()
+    assert (sorted(lines[1:3]), lines[3]) == (["A,m", "B,m"], 'C,"never closed')
+
+
+async def test_a_pipe_that_was_not_read_to_its_end_leaves_older_failures_alone(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.fail_next(400, times=1_000)
+    given = b"message_id,metadata\n" + b"".join(b"M%d,m\n" % number for number in range(40))
+    options = ("--journal", "j", "--failures", "failed.csv")
+    await sinch_conv("bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=given)
+    before = (tmp_path / "failed.csv").read_bytes()
+    assert before.count(b"\n") == 41
+    early = ("--max-failures", "1", "--concurrency", "1")
+    ended = await sinch_conv("bulk", "-", *options, *early, folder=tmp_path, sandbox=sandbox, given=given)
+    assert ended.code == 1
+    assert "failed.csv is left as it was: not every record of the input has been tried." in ended.err
+    assert (tmp_path / "failed.csv").read_bytes() == before
+    env = {"SINCH_KEY_SECRET": "wrong"}
+    ended = await sinch_conv("bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=given, env=env)
+    assert ended.code == 3
+    assert (tmp_path / "failed.csv").read_bytes() == before
+
+
+async def test_a_pipe_whose_first_record_was_bad_can_be_mended(sandbox: Sandbox, tmp_path: Path) -> None:
+    for given, code in ((b"message_id,metadata\nA/1,m\n", 2), (b"message_id,metadata\nA1,m\n", 0)):
+        ended = await sinch_conv("bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=given)
+        assert ended.code == code, ended.err
+
+
+def test_failures_of_a_pipe_need_a_place_until_they_are_written(
+    here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_run, "Spool", full)
+    reading, writing = os.pipe()
+    os.write(writing, b"message_id,metadata\nA,m\n")
+    os.close(writing)
+    before = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        env = {"PROJECT_ID": "p", "KEY_ID": "k", "KEY_SECRET": "s", "CONVERSATION_REGION": "us"}
+        arguments = ("bulk", "-", "--journal", "j", "--failures", "failed.csv")
+        ended = here(*arguments, **{f"SINCH_{name}": value for name, value in env.items()})
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(reading)
+    assert ended.code == 2
+    assert (
+        f"Error: {tmp_path}: no room for what fails, until --failures is written: No space left" in ended.err
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("empty.csv", "--dry-run"), 2, "empty.csv is empty"),
+        (("ids.csv",), 3, "SINCH_PROJECT_ID"),
+        (("ids.csv", "--credentials", "missing"), 3, "missing: No such file"),
+        (("ids.csv", "--dry-run", "--journal", "fifo"), 3, "is not a plain file"),
+    ],
+)
+def test_what_keeps_a_job_from_beginning_is_a_document_for_machines_too(
+    arguments: tuple[str, ...], code: int, error: str, tmp_path: Path, here: Here
+) -> None:
+    csv(tmp_path)
+    (tmp_path / "empty.csv").touch()
+    os.mkfifo(tmp_path / "fifo")
+    ended = here("bulk", *arguments, "--output", "json")
+    assert ended.code == ended.json["exit_code"] == code
+    assert error in ended.json["error"]
+    assert ended.json["error"] in ended.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bulk", "ids.csv", "--dry-run", "--rate", "nan"),
+        ("bulk", "ids.csv", "--max-outage", "inf"),
+        ("update", "A", "m", "--timeout", "nan"),
+        ("sandbox", "--latency", "inf"),
+        ("sandbox", "--token-lifetime", "nan"),
+    ],
+)
+def test_a_number_that_is_none_is_refused(arguments: tuple[str, ...], tmp_path: Path, here: Here) -> None:
+    csv(tmp_path)
+    ended = here(*arguments)
+    assert ended.code == 2
+    assert "is not a finite number" in ended.err
+
+
+def test_a_file_of_credentials_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "credentials"
+    path.write_bytes("SINCH_PROJECT_ID=p\n".encode("utf-8-sig"))
+    assert cli.read_credentials(path) == {"project_id": "p"}
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,23 @@ def test_what_is_not_this_jobs_journal_is_refused_and_left_as_it_was(
     assert path.read_bytes() == data
 
 
+def test_a_journal_without_any_outcome_begins_anew_with_an_input_that_was_mended(path: Path) -> None:
+    path.write_bytes(write_header(attrs.evolve(HEADER, fingerprint="sha256:before")))
+    journal, states = opened(path)
+    journal.close()
+    assert (states.last, journal.cut) == (0, 0)
+    assert path.read_bytes() == write_header(HEADER)
+    path.write_bytes(write_header(attrs.evolve(HEADER, fingerprint="sha256:before")) + b'{"record": 1')
+    with pytest.raises(JournalError, match="belongs to another input"):
+        opened(path)
+
+
+def test_a_fifo_is_no_journal_to_look_at(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(JournalError, match="is not a plain file"):
+        look(path, HEADER)
+
+
 @pytest.mark.parametrize("length", [1, 4096, 65_536, 200_000])
 def test_nuls_that_a_power_loss_left_at_the_end_are_cut_off(path: Path, length: int) -> None:
     whole = write_header(HEADER) + encode(line(1, Outcome.UPDATED, "A"))
@@ -372,7 +389,9 @@ def test_a_record_that_fails_again_after_another_outcome_is_in_order(outcomes: s
         states.apply(line(1, words[outcome], "A"))
     assert states[1] is words[outcomes[-1]]
     assert sum(states.counts.values()) == 2
-    assert [found.record for found in states.superseded(3, "A")] == ([1, 2] if outcomes == "fuf" else [2])[::-1]
+    assert [found.record for found in states.superseded(3, "A")] == ([1, 2] if outcomes == "fuf" else [2])[
+        ::-1
+    ]
 
 
 def test_a_look_needs_no_header_and_no_journal(path: Path) -> None:
@@ -399,7 +418,7 @@ def test_a_place_that_cannot_hold_a_journal_is_refused(path: Path) -> None:
         Journal.open(path / "deeper")
     with pytest.raises(JournalError, match="Is a directory"):
         Journal.open(path.parent)
-    with pytest.raises(JournalError, match="Is a directory"):
+    with pytest.raises(JournalError, match="is not a plain file"):
         look(path.parent, None)
     os.mkfifo(path)
     with pytest.raises(JournalError, match="is not a plain file"):

@@ -191,7 +191,10 @@ def test_a_quote_that_is_never_closed_says_which_lines_it_swallowed() -> None:
             "message_id,metadata\nA,b\n".encode("utf-16"),
             "the input is neither .*: it is UTF-16; save it as UTF-8",
         ),
-        (gzip.compress(HEADER, mtime=0), "it is gzipped; unpack it, or let its name end in .gz"),
+        (
+            gzip.compress(HEADER, mtime=0),
+            "it is gzipped; unpack it, or give it as a file whose name ends in .gz",
+        ),
         (b"PK\x03\x04\x14\0", "it is a spreadsheet or another archive; save it as CSV"),
     ],
     ids=lambda value: repr(value[:40]),
@@ -238,9 +241,22 @@ def test_a_readers_fingerprint_is_its_beginnings(data: bytes) -> None:
     assert first != RecordReader(io.BytesIO(b"message_id,metadata\nD,four\n"), Layout()).fingerprint
 
 
+@pytest.mark.parametrize("beginning", [b"\x1f\x8b\x08", b"PK\x03\x04", b"\xff\xfe{", b"\xfe\xff"])
+@pytest.mark.parametrize("layout", [CSV, JSONL, Layout()])
+def test_what_is_no_text_is_refused_whatever_it_is_said_to_be(beginning: bytes, layout: Layout) -> None:
+    with pytest.raises(InputError, match="neither CSV nor JSON Lines: it is"):
+        read(beginning, layout)
+
+
+def test_lines_that_end_in_cr_alone_are_told_in_a_users_words() -> None:
+    with pytest.raises(InputError, match="a line ends in CR alone"):
+        read(b"message_id,metadata\rA,one\r", CSV)
+
+
 @hypothesis.given(st.binary(max_size=200), st.sampled_from([CSV, JSONL]))
 def test_whatever_comes_is_records_and_bad_lines(data: bytes, layout: Layout) -> None:
-    data = HEADER + data if layout is CSV else data
+    # What begins like a file that is no text would be refused as a whole.
+    data = HEADER + data if layout is CSV else b"{}\n" + data
     for number, item in enumerate(read(data, layout), 1):
         assert item.number == number
         assert item.raw in data

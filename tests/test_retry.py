@@ -167,7 +167,9 @@ def taken(budget, now, wanted=10_000):
     return sum(budget.take(now) for _ in range(wanted))
 
 
-@pytest.mark.parametrize(("calls", "retries"), [(0, 100), (1, 100), (4, 100), (5, 101), (100, 120), (8000, 1700)])
+@pytest.mark.parametrize(
+    ("calls", "retries"), [(0, 100), (1, 100), (4, 100), (5, 101), (100, 120), (8000, 1700)]
+)
 def test_a_fifth_of_the_calls_and_ten_a_second_may_be_retried(calls, retries):
     budget = RetryBudget()
     for _ in range(calls):
