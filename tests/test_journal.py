@@ -360,6 +360,12 @@ def test_a_journal_without_any_outcome_begins_anew_with_an_input_that_was_mended
         opened(path)
 
 
+def test_a_place_that_cannot_be_looked_at_is_said(path: Path) -> None:
+    path.touch()
+    with pytest.raises(JournalError, match="cannot be read: Not a directory"):
+        look(path / "deeper", HEADER)
+
+
 def test_a_fifo_is_no_journal_to_look_at(path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(JournalError, match="is not a plain file"):

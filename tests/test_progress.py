@@ -171,3 +171,14 @@ def test_a_terminal_that_was_closed_harms_no_job(make: type[Progress], error: ty
     progress.see(5, 0, outage=False)
     progress.say("Nobody hears this.")
     progress.stop()
+
+
+def test_a_standard_error_that_was_closed_before_shows_nothing_anywhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    progress = progress_on(None)
+    progress.start(2, 0)
+    progress.see(1, 0, outage=False)
+    progress.say("a sentence")
+    progress.stop()
+    assert capsys.readouterr() == ("", "")
