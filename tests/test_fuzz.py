@@ -42,7 +42,11 @@ SECRETS = (SECRET, TOKEN, BASIC)
 
 # A minute for the three tests in CI on a slow machine: some 10 ms an example, most of it two connections.
 EXAMPLES = 250
-examples = settings(max_examples=EXAMPLES if os.environ.get("HYPOTHESIS_PROFILE") != "fuzz" else 100_000)
+examples = settings(
+    max_examples=EXAMPLES
+    if os.environ.get("HYPOTHESIS_PROFILE") != "fuzz"
+    else settings.get_profile("fuzz").max_examples
+)
 
 pytestmark = pytest.mark.fuzz
 
