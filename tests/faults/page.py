@@ -27,7 +27,7 @@ ended. What was applied is taken from the log of the server, never from the clie
 
 In every row, each call ended exactly once; no answer was given to another call; what was reported as done the server had done; what was
 reported as not sent had not arrived; retries kept to their budget; and no task, thread, descriptor or slot was left behind. *single* are calls of
-``update_message_metadata``, which end in success or a typed error; *bulk* is ``update_many``, which loses nothing.
+``update_message_metadata``, which end in success or a typed error; *bulk* is ``update_many``, which loses nothing: every update gets an outcome.
 
 Attempts per call are HTTP exchanges that were begun, those that no server ever saw included. Seconds to recover are counted from the end of
 the fault to the next update that got through.
