@@ -1347,8 +1347,9 @@ async def test_closing_at_any_turn_of_a_cold_call_leaves_nothing(sandbox, turns)
 
 async def test_closing_in_the_tick_of_the_grant_gives_the_turn_back(sandbox):
     async with SessionManager(max_connections=1) as manager:
-        other = client_of(sandbox, session_manager=manager, auth="basic")
-        client = client_of(sandbox, session_manager=manager, auth="basic")
+        # So fast that the second's turn has come, however soon the first is answered.
+        options = {"session_manager": manager, "auth": "basic", "rate_limit": 100_000}
+        other, client = client_of(sandbox, **options), client_of(sandbox, **options)
         sandbox.hold()
 
         async def call_and_close():
