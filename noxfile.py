@@ -184,7 +184,7 @@ def fuzz(session: nox.Session) -> None:
     """The fuzzer for as long as it takes to try many more examples (by hand)."""
     session.install("-e", ".[cli,speedups]", *group("tests"))
     # One test takes many minutes here, and is no hang.
-    options = ("-o", "faulthandler_timeout=0", "-s", *session.posargs)
+    options = ("-o", "faulthandler_timeout=0", *session.posargs)
     session.run("python", "-m", "pytest", "-m", "fuzz", *options, env={"HYPOTHESIS_PROFILE": "fuzz"})
 
 

@@ -326,7 +326,8 @@ def _kind(error: SinchError) -> str:
 class Spool:
     """What failed, kept on disk until the run ends: of a pipe nothing can be read again.
 
-    Bad lines come last: a quote that is never closed would swallow the records after it. A disk that has no room for it ends no job: who reads it is told, by an OSError.
+    Bad lines come last: a quote that is never closed would swallow the records after it. A disk that has no room
+    for it ends no job: who reads it is told, by an OSError.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -340,8 +340,7 @@ class Journal:
             ) from None
         journal = cls(path, descriptor, fsync=fsync)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise JournalError(f"{path} is not a plain file; name another place with --journal")
+            _check_plain(path, os.fstat(descriptor))
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -447,14 +446,18 @@ class Journal:
 def look(path: Path, header: Header | None, *, digests: bool = False) -> States:
     """How the records stand by the journal at this path, without locking or changing it; none where it is not there."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise JournalError(f"{path} is not a plain file; name another place with --journal")
+        _check_plain(path, path.stat())
         with path.open("rb") as file:
             return _load(file, header, path, digests=digests)[0]
     except FileNotFoundError:
         return States()
     except OSError as error:
         raise JournalError(f"{path} cannot be read: {error.strerror}; name another with --journal") from None
+
+
+def _check_plain(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise JournalError(f"{path} is not a plain file; name another place with --journal")
 
 
 def _is_blank(text: bytes, file: BinaryIO) -> bool:

@@ -469,10 +469,8 @@ def bulk(
         given = sys.argv[1:]
         if report.at_bad_line:
             how = ", mend that line in the input, or leave it out"
-            given[1:1] = [
-                "--on-bad-line",
-                "skip",
-            ]  # right behind the command's name: behind a -- it would be no option
+            # Right behind the command's name: behind a -- it would be no option.
+            given[1:1] = ["--on-bad-line", "skip"]
         _say(f"{what}{how}: {shlex.join(['sinch-conv', *given])}")
     return report.exit_code
 
@@ -482,18 +480,16 @@ def _told(output: Literal["text", "json"]) -> Generator[None]:
     """Ends the command for what keeps a job from beginning, with a document for machines where that was asked for."""
     try:
         yield
-    except (InputError, JournalError, Ended) as error:
-        code = (
-            error.exit_code
-            if isinstance(error, Ended)
-            else USAGE
-            if isinstance(error, InputError)
-            else REFUSED
-        )
-        text = error.message if isinstance(error, Ended) else str(error)
-        if output == "json" and sys.stdout is not None and not sys.stdout.closed:
-            _print(json.dumps({"exit_code": code, "error": text}), code=code)
-        raise Ended(text, code) from None
+        return
+    except InputError as error:
+        ended = Ended(str(error), USAGE)
+    except JournalError as error:
+        ended = Ended(str(error), REFUSED)
+    except Ended as error:
+        ended = error
+    if output == "json" and sys.stdout is not None and not sys.stdout.closed:
+        _print(json.dumps({"exit_code": ended.exit_code, "error": ended.message}), code=ended.exit_code)
+    raise ended
 
 
 def _tell(report: Report, *, output: Literal["text", "json"]) -> None:
@@ -598,7 +594,8 @@ def _print(text: str, *, done: str = "", code: int = 0) -> None:
     except OSError as error:
         if error.errno == errno.EPIPE:
             # The reader has seen enough, and wants to hear no more; nor is what Python still holds tried once more at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
             return
         problem = error.strerror
     else:

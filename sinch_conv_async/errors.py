@@ -115,9 +115,6 @@ class ResponseFormatError(SinchError):
     http_status: int | None = None
 
 
-_SHOWN: Final = 500  # characters
-
-
 @attrs.frozen
 class ErrorDetail:
     """One entry of an error's ``details``: a ``type_url`` and, where one came, its ``value``.
@@ -129,6 +126,9 @@ class ErrorDetail:
     type_url: str | None = None
     value: str | None = None
     extra: Mapping[str, Any] = attrs.field(factory=dict, hash=False, repr=False)
+
+
+_SHOWN: Final = 500  # characters
 
 
 def _shortened(text: str) -> str:

@@ -379,8 +379,9 @@ class Sandbox:
 
     A request is dealt with in this order:
 
-    1. It is recorded once it has arrived in full. What is due with every so many requests (:meth:`every`) is done. The oldest script that fits it (``fail_next`` and its like) is
-       taken: each request takes one at most, and takes it on arrival.
+    1. It is recorded once it has arrived in full. What is due with every so many requests (:meth:`every`) is done.
+       The oldest script that fits it (``fail_next`` and its like) is taken: each request takes one at most, and
+       takes it on arrival.
     2. If no script replaces the answer: an unknown path gets 404 and another method 405; bad credentials get 401,
        those of another project 403; what is then too fast gets 429. Only requests that come this far, and are not
        refused here, count against ``rate_limit``.
