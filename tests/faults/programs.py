@@ -115,8 +115,11 @@ class Logged:
 class Nginx:
     """One nginx with one worker, in the foreground, in a process group of its own."""
 
-    def __init__(self, directory: Path, http: str, *, before: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, http: str, *, before: Sequence[str] = (), host: str = "127.0.0.1"
+    ) -> None:
         self.directory = directory
+        self.host = host
         self.port = free_port()
         self._before = before
         self.configure(http)
@@ -124,7 +127,7 @@ class Nginx:
 
     @property
     def origin(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def configure(self, http: str) -> None:
         user = "user root;" if os.getuid() == 0 else ""
@@ -133,7 +136,7 @@ class Nginx:
         )
         (self.directory / "nginx.conf").write_text(configuration)
 
-    def start(self, host: str = "127.0.0.1") -> None:
+    def start(self) -> None:
         command = ["nginx", "-e", str(self.directory / "error.log"), "-p", str(self.directory)]
         self._process = subprocess.Popen(
             [*self._before, *command, "-c", str(self.directory / "nginx.conf")],
@@ -141,7 +144,7 @@ class Nginx:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        listening(self.port, self._process, host)
+        listening(self.port, self._process, self.host)
 
     def reload(self) -> None:
         """New workers take over, the old ones finish what they have begun and close the rest."""
@@ -160,10 +163,7 @@ class Nginx:
 
     def log(self) -> list[Logged]:
         # A line is written after its answer has left. One more answer from the same worker, and those before it are there.
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", self.port), 5) as connection,
-        ):
+        with socket.create_connection((self.host, self.port), 5) as connection:
             connection.sendall(b"GET /log HTTP/1.0\r\n\r\n")
             while connection.recv(4096):
                 pass
@@ -229,12 +229,12 @@ def nginx(
     http: str, *, before: Sequence[str] = (), host: str = "127.0.0.1", port: int | None = None
 ) -> Iterator[Nginx]:
     with tempfile.TemporaryDirectory(prefix="faults-nginx-") as directory:
-        server = Nginx(Path(directory), http, before=before)
+        server = Nginx(Path(directory), http, before=before, host=host)
         if port is not None:
             server.port = port
             server.configure(http)
         try:
-            server.start(host)
+            server.start()
             yield server
         finally:
             server.stop()
