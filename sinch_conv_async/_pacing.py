@@ -32,6 +32,11 @@ FORGETTABLE_AFTER: Final = 1 / Pace.CLIMB
 NOT_LATER: Final = -math.inf
 
 
+def too_late_error() -> CallTimeoutError:
+    """A fresh one for each call."""
+    return CallTimeoutError("the project's turn cannot come before the timeout", sent="no")
+
+
 class Project:
     """One project at one origin: its pace, its queue, its retry budget.
 
@@ -42,13 +47,14 @@ class Project:
     is over. ``probe``: the call that is under way is such a one; ``was_probe``: the one that left last was.
 
     ``admission``: where its calls wait now; the tasks of an event loop that is closed know another. ``later_at``: the turn that the
-    admission's timer waits for.
+    admission's timer waits for. ``deadlines``: a heap of the calls that do not wait for ever; those that have ended leave it late.
     """
 
     __slots__ = (
         "abandoned",
         "admission",
         "budget",
+        "deadlines",
         "fresh",
         "later_at",
         "limits",
@@ -71,6 +77,7 @@ class Project:
         self.patience: weakref.WeakKeyDictionary[object, float] = weakref.WeakKeyDictionary()
         self.fresh: deque[asyncio.Future[None]] = deque()
         self.retries: deque[asyncio.Future[None]] = deque()
+        self.deadlines: list[tuple[float, int, asyncio.Future[None]]] = []
         self.waiting = 0
         self.abandoned = 0
         self.under_way = 0
@@ -112,6 +119,7 @@ class Project:
         """The event loop that the calls waited on is closed, and they with it. The server remembers the pace, so it stays."""
         self.fresh.clear()
         self.retries.clear()
+        self.deadlines.clear()
         self.waiting = self.abandoned = self.under_way = 0
         self.probe = False
         self.queued = False
@@ -134,6 +142,22 @@ class Project:
                     return future
                 self.abandoned -= 1
         return None
+
+    def wait_until(self, deadline: float, future: asyncio.Future[None], order: int) -> None:
+        """A call that has joined the queue waits no longer than that."""
+        deadlines = self.deadlines
+        while deadlines and deadlines[0][2].done():
+            heapq.heappop(deadlines)
+        heapq.heappush(deadlines, (deadline, order, future))
+
+    def too_late(self) -> list[asyncio.Future[None]]:
+        """Those who still wait, and whom the next turn comes too late for."""
+        deadlines, late = self.deadlines, []
+        while deadlines and deadlines[0][0] < self.pace.due:
+            future = heapq.heappop(deadlines)[2]
+            if not future.done():
+                late.append(future)
+        return late
 
     def abandon(self) -> None:
         """A waiting call has given up; its future stays behind in the queue, to be passed over."""
@@ -189,7 +213,7 @@ class Admission:
         self._call_later = call_later
         self._ready: deque[Project] = deque()  # projects with waiting calls whose turn may have come
         self._later: list[tuple[float, int, Project]] = []  # a heap of those whose turn comes later
-        self._order = 0  # keeps the heap from comparing projects
+        self._order = 0  # keeps heaps from comparing what they hold
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -207,7 +231,7 @@ class Admission:
         return True
 
     async def enter(self, project: Project, calls: Calls, *, again: bool, deadline: float | None) -> None:
-        """Waits for the turn and a slot; raises CallTimeoutError at once when the turn cannot come before ``deadline``."""
+        """Waits for the turn and a slot; raises CallTimeoutError as soon as the turn cannot come before ``deadline``."""
         if deadline is not None:
             pace, now = project.pace, self._clock()
             # A retry goes ahead of all but the retries before it, and how many of those still wait nobody counts.
@@ -215,12 +239,15 @@ class Admission:
             # At the limit, not at the pace of the moment: a pace that was slowed climbs back, and one that is late catches up.
             at_best = ahead / pace.limit if pace.limit is not None else 0.0
             if max(now, max(pace.due, now - pace.CATCH_UP) + at_best) > deadline:
-                raise CallTimeoutError("the project's turn cannot come before the timeout", sent="no")
+                raise too_late_error()
         if not project.waiting and project.pace.due <= self._clock():
             project.pace.idle()  # nobody waited when the turn came, so it is not late
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         project.admission = self
         (project.retries if again else project.fresh).append(future)
+        if deadline is not None:
+            self._order += 1
+            project.wait_until(deadline, future, self._order)
         project.waiting += 1
         self.waiting += 1
         if not project.queued:
@@ -243,6 +270,8 @@ class Admission:
             raise
         finally:
             waiting.discard(future)
+            if not project.waiting:
+                project.deadlines.clear()
 
     def leave(self, project: Project) -> None:
         """Gives the slot back."""
@@ -275,6 +304,11 @@ class Admission:
                 project.queued = True
                 self._ready.append(project)
                 self._pump()
+
+    def paused(self, project: Project) -> None:
+        """A pause has begun or grown longer: who cannot have the turn in time any more fails now."""
+        for future in project.too_late():
+            future.set_exception(too_late_error())
 
     def refuse_waiting(self, project: Project, error: RateLimitedError) -> None:
         """Fails every call that waits for the project, and lets one call at a time find out from now on."""

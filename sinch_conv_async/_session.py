@@ -304,28 +304,32 @@ class Member:
                         project.pace.throttled(
                             clock(), departed=departed, retry_after=failure.retry_after, rng=rng
                         )
+                        admission.paused(project)
                 if (
                     not policy.allows(failure)
                     or call.retries >= policy.max_retries
                     or policy.too_long(failure.retry_after)
                 ):
                     raise error
+                delay = None
                 if status == 429:
                     # It waits for its turn with everybody else. The same call refused again and again steps back by itself: those who share a
                     # limit can fill its second for longer than a few pauses last.
                     call.throttled += 1
                     if call.throttled > 1 and failure.retry_after is None:
-                        await calls.sleep(policy.throttled_delay(call.throttled, rng=rng))
+                        delay = policy.throttled_delay(call.throttled, rng=rng)
                 elif failure.stale and not call.reconnected:
                     # It says nothing about the server.
                     call.reconnected = True
                 else:
                     call.throttled = 0
+                    delay = policy.delay(retries=call.retries, retry_after=failure.retry_after, rng=rng)
                     if not project.budget.take(clock()):
                         raise error
-                    await calls.sleep(
-                        policy.delay(retries=call.retries, retry_after=failure.retry_after, rng=rng)
-                    )
+                if delay is not None:
+                    if deadline is not None and clock() + delay > deadline:
+                        raise CallTimeoutError("no other attempt can be made before the timeout")
+                    await calls.sleep(delay)
                 call.retries += 1
                 manager._retries += 1
         except SinchError as error:
@@ -347,9 +351,8 @@ class _Binding:
     pid: int
     connector: Connector = attrs.field(repr=False)
     http: aiohttp.ClientSession = attrs.field(repr=False)
-    traced: (
-        bool  # by way of http, since a proxy or trace hooks ask for more than the connector's own round trip
-    )
+    # By way of http, since a proxy or trace hooks ask for more than the connector's own round trip.
+    traced: bool
     admission: Admission = attrs.field(repr=False)
     pool: AsyncGenerator[None, None] = attrs.field(repr=False)
     closing: asyncio.Task[None] | None = attrs.field(default=None, repr=False)
@@ -744,9 +747,8 @@ class SessionManager:
             error.__traceback__ = error.__context__ = error.__cause__ = None
             raise
         finally:
-            with contextlib.suppress(
-                ValueError
-            ):  # a coroutine that is collected is torn down in whatever context
+            # A coroutine that is collected is torn down in whatever context.
+            with contextlib.suppress(ValueError):
                 exchange.reset(context)
         if answer is None:
             assert cause is not None  # what is not caught is raised

@@ -121,9 +121,8 @@ class BulkUpdate:
         self._owed = 0  # places of outcomes that were handed out, free when their reader comes back
         self._reading = asyncio.Lock()
         self._readers = 0  # workers that want the next update
-        self._parked: set[asyncio.Task[None]] = (
-            set()
-        )  # workers that may be cancelled without an update getting lost
+        # Workers that may be cancelled without an update getting lost.
+        self._parked: set[asyncio.Task[None]] = set()
         self._behind: dict[Hashable, deque[MetadataUpdate]] = {}  # by id: what waits for an earlier update
         self._finished: deque[UpdateOutcome] = deque()
         self._news = asyncio.Event()

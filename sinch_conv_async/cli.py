@@ -106,6 +106,7 @@ def main() -> None:
 class Access:
     """Where to, as whom, and how fast, as the options have it."""
 
+    file: Path | None
     credentials: dict[str, str] = attrs.field(repr=False)  # what the file says
     project_id: str | None
     region: str | None
@@ -131,7 +132,9 @@ class Access:
             return ConversationClient.from_env(**options)
         except InvalidArgumentError as error:
             refusal = str(error)
-        raise Ended(refusal, REFUSED)
+        # A name misspelt there is passed over, and nobody would look for it.
+        looked = "" if self.file is None else f" (credentials were read from {self.file}, too)"
+        raise Ended(refusal + looked, REFUSED)
 
     def known_project(self) -> str | None:
         """The project, where that much is known."""
@@ -217,7 +220,7 @@ def _access(options: dict[str, Any]) -> Access:
     logging.getLogger("sinch_conv_async").addHandler(_SILENT)
     path = options.pop("credentials")
     given = {} if path is None else read_credentials(path)
-    return Access(given, *(options.pop(field.name) for field in attrs.fields(Access)[1:]))
+    return Access(path, given, *(options.pop(field.name) for field in attrs.fields(Access)[2:]))
 
 
 # update
@@ -683,9 +686,8 @@ def sandbox(
 
     Prints the environment that leads to it, one NAME=value a line, and runs until Ctrl-C.
     """
-    from .sandbox import (
-        Sandbox,
-    )  # here: its web server is of no use to the other commands, and takes its time to load
+    # Here: its web server is of no use to the other commands, and takes its time to load.
+    from .sandbox import Sandbox
 
     box = Sandbox(
         port=port,

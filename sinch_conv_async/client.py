@@ -87,9 +87,8 @@ class ConversationClient:
         auth_origin: str | None = None,
     ) -> None:
         credentials = _wire.checked_credentials(key_id, key_secret)
-        del (
-            key_secret
-        )  # this frame is part of the errors' tracebacks below, and crash reporters collect its variables
+        # This frame is part of the errors' tracebacks below, and crash reporters collect its variables.
+        del key_secret
         if isinstance(credentials, str):
             raise InvalidArgumentError(credentials)
         project_id = _wire.checked_id("project_id", project_id)
@@ -142,9 +141,8 @@ class ConversationClient:
             name: os.environ[variable] for name, variable in _ENVIRONMENT.items() if os.environ.get(variable)
         }
         options.update(overrides)
-        del (
-            overrides
-        )  # this frame is part of an error's traceback: the secret leaves it before anything is raised
+        # This frame is part of an error's traceback: the secret leaves it before anything is raised.
+        del overrides
         required = ["project_id", "key_id", "key_secret"]
         if options.get("conversation_origin") is None:
             required.append("conversation_region")

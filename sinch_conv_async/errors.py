@@ -80,7 +80,7 @@ class TransportError(SinchError):
 
 @attrs.define(slots=False, eq=False)
 class CallTimeoutError(TransportError, TimeoutError):
-    """``attempt_timeout`` or ``timeout`` passed.
+    """``attempt_timeout`` or ``timeout`` passed, or nothing more can be done before it does.
 
     ``last`` is the error of the attempt before it, where there was one.
     """

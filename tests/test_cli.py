@@ -224,7 +224,10 @@ async def test_credentials_come_from_a_file(sandbox: Sandbox, tmp_path: Path) ->
         (b"directory", "Is a directory"),
         (b"\xff", "not UTF-8"),
         (b"SINCH_KEY_ID=x\nsecret-on-a-line-of-its-own\n", "line 2: not NAME=value"),
-        (b"SINCH_KEY_ID=x\n", "not set in the environment: SINCH_PROJECT_ID, SINCH_KEY_SECRET"),
+        (
+            b"SINCH_KEY_ID=x\nSINCH_KEY_SECERT=y\n",
+            "not set in the environment: SINCH_PROJECT_ID, SINCH_KEY_SECRET, SINCH_CONVERSATION_REGION (credentials were read from",
+        ),
     ],
 )
 def test_a_bad_file_of_credentials_ends_with_3_and_is_not_quoted(

@@ -558,6 +558,46 @@ async def test_a_pause_beyond_the_deadline_fails_at_once_also_a_retry():
     await task
 
 
+async def test_a_pause_that_begins_while_calls_wait_fails_those_that_cannot_wait_it_out():
+    world, project = World(), project_at(10)
+    before = world.start(project)
+    deadlines = {"first": 59.0, "second": 62.0, "third": 5.0, "fourth": None}
+    tasks = {
+        name: world.start(project, name, deadline=None if seconds is None else world.now + seconds)
+        for name, seconds in deadlines.items()
+    }
+    given_up = world.start(project, "given up", deadline=world.now + 5.0)
+    await settle()
+    given_up.cancel()
+    project.pace.throttled(world.now, departed=world.now, retry_after=60.0, rng=random.Random(1))
+    world.admission.paused(project)
+    await settle()
+    for name in ("first", "third"):
+        with pytest.raises(CallTimeoutError, match="turn cannot come") as caught:
+            await tasks[name]
+        assert caught.value.sent == "no"
+    assert project.waiting == 2
+    await world.pass_time(61.0)
+    assert world.granted[1:] == ["second", "fourth"]
+    await asyncio.gather(before, tasks["second"], tasks["fourth"])
+
+
+async def test_deadlines_are_forgotten_with_the_calls_that_had_them():
+    world, project = World(), project_at(10)
+    patient = world.start(project)
+    tasks = [world.start(project, deadline=world.now + 100.0) for _ in range(10)]
+    await settle()
+    last = world.start(project)
+    await world.pass_time(0.9)
+    assert len(project.deadlines) == 10
+    tasks.append(world.start(project, deadline=world.now + 200.0))
+    await settle()
+    assert len(project.deadlines) == 3  # the new one found eight that had been granted
+    await world.pass_time(1.0)
+    assert not project.deadlines
+    await asyncio.gather(patient, last, *tasks)
+
+
 async def test_a_retry_is_not_refused_for_those_behind_it_nor_for_those_who_gave_up():
     world, project = World(), project_at(10)
     waiting = [world.start(project) for _ in range(50)]

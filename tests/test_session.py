@@ -913,14 +913,13 @@ async def test_attempt_timeout_in_the_body():
 
 @pytest.mark.usefixtures("each_way")
 async def test_timeout_bounds_the_whole_call_and_keeps_the_last_error(sandbox):
-    async with client_of(
-        sandbox, auth="basic", timeout=0.05, retry=RetryPolicy(base_delay=1000, max_delay=1000)
-    ) as client:
+    async with client_of(sandbox, auth="basic", timeout=0.3) as client:
         sandbox.fail_next(503)
-        with pytest.raises(CallTimeoutError, match=r"timeout of 0.05 s passed") as caught:
+        sandbox.delay_next(60)
+        with pytest.raises(CallTimeoutError, match=r"timeout of 0.3 s passed") as caught:
             await client.update_message_metadata(ID, "x")
         assert isinstance(caught.value.last, ServerError)
-        assert caught.value.attempts == 1
+        assert caught.value.attempts == 2
         assert caught.value.sent == "maybe"
         assert caught.value.__context__ is None
 
@@ -961,6 +960,42 @@ async def test_a_retry_whose_turn_cannot_come_in_time_says_what_came_before(sand
             await client.update_message_metadata(ID, "y", timeout=100)
         assert (caught.value.sent, caught.value.attempts) == ("maybe", 1)
         assert isinstance(caught.value.last, ServerError)
+
+
+async def test_a_retry_that_would_come_after_the_timeout_is_not_waited_for(sandbox):
+    async with client_of(sandbox, auth="basic") as client:
+        sandbox.fail_next(503, retry_after=60)
+        with pytest.raises(CallTimeoutError, match="no other attempt can be made") as caught:
+            await client.update_message_metadata(ID, "y", timeout=50)
+        assert (caught.value.sent, caught.value.attempts) == ("maybe", 1)
+        assert isinstance(caught.value.last, ServerError)
+
+
+async def test_a_call_that_waits_fails_as_soon_as_a_pause_outlasts_its_timeout():
+    answered = asyncio.Event()
+
+    async def script(peer):
+        await peer.receive()
+        await answered.wait()
+        await peer.send(http(429, b"{}", "Retry-After: 60"))
+        await peer.gone()
+
+    async with (
+        Server(script) as server,
+        SessionManager() as manager,
+        client_of(server, session_manager=manager, rate_limit=0.1) as client,
+    ):
+        first = asyncio.create_task(client.update_message_metadata(ID, "x", timeout=50))
+        await server.wait_for(1)
+        second = asyncio.create_task(client.update_message_metadata(OTHER, "y", timeout=50))
+        await asyncio.sleep(0)
+        assert manager.stats().waiting == 1
+        answered.set()
+        for task, attempts in ((first, 1), (second, 0)):
+            with pytest.raises(CallTimeoutError, match="turn cannot come") as caught:
+                await task
+            assert caught.value.attempts == attempts
+        assert manager.stats().waiting == 0
 
 
 async def test_a_timeout_that_is_not_needed_changes_nothing(sandbox):
