@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import os
 import tempfile
 import threading
 import time
@@ -366,14 +367,18 @@ class Spool:
 def write_failures(path: Path, header: bytes, rows: Iterable[tuple[int, bytes]], states: States) -> int:
     """Writes the rows that failed and are not superseded as an input of their own, and returns their number. Raises OSError.
 
-    The file takes the place of an older one only when it is whole; nothing is left of one that is not.
+    The file takes the place of an older one only when it is whole; nothing is left of one that is not. It holds metadata, so others may not
+    read it.
     """
     written = 0
     part = part_of(path)
     # Opened outside of `try`: what cannot be opened is not ours to remove.
-    file = gzip.open(part, "wb") if path.suffix == ".gz" else part.open("wb")  # noqa: SIM115  # closed three lines on
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        with file:
+        with (
+            open(descriptor, "wb") as plain,
+            gzip.open(plain, "wb") if path.suffix == ".gz" else contextlib.nullcontext(plain) as file,
+        ):
             file.write(_whole(header))
             for number, raw in rows:
                 if raw and states[number] in (Outcome.FAILED, Outcome.INVALID):

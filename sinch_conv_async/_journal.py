@@ -155,7 +155,7 @@ def read_header(text: bytes) -> Header:
     fields = _json.loads(text)
     version = fields.pop("version", None)
     if version != VERSION:
-        raise ValueError(f"its format has version {version}, and this program writes version {VERSION}")
+        raise ValueError(f"its format has version {version!r}, and this program writes version {VERSION}")
     header = {name: fields.get(name) for name in ("project_id", "input", "fingerprint", "layout")}
     kinds = {"project_id": str, "input": str, "fingerprint": str, "layout": dict}
     if not all(isinstance(header[name], kind) for name, kind in kinds.items()):

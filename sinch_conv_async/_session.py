@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -244,10 +244,8 @@ class Member:
         admission, clock, rng = binding.admission, manager._clock, manager._rng
         calls.enter()
         try:
-            # Sent before, and given another round by a job that waits for better times: no call of its own, but one to the budget.
-            if call.attempts:
-                manager._retries += 1
-            else:
+            # One that was sent before, and given another round by a job that waits for better times, is a call to the budget alone.
+            if not call.attempts:
                 manager._calls += 1
             project.budget.call(clock())
             admitted = False
@@ -271,10 +269,14 @@ class Member:
                     continue
                 try:
                     outcome = await manager._exchange(binding, self, call, token)
+                    if isinstance(outcome, Failure) and isinstance(outcome.error, RateLimitedError):
+                        # The project's business, not this call's: everybody pauses, and goes on more slowly. While the slot is still held, or
+                        # whoever is given it would leave first.
+                        self._throttled(binding, outcome.error, outcome.retry_after, departed)
                 finally:
                     admission.leave(project)
                 if isinstance(outcome, ConversationMessage):
-                    token.accepted = True
+                    token.accepted_for.add(project)
                     admission.answered(project)
                     return outcome
                 failure, error = outcome, outcome.error
@@ -282,29 +284,18 @@ class Member:
                 status = error.http_status if isinstance(error, ApiError) else None
                 if status is not None and status != 429:
                     admission.answered(project)
-                    token.accepted |= status < 500 and status not in (401, 408)
+                    if status < 500 and status not in (401, 408):
+                        token.accepted_for.add(project)
                 if calls.closed:
                     raise error
                 if status == 401:
                     # Whatever WWW-Authenticate says: the API refuses an expired token in more than one way.
-                    if call.replayed or not tokens.refused(token, clock()):
+                    if call.replayed or not tokens.refused(token, project, clock()):
                         raise error
                     call.replayed = True
-                    manager._retries += 1
                     continue
                 call.failed(error, clock())
                 call.failure = failure
-                if isinstance(error, RateLimitedError):
-                    # The project's business, not this call's: everybody pauses, and goes on more slowly.
-                    project.throttled += 1
-                    manager._throttled += 1
-                    if project.too_long(failure.retry_after):
-                        admission.refuse_waiting(project, error)
-                    else:
-                        project.pace.throttled(
-                            clock(), departed=departed, retry_after=failure.retry_after, rng=rng
-                        )
-                        admission.paused(project)
                 if (
                     not policy.allows(failure)
                     or call.retries >= policy.max_retries
@@ -331,7 +322,6 @@ class Member:
                         raise CallTimeoutError("no other attempt can be made before the timeout")
                     await calls.sleep(delay)
                 call.retries += 1
-                manager._retries += 1
         except SinchError as error:
             error.attempts = call.attempts
             if isinstance(error, TransportError):
@@ -341,6 +331,19 @@ class Member:
             raise
         finally:
             calls.leave()
+
+    def _throttled(
+        self, binding: _Binding, error: RateLimitedError, retry_after: float | None, departed: float
+    ) -> None:
+        """Slows the project down for everybody, after a 429 to a request that left at ``departed``."""
+        manager, project = self.manager, self.project
+        project.throttled += 1
+        manager._throttled += 1
+        if project.too_long(retry_after):
+            binding.admission.refuse_waiting(project, error)
+            return
+        project.pace.throttled(self.now(), departed=departed, retry_after=retry_after, rng=manager._rng)
+        binding.admission.paused(project)
 
 
 @attrs.define(eq=False)
@@ -413,14 +416,14 @@ class SessionManager:
             )
         if resolver is not None and not isinstance(resolver, AbstractResolver):
             raise InvalidArgumentError("resolver must be an aiohttp resolver or None")
-        trace_configs = list(trace_configs)
-        if not all(isinstance(trace, aiohttp.TraceConfig) for trace in trace_configs):
+        traces: list[Any] = list(trace_configs) if isinstance(trace_configs, Iterable) else [trace_configs]
+        if not all(isinstance(trace, aiohttp.TraceConfig) for trace in traces):
             raise InvalidArgumentError("trace_configs must be aiohttp.TraceConfig objects")
         self._max_connections = max_connections
         self._ssl = ssl
         self._proxy = checked
         self._resolver = resolver
-        self._trace_configs = trace_configs
+        self._trace_configs: list[aiohttp.TraceConfig] = traces
         self._clock = time.monotonic
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self._binding: _Binding | None = None
@@ -651,6 +654,7 @@ class SessionManager:
         call.attempts += 1
         call.failure = None
         self._attempts += 1
+        self._retries += call.attempts > 1
         began = self._clock()
         under_way = Exchange()
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from random import Random
 from typing import Final
 from urllib.parse import quote
@@ -32,7 +32,7 @@ FETCH_FOR: Final = 60.0
 """Seconds that a failing token endpoint is asked again for, before those who wait are told."""
 
 REFUSAL_KEPT: Final = 60.0
-"""Seconds that ``invalid_client`` is remembered for, and that a renewed token which no call was accepted with is not renewed again."""
+"""Seconds that a refusal (``invalid_client``, or to come back later than that) is remembered for, and that a renewed token is not renewed again for a project that has accepted no call with it."""
 
 SHORTEST_LIFE: Final = 1.0
 """Seconds that a token is used for, whatever ``expires_in`` says: those who waited for it would else ask again, for ever."""
@@ -46,12 +46,12 @@ _RETRY: Final = RetryPolicy()
 
 @attrs.define(eq=False)
 class Token:
-    """An access token in use. ``accepted``: the API has taken it at least once."""
+    """An access token in use. ``accepted_for``: the projects that the API has taken it for at least once."""
 
     authorization: str = attrs.field(repr=False)
     expires_at: float
     renew_at: float
-    accepted: bool = False
+    accepted_for: set[Hashable] = attrs.field(factory=set, repr=False)
     _heads: dict[str, Head] = attrs.field(factory=dict, init=False, repr=False)
 
     def head(self, request: Request, *, user_agent: str) -> Head:
@@ -82,7 +82,7 @@ class BasicAuthorization:
     async def get(self, calls: Calls) -> Token:
         return self.token
 
-    def refused(self, token: Token, now: float) -> bool:
+    def refused(self, token: Token, project: Hashable, now: float) -> bool:
         return False
 
     def missing(self, now: float) -> None:
@@ -147,7 +147,7 @@ class TokenSource:
         self._failure: SinchError | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._waiters: list[asyncio.Future[None]] = []
-        self._refused: TokenError | None = None
+        self._refused: SinchError | None = None
         self._refused_until = 0.0
         self._no_renewal_before = 0.0
         self._unproven_until = 0.0
@@ -177,12 +177,12 @@ class TokenSource:
                 self._fetch()
             await calls.wait(future)
 
-    def refused(self, token: Token, now: float) -> bool:
+    def refused(self, token: Token, project: Hashable, now: float) -> bool:
         """The API answered 401 to this token: drop it if it is still the one in use. False: there is no point in another."""
         if token is not self._token:
             return True
-        if not token.accepted and now < self._unproven_until:
-            # A service that refuses whatever it is given must not cost a token request a call.
+        if project not in token.accepted_for and now < self._unproven_until:
+            # A project that refuses whatever it is given must not cost a token request a call, nor others of the key their token.
             return False
         self._token = None
         self._unproven_until = now + REFUSAL_KEPT
@@ -234,8 +234,7 @@ class TokenSource:
             self._token = outcome
             self._refused = None
         elif isinstance(outcome, TokenError) and outcome.error == "invalid_client":
-            self._refused = outcome
-            self._refused_until = self._clock() + REFUSAL_KEPT
+            self._remember(outcome, REFUSAL_KEPT)
         for future in waiters:
             if future.done():
                 continue
@@ -243,6 +242,11 @@ class TokenSource:
                 future.set_result(None)
             else:
                 future.set_exception(copy.copy(outcome))
+
+    def _remember(self, refusal: SinchError, seconds: float) -> None:
+        """Gives whoever asks for a token this error, for so long but for a minute at most: the endpoint is not to be asked meanwhile."""
+        self._refused = refusal
+        self._refused_until = self._clock() + min(seconds, REFUSAL_KEPT)
 
     async def _ask(self) -> Token | SinchError:
         """Asks until there is a token or no point in asking. Returns errors: nobody may be there to catch them."""
@@ -262,13 +266,18 @@ class TokenSource:
                 lifetime = max(answer.lifetime, SHORTEST_LIFE)
                 renew_in = lifetime * RENEW_AT * (1 + self._rng.uniform(-RENEW_JITTER, RENEW_JITTER))
                 return Token(f"Bearer {answer.access_token}", now + lifetime, now + renew_in)
-            delay = _RETRY.delay(retries=retries, retry_after=answer.retry_after, rng=self._rng)
-            retries += 1
             now = self._clock()
             if self._token is not None and now < self._token.expires_at and not self._waiters:
                 # An early renewal that failed: the old token still serves, and nobody is in a hurry.
                 self._no_renewal_before = now + max(1.0, (self._token.expires_at - self._token.renew_at) / 4)
                 return answer.error
-            if not answer.helps or now + delay - began > FETCH_FOR:
+            left = began + FETCH_FOR - now
+            asked = answer.retry_after or 0.0
+            if not answer.helps or left <= 0:
                 return answer.error
-            await self._sleep(delay)
+            if asked > left:
+                self._remember(answer.error, asked)
+                return answer.error
+            delay = _RETRY.delay(retries=retries, retry_after=answer.retry_after, rng=self._rng)
+            retries += 1
+            await self._sleep(min(delay, left))

@@ -219,6 +219,8 @@ def checked_origin(name: str, value: object) -> str:
 
 def _http_url(value: str | URL) -> URL | None:
     """The URL, None where it is not http or https or its host is none that can be looked up."""
+    if "\\" in str(value):
+        return None  # some read it as a slash, and so another host than others do
     try:
         url = URL(value)
         host = url.raw_host if url.host else None  # host decodes punycode: what is none is found out here

@@ -30,7 +30,10 @@ from .models import MetadataUpdate, UpdateOutcome
 
 __all__ = ["BulkUpdate", "Updates"]
 
-Updates = Iterable[MetadataUpdate | tuple[str, str]] | AsyncIterable[MetadataUpdate | tuple[str, str]]
+Pair = tuple[str, str] | list[str]
+"""Message id and metadata; a list, such as a CSV reader's rows are, has two items."""
+
+Updates = Iterable[MetadataUpdate | Pair] | AsyncIterable[MetadataUpdate | Pair]
 """What :meth:`ConversationClient.update_many` takes: updates, or pairs of message id and metadata."""
 
 MAX_OUTAGE: Final = 900.0
@@ -64,10 +67,10 @@ class _Outage:
         self.waiting: deque[asyncio.Future[None]] = deque()
 
     def delay(self, now: float) -> float:
-        """Seconds until the next probe: as long as the API asks for, if that is before the job gives up."""
+        """Seconds until the next probe: as long as the API asks for. The last one is made when the job gives up."""
         self.probes += 1
         delay = PROBE_DELAYS[min(self.probes, len(PROBE_DELAYS)) - 1]
-        return max(delay, min(self.not_before, self.ends) - now)
+        return max(min(max(now + delay, self.not_before), self.ends) - now, 0.0)
 
     def next_probe(self) -> None:
         """Passes the turn to probe on to whoever has waited longest."""
@@ -131,6 +134,7 @@ class BulkUpdate:
         self._error: BaseException | None = None
         self._client_closed: asyncio.Future[None] | None = None
         self._answers = 0
+        self._answered_at = -math.inf
         self._newest_success = -math.inf  # when the newest of the updates that were applied set out
         self._failing: set[Hashable] = set()  # ids that failed since the last success
         self._outage: _Outage | None = None
@@ -157,6 +161,8 @@ class BulkUpdate:
     async def __anext__(self) -> UpdateOutcome:
         if self._client_closed is None:
             self._start()
+        elif self._client_closed.get_loop() is not asyncio.get_running_loop():
+            raise ClientStateError("this bulk job belongs to another event loop")
         for _ in range(self._owed):
             self._places.release()
         self._owed = 0
@@ -339,17 +345,19 @@ class BulkUpdate:
                 self._got_through()
                 return UpdateOutcome(update, error=error, attempts=call.attempts)
             self._failing.add(_key(update))
+            failing_for = member.now() - (began if call.failed_since is None else call.failed_since)
             again = failure is not None and policy.allows(failure) and policy.max_retries > 0
             if not unsent and not again:
                 # It is not sent again. That others are not spent in the same way is for the outage to see to.
                 out = self._outage is not None or len(self._failing) >= IN_A_ROW
-                if out and self._lasted_too_long(error):
+                if out and self._lasted_too_long(error, failing_for):
                     self._fail(self._outage_error(error))
                 return UpdateOutcome(update, error=error, attempts=call.attempts)
             self._yield.record(call.attempts - max(attempts, 1), succeeded=False)
-            # Not so when the project's retry budget was used up: then it has had less than its share.
-            tried = call.attempts > policy.max_retries
             alone = len(self._behind) == 1 and len(self._failing) == 1
+            # Not so when the project's retry budget was used up: then it has had less than its share. Nor is an update at fault that never got
+            # as far as the API, for want of a connection.
+            tried = call.attempts > policy.max_retries and (call.maybe_sent or alone)
             # An update that set out after this one had failed, or while this one waited for it, was applied.
             others_get_through = (
                 call.failed_since is not None and self._newest_success > call.failed_since
@@ -370,7 +378,7 @@ class BulkUpdate:
                 continue
             # Whether it is this update or the API, the next one that gets through will tell; until then they wait for one.
             parked_at = self._answers
-            if self._lasted_too_long(error):
+            if self._lasted_too_long(error, failing_for):
                 if self._only_failing and self._answers:
                     # All that is left of a job that had answers are updates that fail: it may well be these that are at fault.
                     return UpdateOutcome(update, error=error, attempts=call.attempts)
@@ -386,18 +394,21 @@ class BulkUpdate:
     def _got_through(self) -> None:
         """The API answered: whatever outage there was is over."""
         self._answers += 1
+        self._answered_at = asyncio.get_running_loop().time()
         self._failing.clear()
         outage, self._outage = self._outage, None
         if outage is not None:
             self._yield.outage_over()
             outage.over()
 
-    def _lasted_too_long(self, error: SinchError) -> bool:
+    def _lasted_too_long(self, error: SinchError, failing_for: float) -> bool:
         """The API is out: from now on one update at a time probes. Whether it has been so for longer than the job waits."""
         now = asyncio.get_running_loop().time()
         if self._outage is None:
-            self._outage = _Outage(now, now + self._max_outage)
-        elif now >= self._outage.ends:
+            # It began when this update first failed, if not when the last answer came.
+            began = max(now - failing_for, self._answered_at)
+            self._outage = _Outage(began, began + self._max_outage)
+        if now >= self._outage.ends:
             return True
         if isinstance(error, ApiError) and error.retry_after is not None:
             # A server that sends everybody away for a day may have changed its mind.
@@ -446,27 +457,32 @@ class BulkUpdate:
             self._parked.discard(this)
 
 
-class _OneByOne(AsyncIterator[MetadataUpdate | tuple[str, str]]):
+class _OneByOne(AsyncIterator[MetadataUpdate | Pair]):
     """A plain iterable as an asynchronous one; a generator would leave its own tidying up to the event loop."""
 
-    def __init__(self, updates: Iterable[MetadataUpdate | tuple[str, str]]) -> None:
+    def __init__(self, updates: Iterable[MetadataUpdate | Pair]) -> None:
         self._updates = iter(updates)
 
-    async def __anext__(self) -> MetadataUpdate | tuple[str, str]:
+    async def __anext__(self) -> MetadataUpdate | Pair:
         try:
             return next(self._updates)
         except StopIteration:
             raise StopAsyncIteration from None
+        except StopAsyncIteration as error:
+            # It must not look like the input's end. Python does the same with StopIteration in a generator (PEP 479).
+            raise RuntimeError("the input raised StopAsyncIteration") from error
 
 
 def _as_update(item: object) -> MetadataUpdate:
     if isinstance(item, MetadataUpdate):
         return item
-    if isinstance(item, tuple) and len(item) == 2:
-        return MetadataUpdate(*item)
+    what = type(item).__name__
+    if isinstance(item, tuple | list):
+        if len(item) == 2:
+            return MetadataUpdate(*item)
+        what = f"{what} of {len(item)}"
     raise InvalidArgumentError(
-        f"an update is a MetadataUpdate or a pair of message id and metadata, not a {type(item).__name__}"
-        + (f" of {len(item)}" if isinstance(item, tuple) else "")
+        f"an update is a MetadataUpdate or a pair of message id and metadata, not {what}"
     )
 
 

@@ -49,6 +49,11 @@ from .client import _ENVIRONMENT, RATE_LIMIT, ClientOptions, ConversationClient
 from .enums import MessagesSource, Region
 from .errors import InvalidArgumentError, SinchError
 
+try:
+    import resource
+except ImportError:  # pragma: no cover  # Windows has no such module
+    resource = None  # type: ignore[assignment]  # mypy sees a module
+
 if TYPE_CHECKING:
     from .sandbox import Sandbox
 
@@ -451,6 +456,7 @@ def bulk(
         if journal is None:
             raise click.UsageError("what comes from a pipe needs --journal FILE")
         manager = SessionManager(max_connections=concurrency or CONCURRENCY)
+        _allow_files((concurrency or CONCURRENCY) + FILES)
         client = access.client(manager, rate=rate)  # without credentials nothing else is worth its time
         run_of = Run(
             source,
@@ -501,6 +507,26 @@ def _tell(report: Report, *, output: Literal["text", "json"]) -> None:
     text = json.dumps(report.to_json()) if output == "json" else report.to_text()
     done = "" if report.journal is None else f"; what became of each record is in {report.journal}"
     _print(text, done=done, code=report.exit_code)
+
+
+FILES: Final = 32
+"""Files that a job has open beside its connections, and some to spare."""
+
+
+def _allow_files(number: int) -> None:
+    """Lets the process open so many files, where the system leaves that to it: some begin with 256, fewer than a job may have connections."""
+    if resource is None:
+        return  # pragma: no cover  # Windows
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in (limit, most) and most < number:
+        _say(
+            f"Warning: this process may open {most:,} files only, and needs {number:,};"
+            f" --concurrency {max(most - FILES, 1)} would keep within that."
+        )
+        number = most
+    if limit != resource.RLIM_INFINITY and limit < number:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a limit beside this one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, most))
 
 
 def _format_of(name: str) -> Literal["csv", "jsonl"] | None:

@@ -46,6 +46,24 @@ __all__ = [
 ]
 
 
+_SHOWN: Final = 500  # characters: a server may say a mebibyte, and a log line should not
+
+
+def _shown(text: str) -> str:
+    """Server text as a line of a log or a terminal takes it: no line breaks, escape sequences or lone surrogates."""
+    if len(text) > _SHOWN:
+        text = f"{text[:_SHOWN]}..."
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text
+    )
+
+
+def _repr(text: str | None) -> str:
+    return repr(text if text is None or len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+
+
 @attrs.define(slots=False, eq=False)
 class SinchError(Exception):
     """The root of every error that this package raises.
@@ -53,11 +71,11 @@ class SinchError(Exception):
     ``attempts`` is the number of HTTP exchanges with the API that the call made before it gave up.
     """
 
-    message: str = ""
+    message: str = attrs.field(default="", repr=_repr)
     attempts: int = 0
 
     def __str__(self) -> str:
-        return self.message
+        return _shown(self.message)
 
 
 class InvalidArgumentError(SinchError, ValueError):
@@ -123,17 +141,9 @@ class ErrorDetail:
     All other fields, such as ``field_violations`` or a problem document's ``pointer``, are in ``extra``.
     """
 
-    type_url: str | None = None
-    value: str | None = None
+    type_url: str | None = attrs.field(default=None, repr=_repr)
+    value: str | None = attrs.field(default=None, repr=_repr)
     extra: Mapping[str, Any] = attrs.field(factory=dict, hash=False, repr=False)
-
-
-_SHOWN: Final = 500  # characters
-
-
-def _shortened(text: str) -> str:
-    """A server may say a mebibyte, and a log line should not."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 @attrs.define(slots=False, eq=False)
@@ -144,12 +154,12 @@ class ApiError(SinchError):
     specification's 400, 403, 500 and 501 answers), ``None`` or empty where the answer had none. ``http_status`` is the
     status of the HTTP answer, which ``code`` need not equal. ``retry_after`` is in seconds, ``None`` where
     the server gave none. ``request_id`` is the id that the answer's headers carried, to be quoted to Sinch's support.
-    ``body`` is the answer's first 2 KiB as text; it never shows in ``str``, ``repr`` or logs. ``str`` shows the first 500 characters
-    of a longer ``message``.
+    ``body`` is the answer's first 2 KiB as text; it never shows in ``str``, ``repr`` or logs. ``str`` and ``repr`` show the first 500
+    characters of a longer ``message``, and escape what no line of a log should hold.
     """
 
     code: int | None = None
-    status: str | None = None
+    status: str | None = attrs.field(default=None, repr=_repr)
     details: tuple[ErrorDetail, ...] = ()
     http_status: int = 0
     retry_after: float | None = None
@@ -157,9 +167,9 @@ class ApiError(SinchError):
     body: str = attrs.field(default="", repr=False)
 
     def __str__(self) -> str:
-        status = f" {_shortened(self.status)}" if self.status else ""
-        message = f": {_shortened(self.message)}" if self.message else ""
-        request_id = f" (request id {self.request_id})" if self.request_id else ""
+        status = f" {_shown(self.status)}" if self.status else ""
+        message = f": {_shown(self.message)}" if self.message else ""
+        request_id = f" (request id {_shown(self.request_id)})" if self.request_id else ""
         return f"{self.http_status}{status}{message}{request_id}"
 
 

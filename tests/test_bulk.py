@@ -30,7 +30,7 @@ from sinch_conv_async import (
 from sinch_conv_async import bulk as bulk_module
 from sinch_conv_async._session import Member
 from sinch_conv_async.sandbox import Sandbox
-from tests.servers import AT_ONCE, NEVER, client_of
+from tests.servers import AT_ONCE, NEVER, Time, client_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -310,9 +310,44 @@ async def test_nothing_is_read_after_the_input_raised(client):
 async def test_what_is_no_update_ends_the_job_like_an_input_that_raises(client):
     done = []
     with pytest.raises(
-        InvalidArgumentError, match="MetadataUpdate or a pair of message id and metadata, not a str"
+        InvalidArgumentError, match="MetadataUpdate or a pair of message id and metadata, not str"
     ):
         await collect(client.update_many([("m1", "x"), "m2", ("m3", "x")], concurrency=1), done)
+    assert len(done) == 1
+
+
+def test_a_job_belongs_to_the_event_loop_that_it_began_on():
+    async def begin(sandbox):
+        async with sandbox, client_of(sandbox) as client:
+            outcomes = client.update_many(Input())
+            await anext(outcomes)
+
+            async def elsewhere():
+                await anext(outcomes)
+
+            with pytest.raises(ClientStateError, match="another event loop"):
+                await asyncio.to_thread(asyncio.run, elsewhere())
+            await anext(outcomes)
+            await outcomes.aclose()
+
+    asyncio.run(begin(Sandbox(auto_create=True)))
+
+
+async def test_a_pair_may_be_a_list_as_a_csv_readers_rows_are(client):
+    outcomes = [outcome async for outcome in client.update_many([["m1", "x"], ["m2", "y"]])]
+    assert [(outcome.ok, outcome.update.metadata) for outcome in outcomes] == [(True, "x"), (True, "y")]
+    with pytest.raises(InvalidArgumentError, match="not list of 3"):
+        await anext(client.update_many([["m1", "x", "CONVERSATION_SOURCE"]]))
+
+
+async def test_an_input_that_raises_stop_async_iteration_does_not_look_like_one_that_ended(client):
+    def updates():
+        yield "m1", "x"
+        raise StopAsyncIteration
+
+    done = []
+    with pytest.raises(RuntimeError, match="the input raised StopAsyncIteration"):
+        await collect(client.update_many(updates()), done)
     assert len(done) == 1
 
 
@@ -710,6 +745,33 @@ async def test_an_outage_longer_than_max_outage_ends_the_job_and_says_what_to_do
     assert "taken no update" in note
     assert "new job" in note
     assert workers() == 0
+
+
+async def test_an_outage_counts_from_the_first_failure(sandbox, quick_probes):
+    time = Time()
+    async with (
+        SessionManager() as manager,
+        client_of(sandbox, session_manager=manager, auth="basic", retry=QUICK, rate_limit=None) as client,
+    ):
+        manager._clock = time.clock
+        sandbox.fail_next(503, times=1_000_000)
+
+        def half_a_minute_later():
+            time.now += 30
+
+        sandbox.every(1, half_a_minute_later)
+        with pytest.raises(ServerError) as caught:
+            await anext(client.update_many(Input(), concurrency=2, max_outage=60))
+        assert len(sandbox.requests) <= 2 * (1 + QUICK.max_retries)  # and no probe
+        (note,) = caught.value.__notes__
+        assert int(note.split(" for ")[1].split(" s")[0]) >= 60
+
+
+def test_the_last_probe_of_an_outage_is_made_when_it_has_lasted_too_long():
+    outage = bulk_module._Outage(began=100.0, ends=110.0)
+    assert [outage.delay(100.0) for _ in range(5)] == list(USUAL_DELAYS)
+    assert outage.delay(108.0) == 2.0
+    assert outage.delay(111.0) == 0.0
 
 
 async def test_an_outage_lasts_as_long_as_the_api_asks_for(client, sandbox, quick_probes):

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import resource
 import signal
 import sys
 from collections import Counter
@@ -193,6 +194,49 @@ def test_missing_credentials_are_named(here: Here) -> None:
     ended = here("update", ID, "new")
     assert ended.code == 3
     assert "SINCH_PROJECT_ID, SINCH_KEY_ID, SINCH_KEY_SECRET, SINCH_CONVERSATION_REGION" in ended.err
+
+
+# Files that may be open
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted", "raised", "warning"),
+    [
+        ((1024, 4096), 288, None, ""),
+        ((256, 4096), 288, (288, 4096), ""),
+        ((256, resource.RLIM_INFINITY), 288, (288, resource.RLIM_INFINITY), ""),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 288, None, ""),
+        ((100, 200), 288, (200, 200), "may open 200 files only, and needs 288; --concurrency 168 would"),
+        ((16, 16), 288, None, "--concurrency 1 would"),
+    ],
+)
+def test_a_job_lets_itself_open_as_many_files_as_it_may_have_connections(
+    limits: tuple[int, int],
+    wanted: int,
+    raised: tuple[int, int] | None,
+    warning: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_to: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, values: set_to.append(values))
+    cli._allow_files(wanted)
+    assert set_to == ([] if raised is None else [raised])
+    said = capsys.readouterr().err
+    assert warning in said
+    assert bool(said) == bool(warning)
+
+
+@pytest.mark.needs_program("prlimit")
+async def test_a_job_with_fewer_files_than_connections_loses_nothing(tmp_path: Path) -> None:
+    async with Sandbox(auto_create=True, latency=0.1) as sandbox:
+        few = ("prlimit", "--nofile=64:64", *COMMAND)
+        async with Running(("bulk", csv(tmp_path, 400)), environment_of(sandbox), tmp_path, few) as command:
+            ended = await command.ends()
+    assert "may open 64 files only" in ended.err
+    assert ended.code == 0
+    assert ended.out.startswith("updated                  400  of 400")
 
 
 # Credentials from a file

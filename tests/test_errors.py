@@ -186,6 +186,35 @@ def test_the_text_of_an_api_error_is_short_whatever_the_server_says():
     assert str(ApiError("x" * 500, http_status=500)) == f"500: {'x' * 500}"
 
 
+@pytest.mark.parametrize("cls", TREE)
+def test_the_repr_of_an_error_is_short_whatever_the_server_says(cls):
+    assert len(repr(cls("x" * 1_000_000))) < 1_000
+
+
+def test_the_repr_of_a_detail_is_short_whatever_the_server_says():
+    detail = ErrorDetail("t" * 1_000_000, "v" * 1_000_000)
+    error = ApiError("m", status="s" * 1_000_000, details=(detail,), http_status=400)
+    assert len(repr(error)) < 3_000
+    assert repr(ErrorDetail("t")) == "ErrorDetail(type_url='t', value=None)"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("two\nlines\r", "two\\nlines\\r"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("half \ud800 a pair", "half \\ud800 a pair"),
+        ("bücher \N{GRINNING FACE}", "bücher \N{GRINNING FACE}"),
+    ],
+)
+def test_the_text_of_an_error_is_one_line_that_can_be_printed(said, shown):
+    assert str(TransportError(said)) == shown
+    error = ApiError(said, status=said, request_id=said, http_status=400)
+    assert str(error) == f"400 {shown}: {shown} (request id {shown})"
+    assert error.message == said
+    str(error).encode()
+
+
 @pytest.mark.parametrize("cls", [cls for cls in TREE if issubclass(cls, ApiError)])
 def test_a_body_shows_nowhere_but_in_its_field(cls):
     error = cls("said")

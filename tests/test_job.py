@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import resource
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,6 +158,15 @@ def test_failures_that_are_not_whole_leave_the_older_ones_and_nothing_else(name:
         write_failures(path, b"message_id,metadata\n", interrupted(), States())
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"older"
+
+
+@pytest.mark.parametrize("name", ["failed.csv", "failed.csv.gz"])
+def test_failures_hold_metadata_and_are_their_owners_alone(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    write_failures(path, b"message_id,metadata\n", [], States())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    written = path.read_bytes()
+    assert (gzip.decompress(written) if name.endswith(".gz") else written) == b"message_id,metadata\n"
 
 
 def test_a_spool_gives_back_the_bytes_it_was_given(tmp_path: Path) -> None:

@@ -725,6 +725,23 @@ async def test_a_service_that_answers_401_for_ever_costs_no_token_request_a_call
         assert len(sandbox.requests) == 51
 
 
+async def test_a_project_that_answers_401_for_ever_costs_no_other_project_of_the_key_its_token(sandbox):
+    options = sandbox.client_options()
+    sandbox.add_project("refusing", key_id=options["key_id"], key_secret=options["key_secret"])
+    sandbox.add_message(OTHER)
+    sandbox.fail_next(401, times=100, message_id=OTHER)
+    async with (
+        SessionManager() as manager,
+        client_of(sandbox, session_manager=manager) as accepting,
+        client_of(sandbox, session_manager=manager, project_id="refusing") as refusing,
+    ):
+        for _ in range(20):
+            await accepting.update_message_metadata(ID, "x")
+            with pytest.raises(AuthenticationError):
+                await refusing.update_message_metadata(OTHER, "x")
+        assert len(sandbox.token_requests) == 2
+
+
 async def test_many_calls_refused_at_once_cost_one_token_request(sandbox):
     async with client_of(sandbox, rate_limit=None) as client:
         await client.update_message_metadata(ID, "x")
@@ -996,6 +1013,19 @@ async def test_a_call_that_waits_fails_as_soon_as_a_pause_outlasts_its_timeout()
                 await task
             assert caught.value.attempts == attempts
         assert manager.stats().waiting == 0
+
+
+async def test_the_slot_of_a_call_that_was_sent_away_is_given_to_nobody_in_the_pause():
+    async with (
+        Server(answering(http(429, b"{}", "Retry-After: 60"))) as server,
+        SessionManager(max_connections=1) as manager,
+        client_of(server, session_manager=manager, rate_limit=None) as client,
+    ):
+        tasks = [asyncio.create_task(client.update_message_metadata(ID, "x", timeout=50)) for _ in range(3)]
+        for task in tasks:
+            with pytest.raises(CallTimeoutError, match="turn cannot come"):
+                await task
+        assert len(server.received) == 1
 
 
 async def test_a_timeout_that_is_not_needed_changes_nothing(sandbox):
@@ -1981,6 +2011,7 @@ async def test_a_call_whose_timeout_passes_while_it_waits_for_a_token_says_why_t
     [
         ({"resolver": 1}, "resolver must be"),
         ({"trace_configs": [1]}, "trace_configs must be"),
+        ({"trace_configs": None}, "trace_configs must be"),
         ({"trace_configs": [aiohttp.TraceConfig]}, "trace_configs must be"),
     ],
 )
