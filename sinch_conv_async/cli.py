@@ -516,7 +516,7 @@ FILES: Final = 32
 def _allow_files(number: int) -> None:
     """Lets the process open so many files, where the system leaves that to it: some begin with 256, fewer than a job may have connections."""
     if resource is None:
-        return  # pragma: no cover  # Windows
+        return
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY not in (limit, most) and most < number:
         _say(

@@ -228,6 +228,14 @@ def test_a_job_lets_itself_open_as_many_files_as_it_may_have_connections(
     assert bool(said) == bool(warning)
 
 
+def test_a_system_without_such_limits_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "resource", None)
+    cli._allow_files(10**9)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.needs_program("prlimit")
 async def test_a_job_with_fewer_files_than_connections_loses_nothing(tmp_path: Path) -> None:
     async with Sandbox(auto_create=True, latency=0.1) as sandbox:
