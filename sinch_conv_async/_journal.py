@@ -364,6 +364,11 @@ class Journal:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    @property
+    def length(self) -> int:
+        """Bytes of the file as it is now."""
+        return os.fstat(self._descriptor).st_size
+
     def load(self, header: Header, *, digests: bool = False) -> States:
         """How the records stand by this journal, which begins here where there was none. Raises JournalError.
 

@@ -60,7 +60,7 @@ CONCURRENCY: Final = 256
 """Updates under way at a time: enough for 800 a second with answers that take 300 ms."""
 
 TAKES_A_WHILE: Final = 10_000_000
-"""Bytes of an input that takes seconds to check, so that a person should be told what the program does."""
+"""Bytes of a file that takes seconds to read, so that a person should be told what the program does."""
 
 
 def exit_code(error: SinchError) -> int:
@@ -261,6 +261,9 @@ class Run:
         return self._report(job, states, reader, spool or (), manager, records, code, error)
 
     def _load(self, journal: Journal, header: Any, progress: Progress, *, digests: bool = False) -> States:
+        size = journal.length
+        if size >= TAKES_A_WHILE:
+            progress.say(f"Reading what was done before in {self.journal} ({size / 1e6:,.0f} MB).")
         states = journal.load(header, digests=digests)
         if journal.cut:
             progress.say(f"The last line of {self.journal} was cut short; its record is sent again.")

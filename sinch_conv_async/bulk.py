@@ -109,6 +109,7 @@ class BulkUpdate:
         max_outage: float,
     ) -> None:
         self._member = member
+        self._input: AsyncIterator[MetadataUpdate | Pair]
         if isinstance(updates, AsyncIterable):
             self._input = aiter(updates)
         elif isinstance(updates, Iterable):
@@ -224,6 +225,9 @@ class BulkUpdate:
             self._client_closed.cancel()
         self._behind.clear()
         self._outage = None
+        self._input = _OneByOne(
+            ()
+        )  # an input that nobody else holds is closed, as far as it can be, and one that somebody does is theirs
         self._news.set()
 
     def _fail(self, error: BaseException | None) -> None:

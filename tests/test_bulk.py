@@ -333,6 +333,26 @@ def test_a_job_belongs_to_the_event_loop_that_it_began_on():
     asyncio.run(begin(Sandbox(auto_create=True)))
 
 
+async def test_an_input_is_let_go_of_when_the_job_is_left(client):
+    closed = []
+
+    async def endless(name):
+        try:
+            for number in itertools.count():
+                yield f"m{number}", "x"
+        finally:
+            closed.append(name)
+
+    async with client.update_many(endless("job's")) as outcomes:
+        await anext(outcomes)
+    async with client.update_many(kept := endless("ours")) as outcomes:
+        await anext(outcomes)
+    await until(lambda: closed)
+    assert closed == ["job's"]
+    assert await anext(kept)
+    await kept.aclose()
+
+
 async def test_a_pair_may_be_a_list_as_a_csv_readers_rows_are(client):
     outcomes = [outcome async for outcome in client.update_many([["m1", "x"], ["m2", "y"]])]
     assert [(outcome.ok, outcome.update.metadata) for outcome in outcomes] == [(True, "x"), (True, "y")]

@@ -669,7 +669,7 @@ async def test_a_token_endpoint_that_is_out_is_no_matter_of_credentials(
     assert ended.code == 1
 
 
-def test_a_large_input_is_checked_with_a_word(
+def test_a_large_input_is_checked_and_a_large_journal_read_with_a_word(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Here
 ) -> None:
     monkeypatch.setattr(_run, "TAKES_A_WHILE", 10)
@@ -684,6 +684,10 @@ def test_a_large_input_is_checked_with_a_word(
     assert ended.code == 2
     assert ended.err.startswith("Checking ids.csv (0 MB) before anything is sent.\nline 2: ")
     assert "has 2 bad lines, so nothing was sent" in ended.err
+    for reading in (False, True):
+        ended = here("bulk", "ids.csv", "--on-bad-line", "skip", **nowhere)
+        assert ended.code == 1
+        assert ("Reading what was done before in ids.csv.journal.jsonl (0 MB)." in ended.err) is reading
 
 
 async def test_failures_that_cannot_be_written_are_said_at_the_end(sandbox: Sandbox, tmp_path: Path) -> None:
