@@ -349,12 +349,12 @@ class BulkUpdate:
                 self._got_through()
                 return UpdateOutcome(update, error=error, attempts=call.attempts)
             self._failing.add(_key(update))
-            failing_for = member.now() - (began if call.failed_since is None else call.failed_since)
+            failing_since = began if call.failed_since is None else call.failed_since
             again = failure is not None and policy.allows(failure) and policy.max_retries > 0
             if not unsent and not again:
                 # It is not sent again. That others are not spent in the same way is for the outage to see to.
                 out = self._outage is not None or len(self._failing) >= IN_A_ROW
-                if out and self._lasted_too_long(error, failing_for):
+                if out and self._lasted_too_long(error, failing_since):
                     self._fail(self._outage_error(error))
                 return UpdateOutcome(update, error=error, attempts=call.attempts)
             self._yield.record(call.attempts - max(attempts, 1), succeeded=False)
@@ -382,7 +382,7 @@ class BulkUpdate:
                 continue
             # Whether it is this update or the API, the next one that gets through will tell; until then they wait for one.
             parked_at = self._answers
-            if self._lasted_too_long(error, failing_for):
+            if self._lasted_too_long(error, failing_since):
                 if self._only_failing and self._answers:
                     # All that is left of a job that had answers are updates that fail: it may well be these that are at fault.
                     return UpdateOutcome(update, error=error, attempts=call.attempts)
@@ -392,25 +392,28 @@ class BulkUpdate:
 
     @property
     def _only_failing(self) -> bool:
-        """Whether the input has been read to its end, and all that is left has failed since the last that got through."""
-        return self._no_more and self._failing.issuperset(self._behind)
+        """Whether the input has been read to its end, and all that is left has failed since the last that got through.
+
+        Not so of a job that was stopped: what it leaves has no outcome.
+        """
+        return self._no_more and not self._stopped and self._failing.issuperset(self._behind)
 
     def _got_through(self) -> None:
         """The API answered: whatever outage there was is over."""
         self._answers += 1
-        self._answered_at = asyncio.get_running_loop().time()
+        self._answered_at = self._member.now()
         self._failing.clear()
         outage, self._outage = self._outage, None
         if outage is not None:
             self._yield.outage_over()
             outage.over()
 
-    def _lasted_too_long(self, error: SinchError, failing_for: float) -> bool:
+    def _lasted_too_long(self, error: SinchError, failing_since: float) -> bool:
         """The API is out: from now on one update at a time probes. Whether it has been so for longer than the job waits."""
-        now = asyncio.get_running_loop().time()
+        now = self._member.now()
         if self._outage is None:
             # It began when this update first failed, if not when the last answer came.
-            began = max(now - failing_for, self._answered_at)
+            began = max(failing_since, self._answered_at)
             self._outage = _Outage(began, began + self._max_outage)
         if now >= self._outage.ends:
             return True
@@ -422,7 +425,7 @@ class BulkUpdate:
     def _outage_error(self, error: SinchError) -> SinchError:
         """What ends the job: another than an outcome's, which says nothing about the job."""
         assert self._outage is not None  # it has lasted too long
-        lasted = asyncio.get_running_loop().time() - self._outage.began
+        lasted = self._member.now() - self._outage.began
         ending = copy.copy(error)
         ending.add_note(f"The API has taken no update for {lasted:.0f} s, so the job has ended. {TO_GO_ON}")
         return ending
@@ -439,7 +442,7 @@ class BulkUpdate:
             if self._outage is outage:
                 # Also woken when a straggler gets through meanwhile.
                 outage.waiting.append(pause := loop.create_future())
-                await asyncio.wait([pause], timeout=outage.delay(loop.time()))
+                await asyncio.wait([pause], timeout=outage.delay(self._member.now()))
                 pause.cancel()  # done, it is passed over when the turn goes on
             return self._outage is outage
 
