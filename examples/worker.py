@@ -15,6 +15,7 @@ import contextlib
 import signal
 import sqlite3
 import sys
+import time
 from typing import NamedTuple
 
 from sinch_conv_async import (
@@ -31,13 +32,10 @@ from sinch_conv_async import (
 WORKERS = 20
 POLL = 0.1  # seconds between looks at an empty queue
 PAUSE = 5.0  # seconds before a job that failed in passing is tried again
-# What would fail again, however often it is tried.
-HOPELESS = (
-    InvalidArgumentError,
-    BadRequestError,
-    NotFoundError,
-    PermissionDeniedError,
-)
+# What this job would meet again, and no other.
+HOPELESS = (InvalidArgumentError, BadRequestError, NotFoundError)
+# What every other job would meet too.
+REFUSED = (TokenError, AuthenticationError, PermissionDeniedError)
 
 
 class Job(NamedTuple):
@@ -52,7 +50,8 @@ class Queue:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute(
             "create table if not exists jobs (number integer primary key, "
-            "message_id text, metadata text, state text default 'new', error text)"
+            "message_id text, metadata text, state text default 'new', error text, "
+            "not_before real default 0)"
         )
 
     def close(self) -> None:
@@ -68,15 +67,23 @@ class Queue:
 
     def claim(self) -> Job | None:
         rows = self._db.execute(
-            "update jobs set state = 'claimed' where number = "
-            "(select number from jobs where state = 'new' order by number limit 1) "
-            "returning number, message_id, metadata"
+            "update jobs set state = 'claimed' where number = (select number from jobs "
+            "where state = 'new' and not_before <= ? order by number limit 1) "
+            "returning number, message_id, metadata",
+            (time.time(),),
         ).fetchall()
         return Job(*rows[0]) if rows else None
 
     def finish(self, job: Job, state: str, error: str | None = None) -> None:
         update = "update jobs set state = ?, error = ? where number = ?"
         self._db.execute(update, (state, error, job.number))
+
+    def put_back(self, job: Job, seconds: float, error: str | None = None) -> None:
+        """Nobody claims it before so many seconds have passed."""
+        update = (
+            "update jobs set state = 'new', error = ?, not_before = ? where number = ?"
+        )
+        self._db.execute(update, (error, time.time() + seconds, job.number))
 
     def count(self, state: str) -> int:
         select = "select count(*) from jobs where state = ?"
@@ -95,13 +102,12 @@ async def work(
             await client.update_message_metadata(job.message_id, job.metadata)
         except HOPELESS as error:
             queue.finish(job, "failed", str(error))
-        except (TokenError, AuthenticationError):
-            queue.finish(job, "new")
+        except REFUSED:
+            queue.put_back(job, 0)
             raise  # no job would fare better: stop, and let the supervisor say so
         except SinchError as error:
             # Later, then: it waits in the queue, not in memory.
-            queue.finish(job, "new", str(error))
-            await pause(stopping, PAUSE)
+            queue.put_back(job, PAUSE, str(error))
         else:
             queue.finish(job, "done")
 

@@ -42,6 +42,9 @@ _ERROR_CLASSES: Final = {
     429: RateLimitedError,
 }
 
+_DETAILS_KEPT: Final = 100
+"""Details of an error. A mebibyte has room for half a million, which would take a hundred times as much as objects."""
+
 _BODY_KEPT: Final = 2048  # characters; enough for any error envelope, too little to fill a log by accident
 
 # What the API and problem documents call a detail's type when they do not call it type_url.
@@ -237,7 +240,7 @@ def _detail(value: Any) -> ErrorDetail:
 
 
 def _details(value: list[Any], _: object) -> tuple[ErrorDetail, ...]:
-    return tuple(map(_detail, value))
+    return tuple(map(_detail, value[:_DETAILS_KEPT]))
 
 
 def _first(kind: type[_T], value: Mapping[str, Any], *names: str) -> _T | None:

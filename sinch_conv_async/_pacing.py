@@ -146,8 +146,10 @@ class Project:
     def wait_until(self, deadline: float, future: asyncio.Future[None], order: int) -> None:
         """A call that has joined the queue waits no longer than that."""
         deadlines = self.deadlines
-        while deadlines and deadlines[0][2].done():
-            heapq.heappop(deadlines)
+        if len(deadlines) > 2 * self.waiting + ABANDONED_KEPT:
+            # More than half have ended; the cost is that of those.
+            deadlines[:] = [entry for entry in deadlines if not entry[2].done()]
+            heapq.heapify(deadlines)
         heapq.heappush(deadlines, (deadline, order, future))
 
     def too_late(self) -> list[asyncio.Future[None]]:

@@ -35,7 +35,7 @@ REFUSAL_KEPT: Final = 60.0
 """Seconds that a refusal (``invalid_client``, or to come back later than that) is remembered for, and that a renewed token is not renewed again for a project that has accepted no call with it."""
 
 SHORTEST_LIFE: Final = 1.0
-"""Seconds that a token is used for, whatever ``expires_in`` says: those who waited for it would else ask again, for ever."""
+"""Seconds that a token is used for from its answer on, whatever ``expires_in`` says: those who waited for it would else ask again, for ever."""
 
 # Sinch's endpoint is a token bucket of 30 that refills with 10 a second: ours is a little smaller, for what the network bunches together.
 ENDPOINT_BURST: Final = 28
@@ -263,9 +263,11 @@ class TokenSource:
             self._failure = None if isinstance(answer, Grant) else answer.error
             if isinstance(answer, Grant):
                 # The life is counted from when the request was made: the answer may have taken its time.
-                lifetime = max(answer.lifetime, SHORTEST_LIFE)
-                renew_in = lifetime * RENEW_AT * (1 + self._rng.uniform(-RENEW_JITTER, RENEW_JITTER))
-                return Token(f"Bearer {answer.access_token}", now + lifetime, now + renew_in)
+                expires_at = max(now + answer.lifetime, self._clock() + SHORTEST_LIFE)
+                renew_in = (
+                    (expires_at - now) * RENEW_AT * (1 + self._rng.uniform(-RENEW_JITTER, RENEW_JITTER))
+                )
+                return Token(f"Bearer {answer.access_token}", expires_at, now + renew_in)
             now = self._clock()
             if self._token is not None and now < self._token.expires_at and not self._waiters:
                 # An early renewal that failed: the old token still serves, and nobody is in a hurry.

@@ -257,7 +257,12 @@ class BulkUpdate:
         while (update := await self._read()) is not None:
             key = _key(update)
             while True:
-                self._finished.append(await self._outcome(update))
+                outcome = await self._outcome(update)
+                if outcome.error is not None:
+                    outcome.error.__traceback__ = (
+                        None  # nobody raised it at the reader, and its frames hold the job
+                    )
+                self._finished.append(outcome)
                 self._news.set()
                 waiting = self._behind[key]
                 if not waiting:

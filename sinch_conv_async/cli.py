@@ -738,8 +738,9 @@ def sandbox(
 
 async def _serve(box: Sandbox) -> None:
     over = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, over.set)
+    with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C ends it all the same
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, over.set)
     async with box:
         for name, value in environment(box).items():
             _print(f"{name}={value}")  # flushed by click

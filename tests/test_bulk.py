@@ -333,6 +333,13 @@ def test_a_job_belongs_to_the_event_loop_that_it_began_on():
     asyncio.run(begin(Sandbox(auto_create=True)))
 
 
+async def test_the_error_of_an_outcome_holds_no_frames(client, sandbox):
+    sandbox.fail_next(404)
+    (outcome,) = [outcome async for outcome in client.update_many([("m1", "x")])]
+    assert isinstance(outcome.error, NotFoundError)
+    assert outcome.error.__traceback__ is None
+
+
 async def test_an_input_is_let_go_of_when_the_job_is_left(client):
     closed = []
 

@@ -527,6 +527,11 @@ def test_a_body_that_is_not_json_is_kept_as_text(body):
     assert error.body == body.decode("utf-8", "replace")[:2048]
 
 
+def test_of_half_a_million_details_a_hundred_are_kept():
+    body = {"error": {"code": 5, "details": list(range(500_000))}}
+    assert [detail.extra["value"] for detail in failed(400, body).details] == list(range(100))
+
+
 @pytest.mark.parametrize("depth", [400, 700, 900, 2000, 5000, 30_000])
 def test_details_too_deep_to_look_through_leave_the_class_and_the_body(depth):
     """Which depth is too much, and for whom, differs between Python versions."""

@@ -400,6 +400,48 @@ async def test_a_worker_that_is_told_to_stop_loses_no_job_and_does_none_twice(
 
 
 @posix
+async def test_a_worker_looks_at_a_job_that_failed_in_passing_again_later(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    module, path = example("worker"), str(tmp_path / "jobs.sqlite")
+    queue = module.Queue(path)
+    try:
+        for message_id in ("busy", "free"):
+            sandbox.add_message(message_id)
+            queue.put(message_id, "done")
+        sandbox.fail_next(409, times=1_000, message_id="busy")  # not tried again by the client
+        async with running("examples/worker.py", path) as program:
+            await sandbox.wait_for_requests(2)
+            while not queue.count("done"):
+                await asyncio.sleep(0.01)
+            program.process.send_signal(signal.SIGTERM)
+            assert await program.ends() == 0
+        assert (queue.count("done"), queue.count("new")) == (1, 1)
+        assert [request.message_id for request in sandbox.requests].count("busy") == 1
+        assert queue.claim() is None
+    finally:
+        queue.close()
+
+
+@posix
+async def test_a_worker_whose_key_may_do_nothing_ends_and_fails_no_job(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    module, path = example("worker"), str(tmp_path / "jobs.sqlite")
+    queue = module.Queue(path)
+    try:
+        for number in range(100):
+            queue.put(f"{ID}-{number}", "done")
+        sandbox.fail_next(403, times=1_000)
+        async with running("examples/worker.py", path) as program:
+            assert await program.ends() != 0
+        assert "PermissionDeniedError" in program.output
+        assert (queue.count("failed"), queue.count("done")) == (0, 0)
+    finally:
+        queue.close()
+
+
+@posix
 async def test_a_worker_that_is_killed_leaves_its_jobs_to_the_next(sandbox: Sandbox, tmp_path: Path) -> None:
     module, path, jobs = example("worker"), str(tmp_path / "jobs.sqlite"), 30
     ids = [f"{ID}-{number}" for number in range(jobs)]

@@ -583,19 +583,20 @@ async def test_a_pause_that_begins_while_calls_wait_fails_those_that_cannot_wait
 
 
 async def test_deadlines_are_forgotten_with_the_calls_that_had_them():
-    world, project = World(), project_at(10)
-    patient = world.start(project)
-    tasks = [world.start(project, deadline=world.now + 100.0) for _ in range(10)]
+    world, project = World(), project_at(100)
+    tasks = [world.start(project, deadline=world.now + 100.0) for _ in range(100)]
+    waiting = world.start(
+        project, deadline=world.now + 50.0
+    )  # the first to have to go, which hides the others
     await settle()
-    last = world.start(project)
     await world.pass_time(0.9)
-    assert len(project.deadlines) == 10
+    assert (project.waiting, len(project.deadlines)) == (100 - project.under_way + 1, 100)
     tasks.append(world.start(project, deadline=world.now + 200.0))
     await settle()
-    assert len(project.deadlines) == 3  # the new one found eight that had been granted
+    assert len(project.deadlines) == project.waiting
     await world.pass_time(1.0)
     assert not project.deadlines
-    await asyncio.gather(patient, last, *tasks)
+    await asyncio.gather(waiting, *tasks)
 
 
 async def test_a_retry_is_not_refused_for_those_behind_it_nor_for_those_who_gave_up():

@@ -255,6 +255,19 @@ async def test_a_token_that_is_accepted_for_one_project_is_not_renewed_again_and
     assert await tokens.get(calls) is two
 
 
+async def test_a_token_that_lives_shorter_than_its_answer_took_is_used_all_the_same(time):
+    class Slow(Endpoint):
+        async def __call__(self, credentials):
+            time.now += 1.2
+            return await super().__call__(credentials)
+
+    endpoint = Slow(Grant("token", 1))
+    tokens = source(endpoint, time)
+    token = await tokens.get(Calls())
+    assert endpoint.requests == 1
+    assert token.expires_at == time.now + 1
+
+
 # Failures
 
 
