@@ -61,7 +61,7 @@ class ConversationClient:
     ``auth``: ``"oauth2"``, or ``"basic"`` for trying things out (the API limits it heavily). ``session_manager``: a manager to share; without
     one the client makes and owns its own. ``rate_limit``: requests a second for this project; ``None`` turns pacing off, and a 429 then still pauses.
     ``retry``: a :class:`RetryPolicy`. ``timeout``: seconds that one call may take, waiting and all attempts included; ``None``
-    sets no bound, and :meth:`update_many` has no use for it. ``attempt_timeout``: seconds that one HTTP exchange may take. ``conversation_origin``, ``auth_origin``: where to send
+    sets no bound; it does not apply to :meth:`update_many`. ``attempt_timeout``: seconds that one HTTP exchange may take. ``conversation_origin``, ``auth_origin``: where to send
     instead of the regional host and of the token host, https only except to this machine.
 
     The constructor opens nothing and needs no event loop, so a client may be built at import time. It binds to the running loop at its first call, and
