@@ -418,7 +418,10 @@ async def test_a_worker_looks_at_a_job_that_failed_in_passing_again_later(
             assert await program.ends() == 0
         assert (queue.count("done"), queue.count("new")) == (1, 1)
         assert [request.message_id for request in sandbox.requests].count("busy") == 1
+        queue.put_back(job := module.Job(1, "busy", "done"), 60)
         assert queue.claim() is None
+        queue.put_back(job, 0)
+        assert queue.claim() == job
     finally:
         queue.close()
 
