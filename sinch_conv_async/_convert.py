@@ -6,6 +6,7 @@ came later. Knows nothing of HTTP beyond the status that an error is filed under
 
 from __future__ import annotations
 
+import copy
 import datetime
 import functools
 import json
@@ -278,7 +279,7 @@ def _rfc3339(moment: datetime.datetime) -> str:
 def _named_fields(converter: cattrs.Converter, value: Any) -> dict[str, Any]:
     """The fields that are there, under the wire's names, and the ones that the model does not name beside them."""
     fields = {name: getattr(value, name) for name in (field.name for field in attrs.fields(type(value)))}
-    extra = fields.pop(_EXTRA, {})
+    extra = copy.deepcopy(fields.pop(_EXTRA, {}))  # the model keeps its own
     named = {name: _plain(converter, field) for name, field in fields.items() if field is not None}
     return {**extra, **named}
 
@@ -292,7 +293,7 @@ def _unstructure_detail(detail: ErrorDetail) -> dict[str, Any]:
     # type_url may have been read from "@type" or "type", which are in extra as they came.
     implied = _first(str, detail.extra, *_TYPE_NAMES)
     named = {"type_url": None if detail.type_url == implied else detail.type_url, "value": detail.value}
-    return {**{name: text for name, text in named.items() if text is not None}, **detail.extra}
+    return {**{name: text for name, text in named.items() if text is not None}, **copy.deepcopy(detail.extra)}
 
 
 def _unstructure_error(error: SinchError) -> dict[str, Any]:

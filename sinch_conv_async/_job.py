@@ -373,7 +373,8 @@ def write_failures(path: Path, header: bytes, rows: Iterable[tuple[int, bytes]],
     written = 0
     part = part_of(path)
     # Opened outside of `try`: what cannot be opened is not ours to remove.
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    os.fchmod(descriptor, 0o600)  # of one that a killed run has left, too
     try:
         with (
             open(descriptor, "wb") as plain,

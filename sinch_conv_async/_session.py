@@ -471,7 +471,7 @@ class SessionManager:
             member.calls.fail_waiting()
         if binding is None:
             return
-        if binding.closing is None:
+        if binding.closing is None or binding.closing.cancelled():
             binding.closing = binding.loop.create_task(
                 self._close(binding, members), name="sinch_conv_async closing"
             )

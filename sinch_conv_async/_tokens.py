@@ -112,6 +112,7 @@ class TokenSource:
 
     __slots__ = (
         "_clock",
+        "_closed",
         "_endpoint",
         "_failure",
         "_fetching",
@@ -143,6 +144,7 @@ class TokenSource:
         self._clock = clock
         self._rng = rng
         self._sleep = sleep
+        self._closed = False
         self._token: Token | None = None
         self._failure: SinchError | None = None
         self._fetching: asyncio.Task[None] | None = None
@@ -205,6 +207,7 @@ class TokenSource:
 
     async def close(self) -> None:
         """Ends a fetch under way; those who wait for it are told that the client is closed."""
+        self._closed = True
         task = self._fetching
         if task is not None:
             task.cancel()
@@ -217,7 +220,7 @@ class TokenSource:
 
     async def _run(self) -> None:
         waiters = self._waiters
-        outcome: Token | SinchError = closed_error()
+        outcome: Token | SinchError | None = None
         try:
             outcome = await self._ask()
         except Exception as error:  # noqa: BLE001  # whatever a trace hook of the user's raises; it has no caller to go to
@@ -225,7 +228,10 @@ class TokenSource:
         finally:
             # Else its event loop was closed, and forgotten, and those who wait now wait for another.
             if self._waiters is waiters:
-                self._settle(outcome)
+                self._settle(self._cancelled_error() if outcome is None else outcome)
+
+    def _cancelled_error(self) -> SinchError:
+        return closed_error() if self._closed else TokenError("the token request was cancelled")
 
     def _settle(self, outcome: Token | SinchError) -> None:
         self._fetching = None

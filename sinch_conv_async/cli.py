@@ -443,6 +443,10 @@ def bulk(
         metadata_column,
         source_column,
     )
+    if len({id_column, metadata_column, source_column}) < 3:
+        raise click.UsageError(
+            "--id-column, --metadata-column and --source-column must name different columns"
+        )
     source = Source(path, layout)
     with _told(output):
         access = _access(options)

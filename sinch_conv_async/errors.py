@@ -120,7 +120,8 @@ class TokenError(SinchError):
     @property
     def refused(self) -> bool:
         """Whether the endpoint refused the key, so that asking again with it is of no use."""
-        return self.http_status is not None and self.http_status != 429 and self.http_status < 500
+        status = self.http_status
+        return status is not None and 400 <= status < 500 and status not in (408, 429)
 
 
 @attrs.define(slots=False, eq=False)

@@ -190,6 +190,12 @@ def test_a_bad_option_is_a_usage_error(arguments: list[str], words: str, here: H
     assert words in ended.err
 
 
+def test_columns_of_one_name_are_a_usage_error(tmp_path: Path, here: Here) -> None:
+    ended = here("bulk", csv(tmp_path), "--metadata-column", "message_id")
+    assert ended.code == 2
+    assert "must name different columns" in ended.err
+
+
 def test_missing_credentials_are_named(here: Here) -> None:
     ended = here("update", ID, "new")
     assert ended.code == 3

@@ -527,6 +527,15 @@ def test_a_body_that_is_not_json_is_kept_as_text(body):
     assert error.body == body.decode("utf-8", "replace")[:2048]
 
 
+def test_plain_data_is_not_the_models_own():
+    message = read({"id": "01", "app_message": {"text": "kept"}})
+    to_dict(message)["app_message"]["text"] = "changed"
+    assert message.extra["app_message"] == {"text": "kept"}
+    detail = ErrorDetail("t", extra={"field": ["kept"]})
+    to_dict(detail)["field"].append("changed")
+    assert detail.extra == {"field": ["kept"]}
+
+
 def test_of_half_a_million_details_a_hundred_are_kept():
     body = {"error": {"code": 5, "details": list(range(500_000))}}
     assert [detail.extra["value"] for detail in failed(400, body).details] == list(range(100))

@@ -186,6 +186,24 @@ def test_the_text_of_an_api_error_is_short_whatever_the_server_says():
     assert str(ApiError("x" * 500, http_status=500)) == f"500: {'x' * 500}"
 
 
+@pytest.mark.parametrize(
+    ("status", "refused"),
+    [
+        (None, False),
+        (200, False),
+        (302, False),
+        (400, True),
+        (401, True),
+        (403, True),
+        (408, False),
+        (429, False),
+        (503, False),
+    ],
+)
+def test_a_key_is_refused_by_a_4xx_that_would_come_again(status, refused):
+    assert TokenError("no", http_status=status).refused is refused
+
+
 @pytest.mark.parametrize("cls", TREE)
 def test_the_repr_of_an_error_is_short_whatever_the_server_says(cls):
     assert len(repr(cls("x" * 1_000_000))) < 1_000

@@ -163,10 +163,20 @@ def test_failures_that_are_not_whole_leave_the_older_ones_and_nothing_else(name:
 @pytest.mark.parametrize("name", ["failed.csv", "failed.csv.gz"])
 def test_failures_hold_metadata_and_are_their_owners_alone(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
+    left = tmp_path / f"{name}.part"  # by a run that was killed
+    left.touch(0o644)
     write_failures(path, b"message_id,metadata\n", [], States())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     written = path.read_bytes()
     assert (gzip.decompress(written) if name.endswith(".gz") else written) == b"message_id,metadata\n"
+
+
+def test_failures_are_not_written_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "failed.csv.part").symlink_to("theirs")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_failures(tmp_path / "failed.csv", b"message_id,metadata\n", [], States())
+    assert (tmp_path / "theirs").read_text() == "theirs"
 
 
 def test_a_spool_gives_back_the_bytes_it_was_given(tmp_path: Path) -> None:

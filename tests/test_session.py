@@ -1501,6 +1501,23 @@ async def test_closing_twice_one_after_the_other_and_at_once(sandbox):
     assert client.closed
 
 
+async def test_closing_that_was_cancelled_can_be_done_again(sandbox):
+    """As by a program that ends by cancelling all its tasks."""
+    client = client_of(sandbox)
+    async with sandbox.holding():
+        call = asyncio.create_task(client.update_message_metadata(ID, "x"))
+        await sandbox.wait_for_requests(1)
+        closing = asyncio.create_task(client.close())
+        await settle()
+        inner = client._manager._binding.closing
+        inner.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+    await call
+    await client.close()
+    assert client._manager._binding is None
+
+
 async def test_cancelling_whoever_closes_leaves_nothing_open(sandbox):
     client = client_of(sandbox)
     await client.update_message_metadata(ID, "x")

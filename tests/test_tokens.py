@@ -357,6 +357,19 @@ async def test_closing_ends_a_fetch_and_tells_those_who_wait(time):
         await waiting
 
 
+async def test_a_fetch_that_somebody_else_cancels_is_no_closed_client(time):
+    endpoint = Endpoint(Grant("token", 3600))
+    endpoint.gate.clear()
+    tokens, calls = source(endpoint, time), Calls()
+    waiting = asyncio.create_task(tokens.get(calls))
+    await settle()
+    tokens._fetching.cancel()
+    with pytest.raises(TokenError, match="was cancelled"):
+        await waiting
+    endpoint.gate.set()
+    assert await tokens.get(calls)
+
+
 async def test_closing_ends_a_fetch_that_has_not_begun(time):
     endpoint = Endpoint(Grant("token", 3600))
     tokens, calls = source(endpoint, time), Calls()
