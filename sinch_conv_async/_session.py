@@ -272,7 +272,7 @@ class Member:
                     if isinstance(outcome, Failure) and isinstance(outcome.error, RateLimitedError):
                         # The project's business, not this call's: everybody pauses, and goes on more slowly. While the slot is still held, or
                         # whoever is given it would leave first.
-                        self._throttled(binding, outcome.error, outcome.retry_after, departed)
+                        self._slow_down(binding, outcome.error, outcome.retry_after, departed)
                 finally:
                     admission.leave(project)
                 if isinstance(outcome, ConversationMessage):
@@ -332,7 +332,7 @@ class Member:
         finally:
             calls.leave()
 
-    def _throttled(
+    def _slow_down(
         self, binding: _Binding, error: RateLimitedError, retry_after: float | None, departed: float
     ) -> None:
         """Slows the project down for everybody, after a 429 to a request that left at ``departed``."""

@@ -225,9 +225,8 @@ class BulkUpdate:
             self._client_closed.cancel()
         self._behind.clear()
         self._outage = None
-        self._input = _OneByOne(
-            ()
-        )  # an input that nobody else holds is closed, as far as it can be, and one that somebody does is theirs
+        # An input that nobody else holds is closed by this, as far as it can be; one that somebody does is theirs.
+        self._input = _OneByOne(())
         self._news.set()
 
     def _fail(self, error: BaseException | None) -> None:
@@ -259,9 +258,8 @@ class BulkUpdate:
             while True:
                 outcome = await self._outcome(update)
                 if outcome.error is not None:
-                    outcome.error.__traceback__ = (
-                        None  # nobody raised it at the reader, and its frames hold the job
-                    )
+                    # Nobody raised it at the reader, and its frames hold the job.
+                    outcome.error.__traceback__ = None
                 self._finished.append(outcome)
                 self._news.set()
                 waiting = self._behind[key]

@@ -460,8 +460,8 @@ def bulk(
         if journal is None:
             raise click.UsageError("what comes from a pipe needs --journal FILE")
         manager = SessionManager(max_connections=concurrency or CONCURRENCY)
-        _allow_files((concurrency or CONCURRENCY) + FILES)
         client = access.client(manager, rate=rate)  # without credentials nothing else is worth its time
+        _allow_files((concurrency or CONCURRENCY) + FILES)
         run_of = Run(
             source,
             access.known_project() or "",  # the client has refused to do without

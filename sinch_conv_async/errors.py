@@ -46,13 +46,17 @@ __all__ = [
 ]
 
 
-_SHOWN: Final = 500  # characters: a server may say a mebibyte, and a log line should not
+_SHOWN: Final = 500  # characters
+
+
+def _shortened(text: str) -> str:
+    """A server may say a mebibyte, and a log line should not."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _shown(text: str) -> str:
     """Server text as a line of a log or a terminal takes it: no line breaks, escape sequences or lone surrogates."""
-    if len(text) > _SHOWN:
-        text = f"{text[:_SHOWN]}..."
+    text = _shortened(text)
     if text.isprintable():
         return text
     return "".join(
@@ -61,7 +65,7 @@ def _shown(text: str) -> str:
 
 
 def _repr(text: str | None) -> str:
-    return repr(text if text is None or len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    return repr(text and _shortened(text))
 
 
 @attrs.define(slots=False, eq=False)

@@ -16,7 +16,7 @@ import sys
 import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
@@ -26,7 +26,7 @@ from sinch_conv_async import SessionManager, TokenError
 from sinch_conv_async.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
@@ -366,111 +366,107 @@ async def test_a_service_under_load_loses_nothing_leaks_nothing_and_stops_gracef
 # A worker
 
 
+@pytest.fixture
+def jobs_path(tmp_path: Path) -> str:
+    return str(tmp_path / "jobs.sqlite")
+
+
+@pytest.fixture
+def queue(jobs_path: str) -> Iterator[Any]:
+    """The queue that the worker takes its jobs from, with none in it."""
+    with contextlib.closing(example("worker").Queue(jobs_path)) as queue:
+        yield queue
+
+
 @posix
 async def test_a_worker_that_is_told_to_stop_loses_no_job_and_does_none_twice(
-    sandbox: Sandbox, tmp_path: Path
+    sandbox: Sandbox, jobs_path: str, queue: Any
 ) -> None:
-    module, path, jobs = example("worker"), str(tmp_path / "jobs.sqlite"), 100
+    module, jobs = example("worker"), 100
     ids = [f"{ID}-{number}" for number in range(jobs)]
-    queue = module.Queue(path)
-    try:
-        for message_id in ids:
-            sandbox.add_message(message_id)
-            queue.put(message_id, "done")
+    for message_id in ids:
+        sandbox.add_message(message_id)
+        queue.put(message_id, "done")
 
-        sandbox.hold()
-        async with running("examples/worker.py", path) as program:
-            await sandbox.wait_for_requests(module.WORKERS)
-            program.process.send_signal(signal.SIGTERM)
-            sandbox.release()
-            assert await program.ends() == 0
-        done = queue.count("done")
-        assert done == sandbox.updates_applied
-        assert module.WORKERS <= done < jobs
-        assert (queue.count("new"), queue.count("claimed")) == (jobs - done, 0)
+    sandbox.hold()
+    async with running("examples/worker.py", jobs_path) as program:
+        await sandbox.wait_for_requests(module.WORKERS)
+        program.process.send_signal(signal.SIGTERM)
+        sandbox.release()
+        assert await program.ends() == 0
+    done = queue.count("done")
+    assert done == sandbox.updates_applied
+    assert module.WORKERS <= done < jobs
+    assert (queue.count("new"), queue.count("claimed")) == (jobs - done, 0)
 
-        async with running("examples/worker.py", path) as program:
-            await sandbox.wait_for_requests(jobs)
-            program.process.send_signal(signal.SIGTERM)
-            assert await program.ends() == 0
-        assert queue.count("done") == jobs
-        assert all(sandbox.messages[message_id].updates == 1 for message_id in ids)
-    finally:
-        queue.close()
+    async with running("examples/worker.py", jobs_path) as program:
+        await sandbox.wait_for_requests(jobs)
+        program.process.send_signal(signal.SIGTERM)
+        assert await program.ends() == 0
+    assert queue.count("done") == jobs
+    assert all(sandbox.messages[message_id].updates == 1 for message_id in ids)
 
 
 @posix
 async def test_a_worker_looks_at_a_job_that_failed_in_passing_again_later(
-    sandbox: Sandbox, tmp_path: Path
+    sandbox: Sandbox, jobs_path: str, queue: Any
 ) -> None:
-    module, path = example("worker"), str(tmp_path / "jobs.sqlite")
-    queue = module.Queue(path)
-    try:
-        for message_id in ("busy", "free"):
-            sandbox.add_message(message_id)
-            queue.put(message_id, "done")
-        sandbox.fail_next(409, times=1_000, message_id="busy")  # not tried again by the client
-        async with running("examples/worker.py", path) as program:
-            await sandbox.wait_for_requests(2)
-            while not queue.count("done"):
-                await asyncio.sleep(0.01)
-            program.process.send_signal(signal.SIGTERM)
-            assert await program.ends() == 0
-        assert (queue.count("done"), queue.count("new")) == (1, 1)
-        assert [request.message_id for request in sandbox.requests].count("busy") == 1
-        queue.put_back(job := module.Job(1, "busy", "done"), 60)
-        assert queue.claim() is None
-        queue.put_back(job, 0)
-        assert queue.claim() == job
-    finally:
-        queue.close()
+    for message_id in ("busy", "free"):
+        sandbox.add_message(message_id)
+        queue.put(message_id, "done")
+    sandbox.fail_next(409, times=1_000, message_id="busy")  # not tried again by the client
+    async with running("examples/worker.py", jobs_path) as program:
+        await sandbox.wait_for_requests(2)
+        while not queue.count("done"):
+            await asyncio.sleep(0.01)
+        program.process.send_signal(signal.SIGTERM)
+        assert await program.ends() == 0
+    assert (queue.count("done"), queue.count("new")) == (1, 1)
+    assert [request.message_id for request in sandbox.requests].count("busy") == 1
+    queue.put_back(job := example("worker").Job(1, "busy", "done"), 60)
+    assert queue.claim() is None
+    queue.put_back(job, 0)
+    assert queue.claim() == job
 
 
 @posix
 async def test_a_worker_whose_key_may_do_nothing_ends_and_fails_no_job(
-    sandbox: Sandbox, tmp_path: Path
+    sandbox: Sandbox, jobs_path: str, queue: Any
 ) -> None:
-    module, path = example("worker"), str(tmp_path / "jobs.sqlite")
-    queue = module.Queue(path)
-    try:
-        for number in range(100):
-            queue.put(f"{ID}-{number}", "done")
-        sandbox.fail_next(403, times=1_000)
-        async with running("examples/worker.py", path) as program:
-            assert await program.ends() != 0
-        assert "PermissionDeniedError" in program.output
-        assert (queue.count("failed"), queue.count("done")) == (0, 0)
-    finally:
-        queue.close()
+    for number in range(100):
+        queue.put(f"{ID}-{number}", "done")
+    sandbox.fail_next(403, times=1_000)
+    async with running("examples/worker.py", jobs_path) as program:
+        assert await program.ends() != 0
+    assert "PermissionDeniedError" in program.output
+    assert (queue.count("failed"), queue.count("done")) == (0, 0)
 
 
 @posix
-async def test_a_worker_that_is_killed_leaves_its_jobs_to_the_next(sandbox: Sandbox, tmp_path: Path) -> None:
-    module, path, jobs = example("worker"), str(tmp_path / "jobs.sqlite"), 30
+async def test_a_worker_that_is_killed_leaves_its_jobs_to_the_next(
+    sandbox: Sandbox, jobs_path: str, queue: Any
+) -> None:
+    module, jobs = example("worker"), 30
     ids = [f"{ID}-{number}" for number in range(jobs)]
-    queue = module.Queue(path)
-    try:
-        for message_id in ids:
-            sandbox.add_message(message_id)
-            queue.put(message_id, "done")
-        queue.put("unknown", "done")
+    for message_id in ids:
+        sandbox.add_message(message_id)
+        queue.put(message_id, "done")
+    queue.put("unknown", "done")
 
-        sandbox.hold()
-        async with running("examples/worker.py", path) as program:
-            await sandbox.wait_for_requests(module.WORKERS)
-            program.process.kill()
-            await program.ends()
-        assert queue.count("claimed") == module.WORKERS
-        sandbox.release()
+    sandbox.hold()
+    async with running("examples/worker.py", jobs_path) as program:
+        await sandbox.wait_for_requests(module.WORKERS)
+        program.process.kill()
+        await program.ends()
+    assert queue.count("claimed") == module.WORKERS
+    sandbox.release()
 
-        async with running("examples/worker.py", path) as program:
-            await sandbox.wait_for_requests(module.WORKERS + jobs + 1)
-            program.process.send_signal(signal.SIGTERM)
-            assert await program.ends() == 0
-        assert (queue.count("done"), queue.count("failed"), queue.count("claimed")) == (jobs, 1, 0)
-        assert all(sandbox.messages[message_id].metadata == "done" for message_id in ids)
-    finally:
-        queue.close()
+    async with running("examples/worker.py", jobs_path) as program:
+        await sandbox.wait_for_requests(module.WORKERS + jobs + 1)
+        program.process.send_signal(signal.SIGTERM)
+        assert await program.ends() == 0
+    assert (queue.count("done"), queue.count("failed"), queue.count("claimed")) == (jobs, 1, 0)
+    assert all(sandbox.messages[message_id].metadata == "done" for message_id in ids)
 
 
 # Scripts and notebooks

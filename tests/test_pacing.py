@@ -585,9 +585,8 @@ async def test_a_pause_that_begins_while_calls_wait_fails_those_that_cannot_wait
 async def test_deadlines_are_forgotten_with_the_calls_that_had_them():
     world, project = World(), project_at(100)
     tasks = [world.start(project, deadline=world.now + 100.0) for _ in range(100)]
-    waiting = world.start(
-        project, deadline=world.now + 50.0
-    )  # the first to have to go, which hides the others
+    # The first that would have to go, and so at the top of the heap.
+    waiting = world.start(project, deadline=world.now + 50.0)
     await settle()
     await world.pass_time(0.9)
     assert (project.waiting, len(project.deadlines)) == (100 - project.under_way + 1, 100)
