@@ -76,6 +76,7 @@ daemon off;
 {user}
 worker_processes 1;
 worker_rlimit_nofile 4096;
+{main}
 pid {directory}/nginx.pid;
 events {{ worker_connections 2000; }}
 http {{
@@ -116,9 +117,16 @@ class Nginx:
     """One nginx with one worker, in the foreground, in a process group of its own."""
 
     def __init__(
-        self, directory: Path, http: str, *, before: Sequence[str] = (), host: str = "127.0.0.1"
+        self,
+        directory: Path,
+        http: str,
+        *,
+        main: str = "",
+        before: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         self.directory = directory
+        self._main = main
         self.host = host
         self.port = free_port()
         self._before = before
@@ -132,7 +140,10 @@ class Nginx:
     def configure(self, http: str) -> None:
         user = "user root;" if os.getuid() == 0 else ""
         configuration = _NGINX.format(
-            directory=self.directory, user=user, http=http.replace("@port", str(self.port))
+            directory=self.directory,
+            user=user,
+            main=self._main,
+            http=http.replace("@port", str(self.port)),
         )
         (self.directory / "nginx.conf").write_text(configuration)
 
@@ -147,7 +158,7 @@ class Nginx:
         listening(self.port, self._process, self.host)
 
     def reload(self) -> None:
-        """New workers take over, the old ones finish what they have begun and close the rest."""
+        """New workers take over; the old ones close what is idle, and finish what they have begun if they are given the time."""
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
 
@@ -226,10 +237,15 @@ def api(server: str = "", update: str = f"return 200 '{UPDATED}';", listen: str 
 
 @contextlib.contextmanager
 def nginx(
-    http: str, *, before: Sequence[str] = (), host: str = "127.0.0.1", port: int | None = None
+    http: str,
+    *,
+    main: str = "",
+    before: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int | None = None,
 ) -> Iterator[Nginx]:
     with tempfile.TemporaryDirectory(prefix="faults-nginx-") as directory:
-        server = Nginx(Path(directory), http, before=before, host=host)
+        server = Nginx(Path(directory), http, main=main, before=before, host=host)
         if port is not None:
             server.port = port
             server.configure(http)

@@ -24,9 +24,13 @@ async def test_keep_alive_connections_that_the_server_closes_cost_no_call(table)
     def pause():
         return rng.uniform(0.048, 0.053)
 
-    with nginx(short) as server:
-        plain = await naive.loop(server.options, calls, concurrency=100, pause=pause)
-        bitten = plain.failures(server.applied())
+    # Whether a call meets the closing of its connection is chance: some 20 of 5,000 do, on one machine.
+    for _ in range(5):
+        with nginx(short) as server:
+            plain = await naive.loop(server.options, calls, concurrency=100, pause=pause)
+            bitten = plain.failures(server.applied())
+        if bitten:
+            break
     assert bitten
 
     with nginx(short) as server:
@@ -47,6 +51,7 @@ def proxied(port: int) -> str:
 
 
 RELOADS = 12
+LATENCY = 0.02  # longer than an old worker is given, so that every reload cuts off some calls
 
 
 async def disturb(server: Nginx, what: str) -> float:
@@ -65,8 +70,12 @@ async def disturb(server: Nginx, what: str) -> float:
 @pytest.mark.parametrize("what", ["reload", "kill"])
 async def test_a_server_that_is_reloaded_or_killed_and_restarted_costs_a_job_nothing(table, what):
     calls = updates(1200, family="RESTART")
-    fault = {"reload": "nginx reloaded twelve times", "kill": "nginx killed, back after 0.5 s"}[what]
-    with backend(latency=0.02) as sandbox, nginx(proxied(sandbox.port)) as server:
+    fault = {
+        "reload": "nginx reloaded twelve times, 10 ms for each old worker",
+        "kill": "nginx killed, back after 0.5 s",
+    }[what]
+    hurried = "worker_shutdown_timeout 10ms;"
+    with backend(latency=LATENCY) as sandbox, nginx(proxied(sandbox.port), main=hurried) as server:
         options = {**sandbox.options, "conversation_origin": server.origin}
 
         plain, _ = await meanwhile(naive.loop(options, calls, rate=600), disturb(server, what))

@@ -58,7 +58,8 @@ async def test_an_answer_that_belongs_to_another_call_is_given_to_none(table, wh
     calls = updates(250 if what == "late error" else 2000, family="DESYNC")
     # An error has no id by which to tell whose it is, so one that comes while a call is under way is taken for that call's by every HTTP/1.1 client.
     # What can be told is that nothing had been asked: here each call leaves its connection idle for a while.
-    traffic = {"concurrency": 1, "pause": lambda: 0.01} if what == "late error" else {"concurrency": 20}
+    # It is idle for much longer than the error takes, also on a machine that stalls.
+    traffic = {"concurrency": 1, "pause": lambda: 0.03} if what == "late error" else {"concurrency": 20}
 
     def applied(server: Server) -> Counter[str]:
         return Counter(received.message_id for received in server.received)
