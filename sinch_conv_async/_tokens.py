@@ -147,7 +147,7 @@ class TokenSource:
         self._closed = False
         self._token: Token | None = None
         self._failure: SinchError | None = None
-        self._fetching: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Task[Token | SinchError] | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._refused: SinchError | None = None
         self._refused_until = 0.0
@@ -214,24 +214,25 @@ class TokenSource:
             await asyncio.wait([task])
 
     def _fetch(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._run(), name="sinch_conv_async token request")
-        # An eager task factory may have run it to its end already.
-        self._fetching = None if task.done() else task
+        self._fetching = asyncio.get_running_loop().create_task(
+            self._run(), name="sinch_conv_async token request"
+        )
+        # Of the task, not at the coroutine's end: one that is cancelled before it has begun has no end.
+        self._fetching.add_done_callback(self._fetched)
 
-    async def _run(self) -> None:
-        waiters = self._waiters
-        outcome: Token | SinchError | None = None
+    async def _run(self) -> Token | SinchError:
         try:
-            outcome = await self._ask()
+            return await self._ask()
         except Exception as error:  # noqa: BLE001  # whatever a trace hook of the user's raises; it has no caller to go to
-            outcome = TokenError(f"the token request failed: {type(error).__name__}")
-        finally:
-            # Else its event loop was closed, and forgotten, and those who wait now wait for another.
-            if self._waiters is waiters:
-                self._settle(self._cancelled_error() if outcome is None else outcome)
+            return TokenError(f"the token request failed: {type(error).__name__}")
 
-    def _cancelled_error(self) -> SinchError:
-        return closed_error() if self._closed else TokenError("the token request was cancelled")
+    def _fetched(self, task: asyncio.Task[Token | SinchError]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._settle(task.result())
+        elif self._closed:
+            self._settle(closed_error())
+        else:
+            self._settle(TokenError("the token request was cancelled"))
 
     def _settle(self, outcome: Token | SinchError) -> None:
         self._fetching = None

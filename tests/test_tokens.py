@@ -370,6 +370,18 @@ async def test_a_fetch_that_somebody_else_cancels_is_no_closed_client(time):
     assert await tokens.get(calls)
 
 
+async def test_a_fetch_that_is_cancelled_before_it_has_begun_is_no_end_of_all_others(time):
+    endpoint = Endpoint(Grant("token", 3600))
+    tokens, calls = source(endpoint, time), Calls()
+    waiting = asyncio.create_task(tokens.get(calls))
+    await asyncio.sleep(0)
+    tokens._fetching.cancel()
+    with pytest.raises(TokenError, match="was cancelled"):
+        await waiting
+    assert endpoint.requests == 0
+    assert await tokens.get(calls)
+
+
 async def test_closing_ends_a_fetch_that_has_not_begun(time):
     endpoint = Endpoint(Grant("token", 3600))
     tokens, calls = source(endpoint, time), Calls()
