@@ -50,11 +50,12 @@ def there(*paths: str) -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff's check and format, and codespell."""
-    session.install(*group("lint"))
+    """Ruff's check and format, codespell, and who may import whom."""
+    session.install("-e", ".[cli]", *group("lint"))
     code = there(*CODE)
     session.run("ruff", "check", *code)
     session.run("ruff", "format", "--check", *code)
+    session.run("lint-imports")
     session.run("codespell", *code, *there("README.rst", "CHANGELOG.rst", "CONTRIBUTING.rst", "SECURITY.rst"))
 
 

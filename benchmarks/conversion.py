@@ -63,7 +63,7 @@ def _ours(variant: str) -> Reader:
     our_client.choose_json(variant)
     # Private, and named here only: what a call costs between the last byte received and the value returned.
     from sinch_conv_async import ConversationMessage
-    from sinch_conv_async._convert import structure_message
+    from sinch_conv_async._wire.structure import structure_message
 
     # It answers with a sentence where it could not read: no such answer may be taken for a quick one.
     message = structure_message(sample.answer().encode())

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from sinch_conv_async._pace import Pace
+from sinch_conv_async._core.pace import Pace
 
 SECONDS = 60
 SETTLED = 10

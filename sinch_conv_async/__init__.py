@@ -6,10 +6,10 @@
         message = await client.update_message_metadata("01FC66621XXXXX119Z8PMV1QPA", '{"ticket": "closed"}')
 """
 
-from ._convert import to_dict
-from ._retry import RetryPolicy
-from ._session import ProjectStats, SessionManager, SessionStats
-from ._wire import VERSION as __version__
+from ._core.manager import ProjectStats, SessionManager, SessionStats
+from ._core.retry import RetryPolicy
+from ._wire.http import VERSION as __version__
+from ._wire.structure import to_dict
 from .bulk import BulkUpdate
 from .client import ConversationClient
 from .enums import Channel, Direction, MessagesSource, ProcessingMode, Region

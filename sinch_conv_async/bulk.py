@@ -15,8 +15,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Generator, Hashable, I
 from types import TracebackType
 from typing import Final, Self
 
-from ._retry import RetryYield
-from ._session import Call, Member
+from ._core.manager import Call, Sender
+from ._core.retry import RetryYield
 from .errors import (
     ApiError,
     AuthenticationError,
@@ -102,7 +102,7 @@ class BulkUpdate:
 
     def __init__(
         self,
-        member: Member,
+        member: Sender,
         updates: Updates,
         *,
         concurrency: int,
@@ -347,7 +347,7 @@ class BulkUpdate:
             # What was not sent, for want of a token or of the server's leave, may be sent at any time.
             unsent = call.attempts == attempts or isinstance(error, TokenError)
             failure = call.failure
-            may_pass = failure is not None and failure.helps
+            may_pass = failure is not None and failure.retryable
             if not may_pass and not unsent and isinstance(error, ApiError | ResponseFormatError):
                 self._got_through()
                 return UpdateOutcome(update, error=error, attempts=call.attempts)

@@ -9,9 +9,9 @@ import warnings
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypedDict, Unpack
 
-from . import _wire
-from ._retry import RetryPolicy
-from ._session import Call, Member, SessionManager
+from ._core.manager import Call, Sender, SessionManager
+from ._core.retry import RetryPolicy
+from ._wire import http as _wire
 from .bulk import MAX_OUTAGE, BulkUpdate, Updates
 from .enums import MessagesSource, Region
 from .errors import InvalidArgumentError
@@ -116,7 +116,7 @@ class ConversationClient:
         self._timeout = _positive("timeout", timeout)
         self._owns_manager = session_manager is None
         self._manager = SessionManager() if session_manager is None else session_manager
-        self._member = Member.join(
+        self._member = Sender.join(
             self._manager,
             project_id=project_id,
             credentials=credentials,

@@ -28,7 +28,7 @@ from sinch_conv_async import (
     TransportError,
 )
 from sinch_conv_async import bulk as bulk_module
-from sinch_conv_async._session import Member
+from sinch_conv_async._core.manager import Sender
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import AT_ONCE, NEVER, Time, client_of
 
@@ -679,7 +679,7 @@ async def test_a_final_401_ends_the_job_after_the_outcomes_so_far(client, sandbo
 async def test_a_token_endpoint_that_fails_is_an_outage_and_not_the_jobs_end(
     client, sandbox, quick_probes, monkeypatch
 ):
-    monkeypatch.setattr("sinch_conv_async._tokens.FETCH_FOR", 0.0)
+    monkeypatch.setattr("sinch_conv_async._core.tokens.FETCH_FOR", 0.0)
     sandbox.fail_next_token(503, times=3)
     outcomes = [outcome async for outcome in client.update_many(Input(20), concurrency=4)]
     assert len(outcomes) == 20
@@ -930,7 +930,7 @@ async def test_the_last_two_that_never_succeed_are_no_outage_for_who_saw_others_
 async def test_stop_reading_does_not_wait_for_a_further_round_of_retries(
     client, sandbox, quick_probes, monkeypatch
 ):
-    monkeypatch.setattr(Member, "long_delay", lambda member: 3600.0)
+    monkeypatch.setattr(Sender, "long_delay", lambda member: 3600.0)
     unlucky(sandbox, 60, times=1_000_000)
     outcomes = client.update_many(Input(100), concurrency=8)
     done = [await anext(outcomes) for _ in range(99)]
@@ -1049,7 +1049,7 @@ async def test_a_certificate_that_is_refused_does_not_use_up_the_input(sandbox, 
 async def test_what_could_not_be_sent_for_want_of_a_token_is_not_used_up_either(
     sandbox, quick_probes, monkeypatch
 ):
-    monkeypatch.setattr("sinch_conv_async._tokens.FETCH_FOR", 0.0)
+    monkeypatch.setattr("sinch_conv_async._core.tokens.FETCH_FOR", 0.0)
     sandbox.fail_next_token(503, times=3)
     async with client_of(sandbox, retry=NEVER, rate_limit=None) as client:
         outcomes = [outcome async for outcome in client.update_many(Input(20), concurrency=4)]

@@ -277,7 +277,8 @@ async def test_a_signal_that_comes_when_all_is_under_way_interrupts_nothing(
 
 SIGNALLED = """
 import os, signal, sys
-from sinch_conv_async import _run, cli
+from sinch_conv_async import cli
+from sinch_conv_async._job import run as _run
 
 write_failures = _run.write_failures
 

@@ -8,7 +8,7 @@ import gc
 import pytest
 
 from sinch_conv_async import ClientStateError
-from sinch_conv_async._calls import Calls, closed_error
+from sinch_conv_async._core.lifetime import Calls, closed_error
 
 
 async def test_closing_ends_every_wait():

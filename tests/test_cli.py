@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import os
 import re
@@ -18,7 +19,8 @@ import attrs
 import click
 import pytest
 
-from sinch_conv_async import MessagesSource, Region, __main__, _run, cli
+from sinch_conv_async import MessagesSource, Region, __main__, cli
+from sinch_conv_async._job import run as _run
 from sinch_conv_async.sandbox import Sandbox
 from tests.commands import COMMAND, Ended, Running, environment_of, sinch_conv
 
@@ -846,7 +848,7 @@ def test_without_click_one_sentence_says_what_is_missing(
 def test_what_else_is_missing_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "sinch_conv_async.cli")
     monkeypatch.delattr("sinch_conv_async.cli")
-    monkeypatch.setitem(sys.modules, "sinch_conv_async._run", None)
+    monkeypatch.setitem(sys.modules, "sinch_conv_async._job.run", None)
     with pytest.raises(ModuleNotFoundError):
         __main__.main()
 
@@ -1153,7 +1155,7 @@ async def test_a_demo_can_be_interrupted(tmp_path: Path) -> None:
 def test_a_demo_counts_what_it_lost(
     lies: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sinch_conv_async import _demo
+    _demo = importlib.import_module("sinch_conv_async.cli.demo")
 
     async def trouble(sandbox: Sandbox, messages: int) -> None:
         # Answers that claim what they did not do.

@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from sinch_conv_async import NotFoundError, ServerError
-from sinch_conv_async._connector import Connector
+from sinch_conv_async._core.pool import Connector
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import ID, NEVER, OTHER, Server, answering, client_of, http, served, updated
 

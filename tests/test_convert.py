@@ -32,11 +32,11 @@ from sinch_conv_async import (
     ServerError,
     TokenError,
     UpdateOutcome,
-    _convert,
-    _json,
     to_dict,
 )
-from sinch_conv_async._convert import structure_error, structure_message
+from sinch_conv_async._wire import json as _json
+from sinch_conv_async._wire import structure as _convert
+from sinch_conv_async._wire.structure import structure_error, structure_message
 
 UTC = datetime.UTC
 

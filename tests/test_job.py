@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sinch_conv_async import ConversationClient
-from sinch_conv_async._job import FailureLimit, FromPipe, Job, Spool, write_failures
-from sinch_conv_async._journal import Header, Journal, States
-from sinch_conv_async._progress import Progress
-from sinch_conv_async._records import BadLine, InputError, Layout, Record, RecordReader
+from sinch_conv_async._job.input import BadLine, InputError, Layout, Record, RecordReader
+from sinch_conv_async._job.job import FailureLimit, FromPipe, Job, Spool, write_failures
+from sinch_conv_async._job.journal import Header, Journal, States
+from sinch_conv_async._job.progress import Progress
 from sinch_conv_async.sandbox import Sandbox
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from sinch_conv_async import _journal
-from sinch_conv_async._journal import (
+from sinch_conv_async._job import journal as _journal
+from sinch_conv_async._job.journal import (
     Header,
     Journal,
     JournalError,

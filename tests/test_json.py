@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sinch_conv_async import _json
+from sinch_conv_async._wire import json as _json
 
 pytest.importorskip("orjson", reason="what is compared here is orjson with its stand-in")
 

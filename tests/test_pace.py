@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinch_conv_async._pace import Pace
+from sinch_conv_async._core.pace import Pace
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sinch_conv_async import CallTimeoutError, ClientStateError, RateLimitedError
-from sinch_conv_async import _pacing as pacing
-from sinch_conv_async._calls import Calls
-from sinch_conv_async._pacing import Admission, Project
+from sinch_conv_async._core import admission as pacing
+from sinch_conv_async._core.admission import Admission, Project
+from sinch_conv_async._core.lifetime import Calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable

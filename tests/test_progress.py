@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from sinch_conv_async._progress import Bar, Lines, Progress, Rate, duration, progress_on
+from sinch_conv_async._job.progress import Bar, Lines, Progress, Rate, duration, progress_on
 
 
 class Terminal(io.StringIO):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sinch_conv_async import MetadataUpdate
-from sinch_conv_async._records import MAX_LINE, BadLine, InputError, Layout, Record, RecordReader, Source
+from sinch_conv_async._job.input import MAX_LINE, BadLine, InputError, Layout, Record, RecordReader, Source
 
 if TYPE_CHECKING:
     from pathlib import Path

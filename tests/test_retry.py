@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sinch_conv_async import InvalidArgumentError, RetryPolicy, TransportError
-from sinch_conv_async._retry import Failure, RetryBudget, RetryYield
+from sinch_conv_async._core.retry import RetryBudget, RetryYield
+from sinch_conv_async._wire.failure import Failure
 
 SECONDS = st.floats(0, 1000)
 
@@ -106,7 +107,7 @@ def test_a_policy_is_a_value():
 def test_a_failure_is_retried_when_it_helps_and_a_repeat_can_do_no_harm_that_is_minded(
     helps, applied, retry_maybe_sent, allowed
 ):
-    failure = Failure(TransportError(), helps=helps, applied=applied)
+    failure = Failure(TransportError(), retryable=helps, maybe_applied=applied)
     assert RetryPolicy(retry_maybe_sent=retry_maybe_sent).allows(failure) is allowed
 
 

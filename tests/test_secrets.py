@@ -82,7 +82,7 @@ def records():
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """A failing token endpoint is given up at once."""
-    monkeypatch.setattr("sinch_conv_async._tokens.FETCH_FOR", 0.0)
+    monkeypatch.setattr("sinch_conv_async._core.tokens.FETCH_FOR", 0.0)
 
 
 # Where to look

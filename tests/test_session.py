@@ -475,7 +475,7 @@ def slept(monkeypatch):
     async def sleep(calls, delay):
         delays.append(delay)
 
-    monkeypatch.setattr("sinch_conv_async._calls.Calls.sleep", sleep)
+    monkeypatch.setattr("sinch_conv_async._core.lifetime.Calls.sleep", sleep)
     return delays
 
 
@@ -817,7 +817,7 @@ async def test_invalid_client_fails_a_thousand_calls_with_one_request(sandbox):
 
 
 async def test_a_token_endpoint_that_cannot_be_reached_is_a_token_error(sandbox, monkeypatch):
-    monkeypatch.setattr("sinch_conv_async._tokens.FETCH_FOR", 0.0)
+    monkeypatch.setattr("sinch_conv_async._core.tokens.FETCH_FOR", 0.0)
     async with Server(hang) as nobody:
         pass
     async with client_of(sandbox, auth_origin=nobody.origin) as client:
@@ -1843,7 +1843,7 @@ async def test_a_forgotten_manager_whose_renewal_is_under_way_asks_for_nothing(s
     del manager
     failure = await request(None)
     assert isinstance(failure.error, TokenError)
-    assert not failure.helps
+    assert not failure.retryable
 
 
 def test_a_manager_that_was_never_used_is_forgotten_in_silence():

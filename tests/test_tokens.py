@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sinch_conv_async import ClientStateError, SessionManager, TokenError
-from sinch_conv_async._calls import Calls
-from sinch_conv_async._retry import Failure
-from sinch_conv_async._tokens import BasicAuthorization, EndpointPace, Token, TokenSource
-from sinch_conv_async._wire import Credentials, Grant
+from sinch_conv_async._core.lifetime import Calls
+from sinch_conv_async._core.tokens import BasicAuthorization, EndpointPace, Token, TokenSource
+from sinch_conv_async._wire.failure import Failure
+from sinch_conv_async._wire.http import Credentials, TokenResponse
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import ID, Time, client_of
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 KEY = Credentials("key", "secret")
-INVALID_CLIENT = Failure(TokenError("no", error="invalid_client", http_status=401), helps=False)
-UNAVAILABLE = Failure(TokenError("down", http_status=503), helps=True)
+INVALID_CLIENT = Failure(TokenError("no", error="invalid_client", http_status=401), retryable=False)
+UNAVAILABLE = Failure(TokenError("down", http_status=503), retryable=True)
 
 
 class Endpoint:
     """A token endpoint that gives these answers in turn, the last one for ever."""
 
-    def __init__(self, *answers: Grant | Failure | Exception) -> None:
+    def __init__(self, *answers: TokenResponse | Failure | Exception) -> None:
         self.answers = list(answers)
         self.requests = 0
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def __call__(self, credentials: Credentials) -> Grant | Failure:
+    async def __call__(self, credentials: Credentials) -> TokenResponse | Failure:
         self.requests += 1
         await self.gate.wait()
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -43,7 +43,7 @@ class Endpoint:
 
 
 def source(
-    endpoint: Callable[[Credentials], Awaitable[Grant | Failure]],
+    endpoint: Callable[[Credentials], Awaitable[TokenResponse | Failure]],
     time: Time,
     *,
     pace: EndpointPace | None = None,
@@ -73,7 +73,7 @@ def time() -> Time:
 
 
 async def test_a_thousand_waiters_make_one_request(time):
-    endpoint = Endpoint(Grant("token", 3600))
+    endpoint = Endpoint(TokenResponse("token", 3600))
     tokens, calls = source(endpoint, time), Calls()
     got = await asyncio.gather(*(tokens.get(calls) for _ in range(1000)))
     assert endpoint.requests == 1
@@ -82,7 +82,7 @@ async def test_a_thousand_waiters_make_one_request(time):
 
 
 async def test_cancelling_the_waiter_that_started_the_fetch_harms_no_other(time):
-    endpoint = Endpoint(Grant("token", 3600))
+    endpoint = Endpoint(TokenResponse("token", 3600))
     endpoint.gate.clear()
     tokens, calls = source(endpoint, time), Calls()
     first, second = (asyncio.create_task(tokens.get(calls)) for _ in range(2))
@@ -96,7 +96,7 @@ async def test_cancelling_the_waiter_that_started_the_fetch_harms_no_other(time)
 
 
 async def test_a_fetch_outlives_its_callers(time):
-    endpoint = Endpoint(Grant("token", 3600))
+    endpoint = Endpoint(TokenResponse("token", 3600))
     endpoint.gate.clear()
     tokens = source(endpoint, time)
     caller = asyncio.create_task(tokens.get(Calls()))
@@ -119,7 +119,7 @@ async def test_every_waiter_gets_an_error_of_its_own(time):
 
 
 async def test_a_token_serves_until_it_expires_and_not_longer(time):
-    endpoint = Endpoint(Grant("one", 100), UNAVAILABLE)
+    endpoint = Endpoint(TokenResponse("one", 100), UNAVAILABLE)
     tokens = source(endpoint, time)
     token = await tokens.get(Calls())
     assert tokens.current(1000 + 71.9) is token
@@ -130,9 +130,9 @@ async def test_a_token_serves_until_it_expires_and_not_longer(time):
 
 
 async def test_the_life_is_counted_from_the_request_not_from_the_answer(time):
-    async def slowly(credentials: Credentials) -> Grant:
+    async def slowly(credentials: Credentials) -> TokenResponse:
         time.now += 30
-        return Grant("token", 100)
+        return TokenResponse("token", 100)
 
     token = await source(slowly, time).get(Calls())
     assert token.expires_at == 1100
@@ -142,7 +142,7 @@ async def test_the_life_is_counted_from_the_request_not_from_the_answer(time):
 async def test_renewal_is_due_between_72_and_88_percent_of_the_life(time, seed):
     tokens = TokenSource(
         KEY,
-        request=Endpoint(Grant("token", 100)),
+        request=Endpoint(TokenResponse("token", 100)),
         endpoint=EndpointPace(),
         clock=time.clock,
         rng=random.Random(seed),
@@ -152,7 +152,7 @@ async def test_renewal_is_due_between_72_and_88_percent_of_the_life(time, seed):
 
 
 async def test_a_token_is_renewed_on_use_in_the_background_while_the_old_one_serves(time):
-    endpoint = Endpoint(Grant("old", 100), Grant("new", 100))
+    endpoint = Endpoint(TokenResponse("old", 100), TokenResponse("new", 100))
     tokens, calls = source(endpoint, time), Calls()
     old = await tokens.get(calls)
     time.now = 1089
@@ -170,7 +170,7 @@ async def test_a_token_is_renewed_on_use_in_the_background_while_the_old_one_ser
 
 
 async def test_a_failed_early_renewal_waits_before_the_next_and_tells_nobody(time):
-    endpoint = Endpoint(Grant("old", 100), UNAVAILABLE)
+    endpoint = Endpoint(TokenResponse("old", 100), UNAVAILABLE)
     tokens, calls = source(endpoint, time), Calls()
     old = await tokens.get(calls)
     time.now = 1089
@@ -186,7 +186,7 @@ async def test_a_failed_early_renewal_waits_before_the_next_and_tells_nobody(tim
 
 
 async def test_an_early_renewal_that_becomes_urgent_is_tried_again(time):
-    endpoint = Endpoint(Grant("old", 100), UNAVAILABLE, Grant("new", 100))
+    endpoint = Endpoint(TokenResponse("old", 100), UNAVAILABLE, TokenResponse("new", 100))
     tokens, calls = source(endpoint, time), Calls()
     old = await tokens.get(calls)
     time.now = 1099
@@ -202,7 +202,7 @@ async def test_an_early_renewal_that_becomes_urgent_is_tried_again(time):
 
 
 async def test_a_renewal_that_is_refused_is_remembered_once_the_old_token_is_gone(time):
-    endpoint = Endpoint(Grant("old", 100), INVALID_CLIENT)
+    endpoint = Endpoint(TokenResponse("old", 100), INVALID_CLIENT)
     tokens, calls = source(endpoint, time), Calls()
     old = await tokens.get(calls)
     time.now = 1089
@@ -218,7 +218,7 @@ async def test_a_renewal_that_is_refused_is_remembered_once_the_old_token_is_gon
 
 
 async def test_a_refused_token_is_dropped_once(time):
-    endpoint = Endpoint(Grant("one", 3600), Grant("two", 3600))
+    endpoint = Endpoint(TokenResponse("one", 3600), TokenResponse("two", 3600))
     tokens, calls = source(endpoint, time), Calls()
     one = await tokens.get(calls)
     assert tokens.refused(one, "project", time.now)
@@ -230,7 +230,7 @@ async def test_a_refused_token_is_dropped_once(time):
 
 
 async def test_a_renewed_token_that_was_never_accepted_is_not_renewed_again_within_60_s(time):
-    endpoint = Endpoint(Grant("one", 3600), Grant("two", 3600), Grant("three", 3600))
+    endpoint = Endpoint(TokenResponse("one", 3600), TokenResponse("two", 3600), TokenResponse("three", 3600))
     tokens, calls = source(endpoint, time), Calls()
     assert tokens.refused(await tokens.get(calls), "project", time.now)
     two = await tokens.get(calls)
@@ -239,7 +239,7 @@ async def test_a_renewed_token_that_was_never_accepted_is_not_renewed_again_with
 
 
 async def test_a_token_that_was_accepted_is_renewed_whenever_it_is_refused(time):
-    tokens, calls = source(Endpoint(Grant("one", 3600)), time), Calls()
+    tokens, calls = source(Endpoint(TokenResponse("one", 3600)), time), Calls()
     assert tokens.refused(await tokens.get(calls), "project", time.now)
     two = await tokens.get(calls)
     two.accepted_for.add("project")
@@ -247,7 +247,7 @@ async def test_a_token_that_was_accepted_is_renewed_whenever_it_is_refused(time)
 
 
 async def test_a_token_that_is_accepted_for_one_project_is_not_renewed_again_and_again_for_another(time):
-    tokens, calls = source(Endpoint(Grant("one", 3600)), time), Calls()
+    tokens, calls = source(Endpoint(TokenResponse("one", 3600)), time), Calls()
     assert tokens.refused(await tokens.get(calls), "refusing", time.now)
     two = await tokens.get(calls)
     two.accepted_for.add("accepting")
@@ -261,7 +261,7 @@ async def test_a_token_that_lives_shorter_than_its_answer_took_is_used_all_the_s
             time.now += 1.2
             return await super().__call__(credentials)
 
-    endpoint = Slow(Grant("token", 1))
+    endpoint = Slow(TokenResponse("token", 1))
     tokens = source(endpoint, time)
     token = await tokens.get(Calls())
     assert endpoint.requests == 1
@@ -272,7 +272,7 @@ async def test_a_token_that_lives_shorter_than_its_answer_took_is_used_all_the_s
 
 
 async def test_invalid_client_is_remembered_for_60_s(time):
-    endpoint = Endpoint(INVALID_CLIENT, INVALID_CLIENT, Grant("token", 3600))
+    endpoint = Endpoint(INVALID_CLIENT, INVALID_CLIENT, TokenResponse("token", 3600))
     tokens, calls = source(endpoint, time), Calls()
     for _ in range(100):
         with pytest.raises(TokenError) as caught:
@@ -288,7 +288,9 @@ async def test_invalid_client_is_remembered_for_60_s(time):
 
 
 async def test_any_other_refusal_is_not_remembered(time):
-    endpoint = Endpoint(Failure(TokenError("odd", http_status=400), helps=False), Grant("token", 3600))
+    endpoint = Endpoint(
+        Failure(TokenError("odd", http_status=400), retryable=False), TokenResponse("token", 3600)
+    )
     tokens, calls = source(endpoint, time), Calls()
     with pytest.raises(TokenError):
         await tokens.get(calls)
@@ -296,7 +298,7 @@ async def test_any_other_refusal_is_not_remembered(time):
 
 
 async def test_a_failing_endpoint_is_asked_again_with_backoff(time):
-    endpoint = Endpoint(UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, Grant("token", 3600))
+    endpoint = Endpoint(UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, TokenResponse("token", 3600))
     assert await source(endpoint, time).get(Calls())
     assert len(time.slept) == 3
     assert all(pause <= limit for pause, limit in zip(time.slept, (0.5, 1.0, 2.0), strict=True))
@@ -311,13 +313,13 @@ async def test_after_60_s_of_failing_those_who_wait_are_told(time):
 
 
 async def test_a_retry_after_within_60_s_is_kept_to(time):
-    failure = Failure(TokenError("down", http_status=429), helps=True, retry_after=7)
-    await source(Endpoint(failure, Grant("token", 3600)), time).get(Calls())
+    failure = Failure(TokenError("down", http_status=429), retryable=True, retry_after=7)
+    await source(Endpoint(failure, TokenResponse("token", 3600)), time).get(Calls())
     assert 1007 <= time.now <= 1007.5
 
 
 async def test_a_retry_after_beyond_60_s_ends_the_wait_at_once(time):
-    endpoint = Endpoint(Failure(TokenError("down", http_status=429), helps=True, retry_after=3600))
+    endpoint = Endpoint(Failure(TokenError("down", http_status=429), retryable=True, retry_after=3600))
     with pytest.raises(TokenError):
         await source(endpoint, time).get(Calls())
     assert endpoint.requests == 1
@@ -326,8 +328,8 @@ async def test_a_retry_after_beyond_60_s_ends_the_wait_at_once(time):
 
 @pytest.mark.parametrize("asked", [3600, 61])
 async def test_a_retry_after_beyond_60_s_is_remembered_for_60_s(time, asked):
-    failure = Failure(TokenError("down", http_status=429), helps=True, retry_after=asked)
-    endpoint = Endpoint(failure, Grant("token", 3600))
+    failure = Failure(TokenError("down", http_status=429), retryable=True, retry_after=asked)
+    endpoint = Endpoint(failure, TokenResponse("token", 3600))
     tokens, calls = source(endpoint, time), Calls()
     for _ in range(100):
         with pytest.raises(TokenError, match="down"):
@@ -347,7 +349,7 @@ async def test_a_trace_hook_that_raises_ends_the_fetch_with_a_token_error(time):
 
 
 async def test_closing_ends_a_fetch_and_tells_those_who_wait(time):
-    endpoint = Endpoint(Grant("token", 3600))
+    endpoint = Endpoint(TokenResponse("token", 3600))
     endpoint.gate.clear()
     tokens = source(endpoint, time)
     waiting = asyncio.create_task(tokens.get(Calls()))
@@ -358,7 +360,7 @@ async def test_closing_ends_a_fetch_and_tells_those_who_wait(time):
 
 
 async def test_a_fetch_that_somebody_else_cancels_is_no_closed_client(time):
-    endpoint = Endpoint(Grant("token", 3600))
+    endpoint = Endpoint(TokenResponse("token", 3600))
     endpoint.gate.clear()
     tokens, calls = source(endpoint, time), Calls()
     waiting = asyncio.create_task(tokens.get(calls))
@@ -371,7 +373,7 @@ async def test_a_fetch_that_somebody_else_cancels_is_no_closed_client(time):
 
 
 async def test_a_fetch_that_is_cancelled_before_it_has_begun_is_no_end_of_all_others(time):
-    endpoint = Endpoint(Grant("token", 3600))
+    endpoint = Endpoint(TokenResponse("token", 3600))
     tokens, calls = source(endpoint, time), Calls()
     waiting = asyncio.create_task(tokens.get(calls))
     await asyncio.sleep(0)
@@ -383,7 +385,7 @@ async def test_a_fetch_that_is_cancelled_before_it_has_begun_is_no_end_of_all_ot
 
 
 async def test_closing_ends_a_fetch_that_has_not_begun(time):
-    endpoint = Endpoint(Grant("token", 3600))
+    endpoint = Endpoint(TokenResponse("token", 3600))
     tokens, calls = source(endpoint, time), Calls()
     waiting = asyncio.create_task(tokens.get(calls))
     await asyncio.sleep(0)
@@ -412,7 +414,7 @@ async def test_a_waiter_cancelled_while_the_fetch_goes_on_is_passed_over(time):
 
 
 async def test_no_fetch_is_started_for_a_closed_client(time):
-    endpoint, calls = Endpoint(Grant("token", 3600)), Calls()
+    endpoint, calls = Endpoint(TokenResponse("token", 3600)), Calls()
     calls.fail_waiting()
     with pytest.raises(ClientStateError):
         await source(endpoint, time).get(calls)
@@ -421,7 +423,7 @@ async def test_no_fetch_is_started_for_a_closed_client(time):
 
 
 async def test_a_source_with_neither_token_nor_fetch_may_be_forgotten(time):
-    endpoint = Endpoint(Grant("token", 100))
+    endpoint = Endpoint(TokenResponse("token", 100))
     endpoint.gate.clear()
     tokens = source(endpoint, time)
     assert tokens.forgettable(time.now)
@@ -462,9 +464,9 @@ def test_the_endpoint_pace_recovers_its_burst_when_idle():
 async def test_500_keys_on_one_endpoint_stay_within_its_bucket(time):
     pace, began = EndpointPace(), []
 
-    async def ask(credentials: Credentials) -> Grant:
+    async def ask(credentials: Credentials) -> TokenResponse:
         began.append(asked_at())
-        return Grant("token", 3600)
+        return TokenResponse("token", 3600)
 
     # Each source waits on a clock of its own, or the waits would add up.
     def asked_at() -> float:

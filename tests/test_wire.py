@@ -34,14 +34,14 @@ from sinch_conv_async import (
     ServerError,
     TokenError,
     TransportError,
-    _json,
 )
-from sinch_conv_async._retry import Failure
-from sinch_conv_async._wire import (
+from sinch_conv_async._wire import json as _json
+from sinch_conv_async._wire.failure import Failure
+from sinch_conv_async._wire.http import (
     MAX_ANSWER,
-    Answer,
     Credentials,
-    Grant,
+    Response,
+    TokenResponse,
     basic_authorization,
     checked_credentials,
     checked_id,
@@ -89,7 +89,7 @@ def no_scrub(text):
 def answer(status=200, body=b"{}", **headers):
     """Header names are given as `Retry_After`."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Answer(
+    return Response(
         status, CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}), body
     )
 
@@ -774,7 +774,12 @@ def test_a_message_of_another_id_is_a_crossed_answer(other):
     assert type(failure.error) is TransportError
     assert str(failure.error) == "the answer is about another message than the one asked for"
     assert failure.error.sent == "maybe"
-    assert (failure.helps, failure.applied, failure.suspect, failure.stale) == (True, True, True, False)
+    assert (failure.retryable, failure.maybe_applied, failure.crossed, failure.stale_connection) == (
+        True,
+        True,
+        True,
+        False,
+    )
     assert "canary" not in f"{failure!r} {failure.error}"
 
 
@@ -794,7 +799,7 @@ def test_a_200_that_is_no_message_was_applied_and_says_where_it_is_wrong(body, t
     failure = read(200, body)
     assert type(failure.error) is ResponseFormatError
     assert (str(failure.error), failure.error.http_status) == (text, 200)
-    assert (failure.helps, failure.applied, failure.suspect) == (False, True, False)
+    assert (failure.retryable, failure.maybe_applied, failure.crossed) == (False, True, False)
 
 
 @pytest.mark.parametrize(
@@ -805,7 +810,7 @@ def test_what_is_neither_200_nor_an_error_is_not_what_the_api_promises(status):
     assert type(failure.error) is ResponseFormatError
     assert failure.error.http_status == status
     assert str(failure.error) == f"the API answers 200 or an error, not {status}"
-    assert (failure.helps, failure.applied) == (False, status < 300)
+    assert (failure.retryable, failure.maybe_applied) == (False, status < 300)
 
 
 CLASSES = {
@@ -822,10 +827,10 @@ def test_an_error_is_tried_again_when_that_can_help(status):
     failure = read(status, {"error": {"code": 13, "message": "no", "status": "INTERNAL", "details": []}})
     assert type(failure.error) is CLASSES.get(status, ServerError if status >= 500 else ApiError)
     assert failure.error.http_status == status
-    assert failure.helps is (status in {408, 429, 500, 502, 503, 504})
-    assert failure.applied is (status in {500, 502, 503, 504})
-    assert not failure.stale
-    assert not failure.suspect
+    assert failure.retryable is (status in {408, 429, 500, 502, 503, 504})
+    assert failure.maybe_applied is (status in {500, 502, 503, 504})
+    assert not failure.stale_connection
+    assert not failure.crossed
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
@@ -860,7 +865,7 @@ def test_the_request_id_is_whatever_id_header_came(headers, request_id):
     ),
 )
 def test_whatever_arrives_is_a_message_or_a_failure_of_the_right_kind(status, body, headers):
-    outcome = read_answer(Answer(status, CIMultiDict(headers), body), REQUEST, scrub=no_scrub)
+    outcome = read_answer(Response(status, CIMultiDict(headers), body), REQUEST, scrub=no_scrub)
     if isinstance(outcome, ConversationMessage):
         assert status == 200
         return
@@ -875,7 +880,7 @@ def test_whatever_arrives_is_a_message_or_a_failure_of_the_right_kind(status, bo
 
 
 def test_an_answer_shows_neither_headers_nor_body():
-    assert repr(answer(200, b"canary", Set_Cookie="canary")) == "Answer(status=200)"
+    assert repr(answer(200, b"canary", Set_Cookie="canary")) == "Response(status=200)"
 
 
 # Content-Encoding
@@ -919,7 +924,7 @@ def test_an_answer_in_a_coding_that_cannot_be_undone_was_applied_and_no_repeat_h
     outcome = read(200, body, Content_Encoding=coding)
     assert isinstance(outcome.error, ResponseFormatError)
     assert problem in str(outcome.error)
-    assert (outcome.error.http_status, outcome.helps, outcome.applied) == (200, False, True)
+    assert (outcome.error.http_status, outcome.retryable, outcome.maybe_applied) == (200, False, True)
 
 
 @pytest.mark.parametrize("name", NO_CODINGS)
@@ -927,7 +932,7 @@ def test_an_error_in_a_coding_that_cannot_be_undone_is_still_the_error(name):
     coding, body, _ = NO_CODINGS[name]
     outcome = read(503, body, Content_Encoding=coding)
     assert isinstance(outcome.error, ServerError)
-    assert outcome.helps
+    assert outcome.retryable
 
 
 # Retry-After
@@ -1096,8 +1101,8 @@ def test_a_token_request_is_a_form_that_holds_no_secret():
 )
 def test_a_token_is_granted_for_its_lifetime(expires_in, lifetime):
     grant = granted({"access_token": "canary", "token_type": "bearer", "scope": "", **expires_in})
-    assert grant == Grant("canary", lifetime)
-    assert repr(grant) == f"Grant(lifetime={lifetime!r})"
+    assert grant == TokenResponse("canary", lifetime)
+    assert repr(grant) == f"TokenResponse(lifetime={lifetime!r})"
 
 
 @pytest.mark.parametrize(
@@ -1131,7 +1136,7 @@ def test_a_lifetime_that_is_none_is_refused(expires_in):
     assert str(failure.error) == (
         "the token endpoint's answer has an expires_in that is not a positive number of seconds"
     )
-    assert (failure.error.http_status, failure.helps) == (200, False)
+    assert (failure.error.http_status, failure.retryable) == (200, False)
     assert "canary" not in repr(failure)
 
 
@@ -1160,7 +1165,7 @@ def test_an_answer_without_a_usable_token_is_told_without_its_text(body, problem
     failure = granted(body)
     assert type(failure.error) is TokenError
     assert str(failure.error) == f"the token endpoint's answer {problem}"
-    assert (failure.error.http_status, failure.error.error, failure.helps) == (200, None, False)
+    assert (failure.error.http_status, failure.error.error, failure.retryable) == (200, None, False)
     assert "canary" not in repr(failure)
 
 
@@ -1206,7 +1211,7 @@ def test_an_error_of_the_token_endpoint_has_its_oauth_code(status, body, text, c
 @pytest.mark.parametrize("status", [201, 301, 307, *range(400, 600)])
 def test_the_token_endpoint_is_asked_again_after_429_and_5xx(status):
     failure = read_token_answer(answer(status, b"", Retry_After="3"), scrub=no_scrub)
-    assert failure.helps is (status in {408, 429} or status >= 500)
+    assert failure.retryable is (status in {408, 429} or status >= 500)
     assert failure.retry_after == 3.0
 
 
@@ -1220,7 +1225,7 @@ def test_the_token_endpoint_is_asked_again_after_429_and_5xx(status):
 )
 def test_whatever_the_token_endpoint_says_is_a_token_or_a_token_error(status, body):
     outcome = granted(body, status)
-    if isinstance(outcome, Grant):
+    if isinstance(outcome, TokenResponse):
         assert status == 200
         assert outcome.access_token.isprintable()
         assert 0 < outcome.lifetime < math.inf

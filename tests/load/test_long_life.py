@@ -13,9 +13,9 @@ import attrs
 import pytest
 
 from sinch_conv_async import ClientStateError, SessionManager, TransportError
-from sinch_conv_async._calls import Calls
-from sinch_conv_async._tokens import EndpointPace, TokenSource
-from sinch_conv_async._wire import Credentials, Grant
+from sinch_conv_async._core.lifetime import Calls
+from sinch_conv_async._core.tokens import EndpointPace, TokenSource
+from sinch_conv_async._wire.http import Credentials, TokenResponse
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import Time, client_of
 
@@ -34,11 +34,11 @@ async def test_10_000_renewals_cost_one_token_request_each_and_no_call_waits():
     time = Time()
     requests = 0
 
-    async def request(credentials: Credentials) -> Grant:
+    async def request(credentials: Credentials) -> TokenResponse:
         nonlocal requests
         requests += 1
         await asyncio.sleep(0)
-        return Grant(f"token {requests}", LIFETIME)
+        return TokenResponse(f"token {requests}", LIFETIME)
 
     source = TokenSource(
         Credentials("key", "secret"),

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from sinch_conv_async import SessionManager, TokenError
-from sinch_conv_async import _tokens as tokens
+from sinch_conv_async._core import tokens as tokens
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import client_of
 

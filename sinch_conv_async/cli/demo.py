@@ -13,12 +13,12 @@ from typing import Final
 
 import attrs
 
-from ._progress import Progress
-from ._records import Layout, Source
-from ._run import CONCURRENCY, Report, Run
-from ._session import SessionManager
-from .client import ConversationClient
-from .sandbox import Sandbox
+from .._core.manager import SessionManager
+from .._job.input import Layout, Source
+from .._job.progress import Progress
+from .._job.run import CONCURRENCY, Report, Run
+from ..client import ConversationClient
+from ..sandbox import Sandbox
 
 __all__ = ["demonstrate"]
 

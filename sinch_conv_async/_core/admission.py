@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from ._calls import Calls
-from ._pace import Pace
-from ._retry import RetryBudget
-from .errors import CallTimeoutError, RateLimitedError
+from ..errors import CallTimeoutError, RateLimitedError
+from .lifetime import Calls
+from .pace import Pace
+from .retry import RetryBudget
 
 __all__ = ["Admission", "Project"]
 

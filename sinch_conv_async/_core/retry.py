@@ -11,29 +11,13 @@ from typing import Final
 
 import attrs
 
-from .errors import InvalidArgumentError, SinchError
+from .._wire.failure import Failure
+from ..errors import InvalidArgumentError
 
-__all__ = ["Failure", "RetryBudget", "RetryPolicy", "RetryYield"]
+__all__ = ["RetryBudget", "RetryPolicy", "RetryYield"]
 
 # An integer may be larger, and does not multiply with a float then.
 _LARGEST: Final = sys.float_info.max
-
-
-@attrs.frozen
-class Failure:
-    """One attempt that did not end in an updated message.
-
-    ``helps``: whether trying again can change anything. ``applied``: whether the server may have applied the update, so that a repeat
-    could overwrite what somebody else wrote in between. ``retry_after``: seconds that the server asked for. ``stale``: an idle
-    connection turned out to be closed. ``suspect``: the connection carried somebody else's answer and must not be used again.
-    """
-
-    error: SinchError
-    helps: bool
-    applied: bool = False
-    retry_after: float | None = None
-    stale: bool = False
-    suspect: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -71,7 +55,7 @@ class RetryPolicy:
 
     def allows(self, failure: Failure) -> bool:
         """Whether this kind of failure may be tried again at all; how often, and the budget, are asked separately."""
-        return failure.helps and (self.retry_maybe_sent or not failure.applied)
+        return failure.retryable and (self.retry_maybe_sent or not failure.maybe_applied)
 
     def too_long(self, retry_after: float | None) -> bool:
         """Whether the server asks for more patience than there is."""

@@ -25,15 +25,11 @@ import attrs
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from . import _wire
-from ._calls import Calls, closed_error
-from ._connector import NO_TIMEOUT, Connector, Exchange, exchange, read_body, transport_failure
-from ._pacing import Admission, Project
-from ._retry import Failure, RetryPolicy
-from ._tokens import BasicAuthorization, EndpointPace, Token, TokenSource
-from ._wire import MAX_ANSWER, Answer, Credentials, Grant, Request
-from .enums import MessagesSource
-from .errors import (
+from .._wire import http as _wire
+from .._wire.failure import Failure
+from .._wire.http import MAX_ANSWER, Credentials, Request, Response, TokenResponse
+from ..enums import MessagesSource
+from ..errors import (
     ApiError,
     CallTimeoutError,
     ClientStateError,
@@ -44,9 +40,14 @@ from .errors import (
     TokenError,
     TransportError,
 )
-from .models import ConversationMessage
+from ..models import ConversationMessage
+from .admission import Admission, Project
+from .lifetime import Calls, closed_error
+from .pool import NO_TIMEOUT, Connector, Exchange, exchange, read_body, transport_failure
+from .retry import RetryPolicy
+from .tokens import BasicAuthorization, EndpointPace, Token, TokenSource
 
-__all__ = ["Call", "Member", "ProjectStats", "SessionManager", "SessionStats"]
+__all__ = ["Call", "ProjectStats", "Sender", "SessionManager", "SessionStats"]
 
 TOKEN_TIMEOUT: Final = 10.0
 """Seconds that one token request may take."""
@@ -128,7 +129,7 @@ class Call:
 
 
 @attrs.define(eq=False)
-class Member:
+class Sender:
     """One client's place in a manager: where it sends to, as whom, how patiently; its calls, and the loop that sends them."""
 
     manager: SessionManager = attrs.field(repr=False)
@@ -309,7 +310,7 @@ class Member:
                     call.throttled += 1
                     if call.throttled > 1 and failure.retry_after is None:
                         delay = policy.throttled_delay(call.throttled, rng=rng)
-                elif failure.stale and not call.reconnected:
+                elif failure.stale_connection and not call.reconnected:
                     # It says nothing about the server.
                     call.reconnected = True
                 else:
@@ -428,7 +429,7 @@ class SessionManager:
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self._binding: _Binding | None = None
         self._closed = False
-        self._members: weakref.WeakSet[Member] = weakref.WeakSet()
+        self._members: weakref.WeakSet[Sender] = weakref.WeakSet()
         self._projects: dict[tuple[str, str], Project] = {}
         self._sources: dict[tuple[str, Credentials], TokenSource] = {}
         self._endpoints: dict[str, EndpointPace] = {}
@@ -478,7 +479,7 @@ class SessionManager:
         # In a task of its own: whoever waits for it may be cancelled, and still nothing stays open.
         await asyncio.shield(binding.closing)
 
-    async def _close(self, binding: _Binding, members: list[Member]) -> None:
+    async def _close(self, binding: _Binding, members: list[Sender]) -> None:
         await asyncio.gather(*(source.close() for source in self._sources.values()))
         for member in members:
             await member.calls.drained()
@@ -648,7 +649,7 @@ class SessionManager:
     # Sending
 
     async def _exchange(
-        self, binding: _Binding, member: Member, call: Call, token: Token
+        self, binding: _Binding, member: Sender, call: Call, token: Token
     ) -> ConversationMessage | Failure:
         """One HTTP exchange: what the API answered, or how there came to be no answer."""
         call.attempts += 1
@@ -667,14 +668,14 @@ class SessionManager:
             outcome = _wire.read_answer(
                 answer, call.request, scrub=lambda text: token.scrub(member.tokens.credentials.scrub(text))
             )
-        if isinstance(outcome, Failure) and outcome.suspect and under_way.transport is not None:
+        if isinstance(outcome, Failure) and outcome.crossed and under_way.transport is not None:
             under_way.transport.abort()
         if _log.isEnabledFor(logging.DEBUG):
             self._log_exchange(member, call, outcome, self._clock() - began)
         return outcome
 
     def _log_exchange(
-        self, member: Member, call: Call, outcome: ConversationMessage | Failure, seconds: float
+        self, member: Sender, call: Call, outcome: ConversationMessage | Failure, seconds: float
     ) -> None:
         error = outcome.error if isinstance(outcome, Failure) else None
         status = getattr(error, "http_status", None) if error else 200
@@ -690,20 +691,22 @@ class SessionManager:
             "attempt %d: %s after %.3f s", call.attempts, status or fields["error"], seconds, extra=fields
         )
 
-    def _token_requester(self, auth_origin: str) -> Callable[[Credentials], Awaitable[Grant | Failure]]:
+    def _token_requester(
+        self, auth_origin: str
+    ) -> Callable[[Credentials], Awaitable[TokenResponse | Failure]]:
         """What the token cache asks with. It holds the manager weakly, so that one that is forgotten is freed, and says so, at once."""
         ask = weakref.WeakMethod(self._request_token)
         request = _wire.token_request(auth_origin)
 
-        async def request_token(credentials: Credentials) -> Grant | Failure:
+        async def request_token(credentials: Credentials) -> TokenResponse | Failure:
             request_of_manager = ask()
             if request_of_manager is None:
-                return Failure(TokenError("the client is gone"), helps=False)
+                return Failure(TokenError("the client is gone"), retryable=False)
             return await request_of_manager(request, credentials)
 
         return request_token
 
-    async def _request_token(self, request: Request, credentials: Credentials) -> Grant | Failure:
+    async def _request_token(self, request: Request, credentials: Credentials) -> TokenResponse | Failure:
         """One request to the token endpoint (RFC 6749, section 4.4.2)."""
         binding = self._binding
         assert binding is not None  # a fetch is only started by a call, which is bound
@@ -712,7 +715,7 @@ class SessionManager:
         answer = await self._http(binding, request, basic, Exchange(), timeout=TOKEN_TIMEOUT)
         if isinstance(answer, Failure):
             error = TokenError(f"the token endpoint gave no answer: {answer.error}")
-            outcome: Grant | Failure = Failure(error, helps=answer.helps)
+            outcome: TokenResponse | Failure = Failure(error, retryable=answer.retryable)
         else:
             outcome = _wire.read_token_answer(answer, scrub=credentials.scrub)
         if isinstance(outcome, Failure):
@@ -723,9 +726,9 @@ class SessionManager:
 
     async def _http(
         self, binding: _Binding, request: Request, token: Token, under_way: Exchange, *, timeout: float
-    ) -> Answer | Failure:
+    ) -> Response | Failure:
         """Sends one request and reads its answer. aiohttp's exceptions end here, and no frame above holds a header."""
-        answer: Answer | None = None
+        answer: Response | None = None
         cause: Exception | None = None
         whole = False
         context = exchange.set(under_way)
@@ -739,7 +742,7 @@ class SessionManager:
                         _wire.serialized(request, token.head(request, user_agent=USER_AGENT)),
                         limit=MAX_ANSWER,
                     )
-                answer = Answer(status, headers, body)
+                answer = Response(status, headers, body)
         except (
             aiohttp.ClientError,
             aiohttp.http.HttpProcessingError,
@@ -764,9 +767,13 @@ class SessionManager:
             return answer
         if len(answer.body) > MAX_ANSWER:
             problem = f"the answer is longer than {MAX_ANSWER:,} bytes"
-            return Failure(ResponseFormatError(problem, http_status=answer.status), helps=False, applied=True)
+            return Failure(
+                ResponseFormatError(problem, http_status=answer.status), retryable=False, maybe_applied=True
+            )
         return Failure(
-            TransportError("the connection was closed in the middle of the answer"), helps=True, applied=True
+            TransportError("the connection was closed in the middle of the answer"),
+            retryable=True,
+            maybe_applied=True,
         )
 
     async def _round_trip(

@@ -20,21 +20,22 @@ from urllib.parse import quote, quote_plus
 import attrs
 from yarl import URL
 
-from . import _convert, _json
-from ._retry import Failure
-from .enums import MessagesSource, Region
-from .errors import InvalidArgumentError, ResponseFormatError, TokenError, TransportError
-from .models import ConversationMessage
+from ..enums import MessagesSource, Region
+from ..errors import InvalidArgumentError, ResponseFormatError, TokenError, TransportError
+from ..models import ConversationMessage
+from . import json as _json
+from . import structure as _convert
+from .failure import Failure
 
 __all__ = [
     "MAX_ANSWER",
     "VERSION",
-    "Answer",
     "Credentials",
-    "Grant",
     "Head",
     "Proxy",
     "Request",
+    "Response",
+    "TokenResponse",
     "basic_authorization",
     "checked_credentials",
     "checked_id",
@@ -120,7 +121,7 @@ class Credentials:
 
 
 @attrs.frozen
-class Grant:
+class TokenResponse:
     """An access token and the seconds that it lives (RFC 6749, section 5.1)."""
 
     access_token: str = attrs.field(repr=False)
@@ -128,7 +129,7 @@ class Grant:
 
 
 @attrs.frozen
-class Answer:
+class Response:
     """What came back: status, headers (looked up in any case) and the body, at most as long as was read."""
 
     status: int
@@ -397,7 +398,7 @@ def _moment(text: str) -> datetime | None:
 _CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 
-def _content(answer: Answer) -> tuple[bytes, str | None]:
+def _content(answer: Response) -> tuple[bytes, str | None]:
     """The answer's body with its Content-Encoding undone (RFC 9110, section 8.4), as far as that can be done, and what is wrong with it.
 
     None was asked for, so one that this cannot undo is the server's mistake, and comes again with a repeat.
@@ -424,7 +425,7 @@ def _content(answer: Answer) -> tuple[bytes, str | None]:
 
 
 def read_answer(
-    answer: Answer, request: Request, *, scrub: Callable[[str], str]
+    answer: Response, request: Request, *, scrub: Callable[[str], str]
 ) -> ConversationMessage | Failure:
     """The updated message, or in which way it was not one."""
     body, problem = _content(answer)
@@ -432,17 +433,19 @@ def read_answer(
         message = problem or _convert.structure_message(body)
         if isinstance(message, str):
             problem = f"the 200 answer is not a message: {message}"
-            return Failure(ResponseFormatError(problem, http_status=200), helps=False, applied=True)
+            return Failure(ResponseFormatError(problem, http_status=200), retryable=False, maybe_applied=True)
         if message.id is not None and message.id != request.message_id:
             # On a kept-alive connection every answer after this one would be shifted too.
             crossed = TransportError("the answer is about another message than the one asked for")
-            return Failure(crossed, helps=True, applied=True, suspect=True)
+            return Failure(crossed, retryable=True, maybe_applied=True, crossed=True)
         return message
     if not 400 <= answer.status <= 599:
         # A redirect is not followed: 303 would turn the PATCH into a GET, 307 would carry body and token to another host.
         problem = f"the API answers 200 or an error, not {answer.status}"
         return Failure(
-            ResponseFormatError(problem, http_status=answer.status), helps=False, applied=answer.status < 300
+            ResponseFormatError(problem, http_status=answer.status),
+            retryable=False,
+            maybe_applied=answer.status < 300,
         )
     error = _convert.structure_error(answer.status, body, scrub=scrub)
     error.retry_after = retry_after(answer.headers)
@@ -450,8 +453,8 @@ def read_answer(
     maybe_applied = answer.status in _TRY_AGAIN_MAYBE_APPLIED
     return Failure(
         error,
-        helps=maybe_applied or answer.status in _TRY_AGAIN_NOT_APPLIED,
-        applied=maybe_applied,
+        retryable=maybe_applied or answer.status in _TRY_AGAIN_NOT_APPLIED,
+        maybe_applied=maybe_applied,
         # No wait, or a date that has passed: how long is left to us.
         retry_after=error.retry_after or None,
     )
@@ -465,7 +468,7 @@ def _request_id(headers: Mapping[str, str], scrub: Callable[[str], str]) -> str 
     return None
 
 
-def read_token_answer(answer: Answer, *, scrub: Callable[[str], str]) -> Grant | Failure:
+def read_token_answer(answer: Response, *, scrub: Callable[[str], str]) -> TokenResponse | Failure:
     """The token that an answer of the token endpoint grants (RFC 6749, section 5), or why there is none."""
     try:
         value = _json.loads(_content(answer)[0])
@@ -484,10 +487,10 @@ def read_token_answer(answer: Answer, *, scrub: Callable[[str], str]) -> Grant |
         http_status=answer.status,
     )
     helps = answer.status in _TRY_AGAIN_NOT_APPLIED or answer.status >= 500
-    return Failure(error, helps=helps, retry_after=retry_after(answer.headers) or None)
+    return Failure(error, retryable=helps, retry_after=retry_after(answer.headers) or None)
 
 
-def _grant(fields: dict[str, Any]) -> Grant | Failure:
+def _grant(fields: dict[str, Any]) -> TokenResponse | Failure:
     token = fields.get("access_token")
     lifetime = _seconds(fields.get("expires_in"))
     if not isinstance(token, str) or not token:
@@ -497,8 +500,8 @@ def _grant(fields: dict[str, Any]) -> Grant | Failure:
     elif lifetime is None:
         problem = "has an expires_in that is not a positive number of seconds"
     else:
-        return Grant(token, lifetime)
-    return Failure(TokenError(f"the token endpoint's answer {problem}", http_status=200), helps=False)
+        return TokenResponse(token, lifetime)
+    return Failure(TokenError(f"the token endpoint's answer {problem}", http_status=200), retryable=False)
 
 
 def _seconds(value: object) -> float | None:

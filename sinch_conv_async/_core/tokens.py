@@ -16,10 +16,11 @@ from urllib.parse import quote
 
 import attrs
 
-from ._calls import Calls, closed_error
-from ._retry import Failure, RetryPolicy
-from ._wire import Credentials, Grant, Head, Request, basic_authorization, request_head
-from .errors import SinchError, TokenError
+from .._wire.failure import Failure
+from .._wire.http import Credentials, Head, Request, TokenResponse, basic_authorization, request_head
+from ..errors import SinchError, TokenError
+from .lifetime import Calls, closed_error
+from .retry import RetryPolicy
 
 __all__ = ["BasicAuthorization", "EndpointPace", "Token", "TokenSource"]
 
@@ -132,7 +133,7 @@ class TokenSource:
         self,
         credentials: Credentials,
         *,
-        request: Callable[[Credentials], Awaitable[Grant | Failure]],
+        request: Callable[[Credentials], Awaitable[TokenResponse | Failure]],
         endpoint: EndpointPace,
         clock: Callable[[], float],
         rng: Random,
@@ -267,8 +268,8 @@ class TokenSource:
             if began is None:
                 began = now  # waiting for the endpoint's turn is not the endpoint failing
             answer = await self._request(self.credentials)
-            self._failure = None if isinstance(answer, Grant) else answer.error
-            if isinstance(answer, Grant):
+            self._failure = None if isinstance(answer, TokenResponse) else answer.error
+            if isinstance(answer, TokenResponse):
                 # The life is counted from when the request was made: the answer may have taken its time.
                 expires_at = max(now + answer.lifetime, self._clock() + SHORTEST_LIFE)
                 renew_in = (
@@ -282,7 +283,7 @@ class TokenSource:
                 return answer.error
             left = began + FETCH_FOR - now
             asked = answer.retry_after or 0.0
-            if not answer.helps or left <= 0:
+            if not answer.retryable or left <= 0:
                 return answer.error
             if asked > left:
                 self._remember(answer.error, asked)

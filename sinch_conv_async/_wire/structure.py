@@ -18,9 +18,8 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
-from . import _json
-from .enums import Channel, Direction, ProcessingMode
-from .errors import (
+from ..enums import Channel, Direction, ProcessingMode
+from ..errors import (
     ApiError,
     AuthenticationError,
     BadRequestError,
@@ -31,7 +30,8 @@ from .errors import (
     ServerError,
     SinchError,
 )
-from .models import ChannelIdentity, ConversationMessage, MetadataUpdate, UpdateOutcome
+from ..models import ChannelIdentity, ConversationMessage, MetadataUpdate, UpdateOutcome
+from . import json as _json
 
 __all__ = ["structure_error", "structure_message", "to_dict"]
 

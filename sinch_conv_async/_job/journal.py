@@ -19,7 +19,7 @@ from typing import BinaryIO, Final, Self
 
 import attrs
 
-from . import _json
+from .._wire import json as _json
 
 try:
     import fcntl

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from .errors import ClientStateError
+from ..errors import ClientStateError
 
 __all__ = ["Calls", "closed_error"]
 

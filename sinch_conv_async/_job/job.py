@@ -21,13 +21,13 @@ from typing import IO, Final, Literal, Self
 
 import attrs
 
-from ._journal import Header, Journal, JournalError, Line, Outcome, States
-from ._progress import Progress
-from ._records import BadLine, InputError, Layout, Record, RecordReader, Source
-from .bulk import BulkUpdate
-from .client import ConversationClient
-from .errors import ApiError, InvalidArgumentError, SinchError, TokenError, TransportError
-from .models import UpdateOutcome
+from ..bulk import BulkUpdate
+from ..client import ConversationClient
+from ..errors import ApiError, InvalidArgumentError, SinchError, TokenError, TransportError
+from ..models import UpdateOutcome
+from .input import BadLine, InputError, Layout, Record, RecordReader, Source
+from .journal import Header, Journal, JournalError, Line, Outcome, States
+from .progress import Progress
 
 __all__ = ["Counts", "FailureLimit", "Job", "Survey", "header_of", "part_of", "survey", "write_failures"]
 

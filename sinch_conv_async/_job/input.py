@@ -19,9 +19,10 @@ from typing import Any, BinaryIO, Final, Literal, cast
 
 import attrs
 
-from . import _json, _wire
-from .errors import InvalidArgumentError
-from .models import MetadataUpdate
+from .._wire import http as _wire
+from .._wire import json as _json
+from ..errors import InvalidArgumentError
+from ..models import MetadataUpdate
 
 __all__ = ["BadLine", "InputError", "Layout", "Record", "RecordReader", "Source"]
 

@@ -21,8 +21,8 @@ import aiohttp
 import aiohttp.http
 import attrs
 
-from ._retry import Failure
-from .errors import CallTimeoutError, TransportError
+from .._wire.failure import Failure
+from ..errors import CallTimeoutError, TransportError
 
 __all__ = ["Connector", "Exchange", "exchange", "read_body", "transport_failure"]
 
@@ -201,15 +201,17 @@ def transport_failure(cause: Exception, under_way: Exchange, *, timeout: float) 
         where = "waiting for the answer" if under_way.connected else "connecting"
         return Failure(
             CallTimeoutError(f"attempt_timeout of {timeout:g} s passed while {where}", sent=sent),
-            helps=True,
-            applied=applied,
+            retryable=True,
+            maybe_applied=applied,
         )
     if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
-        return Failure(TransportError("the server's certificate was not accepted", sent="no"), helps=False)
+        return Failure(
+            TransportError("the server's certificate was not accepted", sent="no"), retryable=False
+        )
     if isinstance(cause, aiohttp.ClientHttpProxyError):
         # The one status of an aiohttp exception that a peer really sent: the proxy's answer to CONNECT.
         return Failure(
-            TransportError(f"the proxy answered {cause.status}", sent="no"), helps=cause.status >= 500
+            TransportError(f"the proxy answered {cause.status}", sent="no"), retryable=cause.status >= 500
         )
     if isinstance(cause, aiohttp.ClientConnectorDNSError):
         problem = "the host name could not be resolved"
@@ -224,7 +226,7 @@ def transport_failure(cause: Exception, under_way: Exchange, *, timeout: float) 
     lost = isinstance(cause, aiohttp.ServerDisconnectedError | OSError)
     return Failure(
         TransportError(problem, sent=sent),
-        helps=True,
-        applied=applied,
-        stale=under_way.reused and lost and not under_way.answered,
+        retryable=True,
+        maybe_applied=applied,
+        stale_connection=under_way.reused and lost and not under_way.answered,
     )

@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 import attrs
 import click
 
-from . import _wire
-from ._convert import to_dict
-from ._job import SHARE_FROM, FailureLimit, part_of
-from ._journal import JournalError, Outcome, States, look
-from ._progress import duration, progress_on
-from ._records import InputError, Layout, Source
-from ._run import (
+from .._core.manager import SessionManager
+from .._job.input import InputError, Layout, Source
+from .._job.job import SHARE_FROM, FailureLimit, part_of
+from .._job.journal import JournalError, Outcome, States, look
+from .._job.progress import duration, progress_on
+from .._job.run import (
     CONCURRENCY,
     INTERRUPTED,
     REFUSED,
@@ -43,11 +42,12 @@ from ._run import (
     sentence,
     survey,
 )
-from ._session import SessionManager
-from .bulk import MAX_OUTAGE
-from .client import _ENVIRONMENT, RATE_LIMIT, ClientOptions, ConversationClient
-from .enums import MessagesSource, Region
-from .errors import InvalidArgumentError, SinchError
+from .._wire import http as _wire
+from .._wire.structure import to_dict
+from ..bulk import MAX_OUTAGE
+from ..client import _ENVIRONMENT, RATE_LIMIT, ClientOptions, ConversationClient
+from ..enums import MessagesSource, Region
+from ..errors import InvalidArgumentError, SinchError
 
 try:
     import resource
@@ -55,7 +55,7 @@ except ImportError:  # pragma: no cover  # Windows has no such module
     resource = None  # type: ignore[assignment]  # mypy sees a module
 
 if TYPE_CHECKING:
-    from .sandbox import Sandbox
+    from ..sandbox import Sandbox
 
 __all__ = ["run"]
 
@@ -717,7 +717,7 @@ def sandbox(
     Prints the environment that leads to it, one NAME=value a line, and runs until Ctrl-C.
     """
     # Here: its web server is of no use to the other commands, and takes its time to load.
-    from .sandbox import Sandbox
+    from ..sandbox import Sandbox
 
     box = Sandbox(
         port=port,
@@ -780,7 +780,7 @@ def demo(messages: int) -> int:
 
     A file is generated and run through the same code as bulk does, at the API's own 800 requests a second.
     """
-    from ._demo import demonstrate  # here: it brings the sandbox
+    from .demo import demonstrate  # here: it brings the sandbox
 
     with _terminated_as_interrupted():
         report, lost = demonstrate(messages, progress_on(sys.stderr), _say)

@@ -18,7 +18,12 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from ._job import (
+from .._core.manager import SessionManager, SessionStats
+from ..bulk import MAX_OUTAGE, TO_GO_ON
+from ..client import ConversationClient
+from ..errors import AuthenticationError, InvalidArgumentError, SinchError, TokenError
+from .input import BadLine, InputError, Record, RecordReader, Source
+from .job import (
     FailureLimit,
     FromPipe,
     Job,
@@ -28,13 +33,8 @@ from ._job import (
     survey,
     write_failures,
 )
-from ._journal import Journal, JournalError, Outcome, States
-from ._progress import Progress, duration
-from ._records import BadLine, InputError, Record, RecordReader, Source
-from ._session import SessionManager, SessionStats
-from .bulk import MAX_OUTAGE, TO_GO_ON
-from .client import ConversationClient
-from .errors import AuthenticationError, InvalidArgumentError, SinchError, TokenError
+from .journal import Journal, JournalError, Outcome, States
+from .progress import Progress, duration
 
 __all__ = [
     "CONCURRENCY",
