@@ -92,7 +92,7 @@ async def measure(
         shares.setdefault(token, 0)
         if request.status == 429:
             refused += 1
-        elif request.maybe_applied:
+        elif request.applied:
             shares[token] += 1
     applied = sum(shares.values())
     time_counted = seconds - settled
