@@ -15,8 +15,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Generator, Hashable, I
 from types import TracebackType
 from typing import Final, Self
 
-from ._core.manager import Call, Sender
 from ._core.retry import RetryYield
+from ._core.send import Call, Sender
 from .errors import (
     ApiError,
     AuthenticationError,
@@ -209,9 +209,9 @@ class BulkUpdate:
         if self._no_more:
             return
         self._member.bound()  # first: a member that comes to another event loop gets calls of its own there
-        calls = self._member.calls
+        lifetime = self._member.lifetime
         # Entered among what the client's calls wait for, so that closing the client ends a job that waits for its input too.
-        calls.waiting.add(closed)
+        lifetime.waiting.add(closed)
         closed.add_done_callback(self._client_has_closed)
         self._hire()
 
@@ -221,7 +221,7 @@ class BulkUpdate:
 
     def _end(self) -> None:
         if self._client_closed is not None:
-            self._member.calls.waiting.discard(self._client_closed)
+            self._member.lifetime.waiting.discard(self._client_closed)
             self._client_closed.cancel()
         self._behind.clear()
         self._outage = None

@@ -9,8 +9,9 @@ import warnings
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypedDict, Unpack
 
-from ._core.manager import Call, Sender, SessionManager
+from ._core.manager import SessionManager
 from ._core.retry import RetryPolicy
+from ._core.send import Call, Sender
 from ._wire import http as _wire
 from .bulk import MAX_OUTAGE, BulkUpdate, Updates
 from .enums import MessagesSource, Region
@@ -116,7 +117,7 @@ class ConversationClient:
         self._timeout = _positive("timeout", timeout)
         self._owns_manager = session_manager is None
         self._manager = SessionManager() if session_manager is None else session_manager
-        self._member = Sender.join(
+        self._sender = Sender.join(
             self._manager,
             project_id=project_id,
             credentials=credentials,
@@ -161,23 +162,23 @@ class ConversationClient:
         await self.close()
 
     def __repr__(self) -> str:
-        member = getattr(self, "_member", None)
-        if member is None:
+        sender = getattr(self, "_sender", None)
+        if sender is None:
             # Its constructor refused an argument, and crash reporters print that frame's variables.
             return "<ConversationClient not constructed>"
         state = "closed" if self.closed else "open"
-        return f"<ConversationClient {state}: project {member.project_id} at {member.origin}, {member.project!r}>"
+        return f"<ConversationClient {state}: project {sender.project_id} at {sender.origin}, {sender.project!r}>"
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         # One that was never used has nothing to close. A manager of its own warns too, and says the same of its connections.
-        member = getattr(self, "_member", None)
-        if member is not None and not self._owns_manager and not self.closed and member.calls.under_way:
+        sender = getattr(self, "_sender", None)
+        if sender is not None and not self._owns_manager and not self.closed and sender.lifetime.running:
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
     @property
     def closed(self) -> bool:
         """Whether the client, or the manager that it is on, has been closed."""
-        return self._member.calls.closed or self._manager.closed
+        return self._sender.lifetime.closed or self._manager.closed
 
     async def update_message_metadata(
         self,
@@ -200,10 +201,10 @@ class ConversationClient:
 
         Source: ``PATCH /v1/projects/{project_id}/messages/{message_id}``, *Update message metadata*.
         """
-        member = self._member
-        request = member.request(message_id, metadata, messages_source)
+        sender = self._sender
+        request = sender.request(message_id, metadata, messages_source)
         timeout = self._timeout if timeout is None else _positive("timeout", timeout)
-        return await member.send(Call(request), timeout=timeout)
+        return await sender.send(Call(request), timeout=timeout)
 
     def update_many(
         self, updates: Updates, *, concurrency: int | None = None, max_outage: float = MAX_OUTAGE
@@ -222,7 +223,7 @@ class ConversationClient:
         if type(places) is not int or places < 1:
             raise InvalidArgumentError("concurrency must be a whole number, 1 or more")
         return BulkUpdate(
-            self._member,
+            self._sender,
             updates,
             concurrency=places,
             max_outage=math.inf if seconds is None else seconds,
@@ -235,7 +236,7 @@ class ConversationClient:
         ``timeout`` or 60 seconds. Raises :class:`TokenError` (its ``error`` is ``invalid_client`` for a wrong key), and
         :class:`ClientStateError`.
         """
-        await self._member.authenticate(timeout=self._timeout)
+        await self._sender.authenticate(timeout=self._timeout)
 
     async def close(self) -> None:
         """Closes the client, and its session manager unless that is shared; closing twice is fine.
@@ -245,7 +246,7 @@ class ConversationClient:
         if self._owns_manager:
             await self._manager.close()
         else:
-            await self._member.leave()
+            await self._sender.leave()
 
 
 def _positive(name: str, value: object) -> float | None:

@@ -28,7 +28,7 @@ from sinch_conv_async import (
     TransportError,
 )
 from sinch_conv_async import bulk as bulk_module
-from sinch_conv_async._core.manager import Sender
+from sinch_conv_async._core.send import Sender
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import AT_ONCE, NEVER, Time, client_of
 
@@ -518,7 +518,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing(client, sandbox, moment
     assert workers() == 0
     stats = client._manager.stats()
     assert (stats.in_flight, stats.waiting) == (0, 0)
-    assert not client._member.calls.waiting
+    assert not client._sender.lifetime.waiting
 
 
 async def test_cancelling_one_who_asks_for_an_outcome_loses_none(client, sandbox):
@@ -1109,7 +1109,7 @@ async def test_a_job_keeps_the_pace_saturated(sandbox):
     waiting = []
     async with client_of(sandbox, rate_limit=100) as client, client.update_many(Input()) as outcomes:
         async for _ in outcomes:
-            waiting.append(client._member.project.waiting)
+            waiting.append(client._sender.project.waiting)
             if len(waiting) == 80:
                 break
     print(f"{min(waiting)} to {max(waiting)} of 256 updates waited for their turn")
@@ -1127,8 +1127,8 @@ async def test_an_update_waits_only_for_its_turn_and_not_for_its_reading(sandbox
             await anext(outcomes)
         sandbox.hold()
         await turns()
-        project = client._member.project
-        assert project.waiting + project.under_way >= 39
+        project = client._sender.project
+        assert project.waiting + project.in_flight >= 39
         sandbox.release()
 
 

@@ -8,11 +8,11 @@ import gc
 import pytest
 
 from sinch_conv_async import ClientStateError
-from sinch_conv_async._core.lifetime import Calls, closed_error
+from sinch_conv_async._core.lifetime import Lifetime, closed_error
 
 
 async def test_closing_ends_every_wait():
-    calls = Calls()
+    calls = Lifetime()
     loop = asyncio.get_running_loop()
     waits = [asyncio.create_task(calls.wait(loop.create_future())) for _ in range(3)]
     waits.append(asyncio.create_task(calls.sleep(3600)))
@@ -25,7 +25,7 @@ async def test_closing_ends_every_wait():
 
 
 async def test_a_wait_that_is_over_is_not_failed():
-    calls = Calls()
+    calls = Lifetime()
     future = asyncio.get_running_loop().create_future()
     wait = asyncio.create_task(calls.wait(future))
     await asyncio.sleep(0)
@@ -35,24 +35,24 @@ async def test_a_wait_that_is_over_is_not_failed():
 
 
 async def test_no_wait_begins_once_closed():
-    calls = Calls()
+    calls = Lifetime()
     calls.fail_waiting()
     with pytest.raises(ClientStateError):
         await calls.wait(asyncio.get_running_loop().create_future())
     with pytest.raises(ClientStateError):
         await calls.sleep(3600)
     with pytest.raises(ClientStateError):
-        calls.enter()
+        calls.begin()
 
 
 async def test_a_sleep_ends_by_itself():
-    calls = Calls()
+    calls = Lifetime()
     await calls.sleep(0)
     assert not calls.waiting
 
 
 async def test_cancelling_a_wait_cancels_its_future():
-    calls = Calls()
+    calls = Lifetime()
     future = asyncio.get_running_loop().create_future()
     wait = asyncio.create_task(calls.wait(future))
     await asyncio.sleep(0)
@@ -63,7 +63,7 @@ async def test_cancelling_a_wait_cancels_its_future():
 
 
 async def test_cancelled_in_the_tick_of_closing_nothing_is_reported(caplog):
-    calls = Calls()
+    calls = Lifetime()
     wait = asyncio.create_task(calls.wait(asyncio.get_running_loop().create_future()))
     await asyncio.sleep(0)
     calls.fail_waiting()
@@ -76,7 +76,7 @@ async def test_cancelled_in_the_tick_of_closing_nothing_is_reported(caplog):
 
 
 async def test_a_timer_that_fires_after_the_wait_was_failed_changes_nothing():
-    calls = Calls()
+    calls = Lifetime()
     sleep = asyncio.create_task(calls.sleep(0))
     await asyncio.sleep(0)
     calls.fail_waiting()
@@ -85,34 +85,34 @@ async def test_a_timer_that_fires_after_the_wait_was_failed_changes_nothing():
 
 
 async def test_drained_returns_when_the_last_call_has_left():
-    calls = Calls()
+    calls = Lifetime()
     await calls.drained()
-    calls.enter()
-    calls.enter()
+    calls.begin()
+    calls.begin()
     waits = [asyncio.create_task(calls.drained()) for _ in range(2)]
     await asyncio.sleep(0)
-    calls.leave()
+    calls.end()
     await asyncio.sleep(0)
     assert not any(wait.done() for wait in waits)
-    calls.leave()
+    calls.end()
     await asyncio.gather(*waits)
 
 
 async def test_cancelling_one_who_waits_for_the_end_leaves_the_others_waiting():
-    calls = Calls()
-    calls.enter()
+    calls = Lifetime()
+    calls.begin()
     first, second = (asyncio.create_task(calls.drained()) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.wait([first])
-    calls.leave()
+    calls.end()
     await second
 
 
 def test_on_another_loop_nothing_is_under_way_and_what_is_closed_stays_closed():
-    calls = Calls()
-    calls.enter()
-    assert calls.on_another_loop().under_way == 0
+    calls = Lifetime()
+    calls.begin()
+    assert calls.on_another_loop().running == 0
     assert not calls.on_another_loop().closed
     calls.fail_waiting()
     assert calls.on_another_loop().closed

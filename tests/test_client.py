@@ -321,7 +321,7 @@ async def test_the_lowest_rate_limit_of_a_project_wins_while_its_client_is_there
 
 async def test_a_repr_says_what_state_it_is_in(sandbox):
     async with client_of(sandbox, rate_limit=700) as client:
-        where = f"project sandbox-project at {sandbox.origin}, <Project pace=700.0/s waiting=0 under_way=0>>"
+        where = f"project sandbox-project at {sandbox.origin}, <Project pace=700.0/s waiting=0 in_flight=0>>"
         assert repr(client) == f"<ConversationClient open: {where}"
     assert repr(client) == f"<ConversationClient closed: {where}"
 

@@ -734,18 +734,18 @@ async def test_nothing_shows_in_the_reprs_and_logs_of_a_call_that_succeeds(recor
         ConversationClient(**options_of(server, session_manager=manager)) as client,
     ):
         answer = await client.update_message_metadata(ID, METADATA)
-        member = client._member
+        member = client._sender
         shown = [
             client,
             manager,
             manager.stats(),
             member,
-            member.tokens,
-            member.tokens.credentials,
+            member.authorization,
+            member.authorization.credentials,
             member.project,
-            member.calls,
+            member.lifetime,
         ]
-        shown += [manager._binding, manager._sources, member.tokens.current(0), answer]
+        shown += [manager._binding, manager._sources, member.authorization.current(0), answer]
         texts = [(type(thing).__name__, repr(thing) + str(thing)) for thing in shown]
         assert leaks(texts) == []
         assert leaks(texts, (METADATA,)) == []

@@ -475,7 +475,7 @@ def slept(monkeypatch):
     async def sleep(calls, delay):
         delays.append(delay)
 
-    monkeypatch.setattr("sinch_conv_async._core.lifetime.Calls.sleep", sleep)
+    monkeypatch.setattr("sinch_conv_async._core.lifetime.Lifetime.sleep", sleep)
     return delays
 
 
@@ -570,7 +570,7 @@ async def test_a_used_up_budget_ends_the_retries(sandbox):
 
 async def test_a_429_costs_no_budget(sandbox):
     async with client_of(sandbox, rate_limit=None) as client:
-        while client._member.project.budget.take(clocks.monotonic()):
+        while client._sender.project.budget.take(clocks.monotonic()):
             pass
         sandbox.fail_next(429)
         await client.update_message_metadata(ID, "x")
@@ -584,7 +584,7 @@ async def test_a_stale_connection_is_retried_at_once_and_costs_no_budget(sandbox
     delays = slept(monkeypatch)
     async with client_of(sandbox, retry=RetryPolicy()) as client:
         await client.update_message_metadata(ID, "x")
-        while client._member.project.budget.take(clocks.monotonic()):
+        while client._sender.project.budget.take(clocks.monotonic()):
             pass
         sandbox.drop_next(reset=True)
         await client.update_message_metadata(ID, "y")
@@ -1372,7 +1372,7 @@ async def test_closing_ends_the_wait_before_a_retry(sandbox):
         sandbox.fail_next(503)
         call = asyncio.create_task(client.update_message_metadata(ID, "x"))
         await sandbox.wait_for_requests(1)
-        while not client._member.calls.waiting:
+        while not client._sender.lifetime.waiting:
             await asyncio.sleep(0)
         await client.close()
         with pytest.raises(ClientStateError) as caught:
@@ -1420,7 +1420,7 @@ async def test_closing_in_the_tick_of_the_grant_gives_the_turn_back(sandbox):
         async def call_and_close():
             await other.update_message_metadata(ID, "x")  # gives its slot to the second
             assert manager.stats().waiting == 0
-            client._member.calls.fail_waiting()
+            client._sender.lifetime.fail_waiting()
 
         first = asyncio.create_task(call_and_close())
         await sandbox.wait_for_requests(1)
@@ -1714,7 +1714,7 @@ def test_what_a_closed_loop_left_of_a_token_request_does_not_end_another():
         client = client_of(outside.sandbox)
         outside.loop.call_soon_threadsafe(outside.sandbox.hold_tokens)
         left = run_and_close_roughly(client.update_message_metadata(ID, "x"))
-        left.append(client._member.tokens._fetching)
+        left.append(client._sender.authorization._fetching)
 
         async def again():
             call = asyncio.ensure_future(client.update_message_metadata(ID, "y"))
@@ -1920,8 +1920,8 @@ async def test_a_call_is_cancelled_cleanly_at_any_turn_of_the_loop(sandbox, warm
             assert caught.value.__cause__ is None
             stats = client._manager.stats()
             assert (stats.in_flight, stats.waiting) == (0, 0)
-            assert client._member.calls.under_way == 0
-            assert not client._member.calls.waiting
+            assert client._sender.lifetime.running == 0
+            assert not client._sender.lifetime.waiting
             sandbox.clear_faults()
             assert (await client.update_message_metadata(ID, "next")).metadata == "next"
             left = {task for task in asyncio.all_tasks() - tasks if "sandbox" not in repr(task.get_coro())}
@@ -1994,9 +1994,9 @@ async def test_clients_with_one_key_share_its_token_however_many_others_came_bef
             options = {"project_id": f"p{number}", "key_id": f"k{number}", "session_manager": manager}
             one, other = (client_of(sandbox, **options) for _ in range(2))
             kept += [one, other]
-            assert one._member.tokens is other._member.tokens
-            assert one._member.tokens in manager._sources.values()
-            assert one._member.project is other._member.project
+            assert one._sender.authorization is other._sender.authorization
+            assert one._sender.authorization in manager._sources.values()
+            assert one._sender.project is other._sender.project
 
 
 @pytest.mark.parametrize("answer", ["refused", "mute"])

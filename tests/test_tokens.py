@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sinch_conv_async import ClientStateError, SessionManager, TokenError
-from sinch_conv_async._core.lifetime import Calls
+from sinch_conv_async._core.lifetime import Lifetime
 from sinch_conv_async._core.tokens import BasicAuthorization, EndpointPace, Token, TokenSource
 from sinch_conv_async._wire.failure import Failure
 from sinch_conv_async._wire.http import Credentials, TokenResponse
@@ -74,7 +74,7 @@ def time() -> Time:
 
 async def test_a_thousand_waiters_make_one_request(time):
     endpoint = Endpoint(TokenResponse("token", 3600))
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     got = await asyncio.gather(*(tokens.get(calls) for _ in range(1000)))
     assert endpoint.requests == 1
     assert {token.authorization for token in got} == {"Bearer token"}
@@ -84,7 +84,7 @@ async def test_a_thousand_waiters_make_one_request(time):
 async def test_cancelling_the_waiter_that_started_the_fetch_harms_no_other(time):
     endpoint = Endpoint(TokenResponse("token", 3600))
     endpoint.gate.clear()
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     first, second = (asyncio.create_task(tokens.get(calls)) for _ in range(2))
     await settle()
     first.cancel()
@@ -99,7 +99,7 @@ async def test_a_fetch_outlives_its_callers(time):
     endpoint = Endpoint(TokenResponse("token", 3600))
     endpoint.gate.clear()
     tokens = source(endpoint, time)
-    caller = asyncio.create_task(tokens.get(Calls()))
+    caller = asyncio.create_task(tokens.get(Lifetime()))
     await settle()
     caller.cancel()
     await asyncio.wait([caller])
@@ -109,7 +109,7 @@ async def test_a_fetch_outlives_its_callers(time):
 
 
 async def test_every_waiter_gets_an_error_of_its_own(time):
-    tokens, calls = source(Endpoint(INVALID_CLIENT), time), Calls()
+    tokens, calls = source(Endpoint(INVALID_CLIENT), time), Lifetime()
     errors = await asyncio.gather(*(tokens.get(calls) for _ in range(3)), return_exceptions=True)
     assert [type(error) for error in errors] == [TokenError] * 3
     assert len({id(error) for error in errors}) == 3
@@ -121,7 +121,7 @@ async def test_every_waiter_gets_an_error_of_its_own(time):
 async def test_a_token_serves_until_it_expires_and_not_longer(time):
     endpoint = Endpoint(TokenResponse("one", 100), UNAVAILABLE)
     tokens = source(endpoint, time)
-    token = await tokens.get(Calls())
+    token = await tokens.get(Lifetime())
     assert tokens.current(1000 + 71.9) is token
     assert endpoint.requests == 1
     assert tokens.current(1000 + 99.9) is token
@@ -134,7 +134,7 @@ async def test_the_life_is_counted_from_the_request_not_from_the_answer(time):
         time.now += 30
         return TokenResponse("token", 100)
 
-    token = await source(slowly, time).get(Calls())
+    token = await source(slowly, time).get(Lifetime())
     assert token.expires_at == 1100
 
 
@@ -147,13 +147,13 @@ async def test_renewal_is_due_between_72_and_88_percent_of_the_life(time, seed):
         clock=time.clock,
         rng=random.Random(seed),
     )
-    token = await tokens.get(Calls())
+    token = await tokens.get(Lifetime())
     assert 1072 <= token.renew_at <= 1088
 
 
 async def test_a_token_is_renewed_on_use_in_the_background_while_the_old_one_serves(time):
     endpoint = Endpoint(TokenResponse("old", 100), TokenResponse("new", 100))
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     old = await tokens.get(calls)
     time.now = 1089
     await settle()
@@ -171,7 +171,7 @@ async def test_a_token_is_renewed_on_use_in_the_background_while_the_old_one_ser
 
 async def test_a_failed_early_renewal_waits_before_the_next_and_tells_nobody(time):
     endpoint = Endpoint(TokenResponse("old", 100), UNAVAILABLE)
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     old = await tokens.get(calls)
     time.now = 1089
     for _ in range(50):
@@ -187,7 +187,7 @@ async def test_a_failed_early_renewal_waits_before_the_next_and_tells_nobody(tim
 
 async def test_an_early_renewal_that_becomes_urgent_is_tried_again(time):
     endpoint = Endpoint(TokenResponse("old", 100), UNAVAILABLE, TokenResponse("new", 100))
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     old = await tokens.get(calls)
     time.now = 1099
     endpoint.gate.clear()
@@ -203,7 +203,7 @@ async def test_an_early_renewal_that_becomes_urgent_is_tried_again(time):
 
 async def test_a_renewal_that_is_refused_is_remembered_once_the_old_token_is_gone(time):
     endpoint = Endpoint(TokenResponse("old", 100), INVALID_CLIENT)
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     old = await tokens.get(calls)
     time.now = 1089
     assert await tokens.get(calls) is old
@@ -219,7 +219,7 @@ async def test_a_renewal_that_is_refused_is_remembered_once_the_old_token_is_gon
 
 async def test_a_refused_token_is_dropped_once(time):
     endpoint = Endpoint(TokenResponse("one", 3600), TokenResponse("two", 3600))
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     one = await tokens.get(calls)
     assert tokens.refused(one, "project", time.now)
     two = await tokens.get(calls)
@@ -231,7 +231,7 @@ async def test_a_refused_token_is_dropped_once(time):
 
 async def test_a_renewed_token_that_was_never_accepted_is_not_renewed_again_within_60_s(time):
     endpoint = Endpoint(TokenResponse("one", 3600), TokenResponse("two", 3600), TokenResponse("three", 3600))
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     assert tokens.refused(await tokens.get(calls), "project", time.now)
     two = await tokens.get(calls)
     assert not tokens.refused(two, "project", time.now + 59.9)
@@ -239,7 +239,7 @@ async def test_a_renewed_token_that_was_never_accepted_is_not_renewed_again_with
 
 
 async def test_a_token_that_was_accepted_is_renewed_whenever_it_is_refused(time):
-    tokens, calls = source(Endpoint(TokenResponse("one", 3600)), time), Calls()
+    tokens, calls = source(Endpoint(TokenResponse("one", 3600)), time), Lifetime()
     assert tokens.refused(await tokens.get(calls), "project", time.now)
     two = await tokens.get(calls)
     two.accepted_for.add("project")
@@ -247,7 +247,7 @@ async def test_a_token_that_was_accepted_is_renewed_whenever_it_is_refused(time)
 
 
 async def test_a_token_that_is_accepted_for_one_project_is_not_renewed_again_and_again_for_another(time):
-    tokens, calls = source(Endpoint(TokenResponse("one", 3600)), time), Calls()
+    tokens, calls = source(Endpoint(TokenResponse("one", 3600)), time), Lifetime()
     assert tokens.refused(await tokens.get(calls), "refusing", time.now)
     two = await tokens.get(calls)
     two.accepted_for.add("accepting")
@@ -263,7 +263,7 @@ async def test_a_token_that_lives_shorter_than_its_answer_took_is_used_all_the_s
 
     endpoint = Slow(TokenResponse("token", 1))
     tokens = source(endpoint, time)
-    token = await tokens.get(Calls())
+    token = await tokens.get(Lifetime())
     assert endpoint.requests == 1
     assert token.expires_at == time.now + 1
 
@@ -273,7 +273,7 @@ async def test_a_token_that_lives_shorter_than_its_answer_took_is_used_all_the_s
 
 async def test_invalid_client_is_remembered_for_60_s(time):
     endpoint = Endpoint(INVALID_CLIENT, INVALID_CLIENT, TokenResponse("token", 3600))
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     for _ in range(100):
         with pytest.raises(TokenError) as caught:
             await tokens.get(calls)
@@ -291,7 +291,7 @@ async def test_any_other_refusal_is_not_remembered(time):
     endpoint = Endpoint(
         Failure(TokenError("odd", http_status=400), retryable=False), TokenResponse("token", 3600)
     )
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     with pytest.raises(TokenError):
         await tokens.get(calls)
     assert (await tokens.get(calls)).authorization == "Bearer token"
@@ -299,7 +299,7 @@ async def test_any_other_refusal_is_not_remembered(time):
 
 async def test_a_failing_endpoint_is_asked_again_with_backoff(time):
     endpoint = Endpoint(UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, TokenResponse("token", 3600))
-    assert await source(endpoint, time).get(Calls())
+    assert await source(endpoint, time).get(Lifetime())
     assert len(time.slept) == 3
     assert all(pause <= limit for pause, limit in zip(time.slept, (0.5, 1.0, 2.0), strict=True))
 
@@ -307,21 +307,21 @@ async def test_a_failing_endpoint_is_asked_again_with_backoff(time):
 async def test_after_60_s_of_failing_those_who_wait_are_told(time):
     endpoint = Endpoint(UNAVAILABLE)
     with pytest.raises(TokenError, match="down"):
-        await source(endpoint, time).get(Calls())
+        await source(endpoint, time).get(Lifetime())
     assert 1 < endpoint.requests < 60
     assert time.now == 1060  # the last pause is cut short, so that one more try is made when they are told
 
 
 async def test_a_retry_after_within_60_s_is_kept_to(time):
     failure = Failure(TokenError("down", http_status=429), retryable=True, retry_after=7)
-    await source(Endpoint(failure, TokenResponse("token", 3600)), time).get(Calls())
+    await source(Endpoint(failure, TokenResponse("token", 3600)), time).get(Lifetime())
     assert 1007 <= time.now <= 1007.5
 
 
 async def test_a_retry_after_beyond_60_s_ends_the_wait_at_once(time):
     endpoint = Endpoint(Failure(TokenError("down", http_status=429), retryable=True, retry_after=3600))
     with pytest.raises(TokenError):
-        await source(endpoint, time).get(Calls())
+        await source(endpoint, time).get(Lifetime())
     assert endpoint.requests == 1
     assert time.slept == []
 
@@ -330,7 +330,7 @@ async def test_a_retry_after_beyond_60_s_ends_the_wait_at_once(time):
 async def test_a_retry_after_beyond_60_s_is_remembered_for_60_s(time, asked):
     failure = Failure(TokenError("down", http_status=429), retryable=True, retry_after=asked)
     endpoint = Endpoint(failure, TokenResponse("token", 3600))
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     for _ in range(100):
         with pytest.raises(TokenError, match="down"):
             await tokens.get(calls)
@@ -342,7 +342,7 @@ async def test_a_retry_after_beyond_60_s_is_remembered_for_60_s(time, asked):
 async def test_a_trace_hook_that_raises_ends_the_fetch_with_a_token_error(time):
     tokens = source(Endpoint(ValueError("Bearer canary")), time)
     with pytest.raises(TokenError, match=r"^the token request failed: ValueError$"):
-        await tokens.get(Calls())
+        await tokens.get(Lifetime())
 
 
 # Closing
@@ -352,7 +352,7 @@ async def test_closing_ends_a_fetch_and_tells_those_who_wait(time):
     endpoint = Endpoint(TokenResponse("token", 3600))
     endpoint.gate.clear()
     tokens = source(endpoint, time)
-    waiting = asyncio.create_task(tokens.get(Calls()))
+    waiting = asyncio.create_task(tokens.get(Lifetime()))
     await settle()
     await tokens.close()
     with pytest.raises(ClientStateError):
@@ -362,7 +362,7 @@ async def test_closing_ends_a_fetch_and_tells_those_who_wait(time):
 async def test_a_fetch_that_somebody_else_cancels_is_no_closed_client(time):
     endpoint = Endpoint(TokenResponse("token", 3600))
     endpoint.gate.clear()
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     waiting = asyncio.create_task(tokens.get(calls))
     await settle()
     tokens._fetching.cancel()
@@ -374,7 +374,7 @@ async def test_a_fetch_that_somebody_else_cancels_is_no_closed_client(time):
 
 async def test_a_fetch_that_is_cancelled_before_it_has_begun_is_no_end_of_all_others(time):
     endpoint = Endpoint(TokenResponse("token", 3600))
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     waiting = asyncio.create_task(tokens.get(calls))
     await asyncio.sleep(0)
     tokens._fetching.cancel()
@@ -386,7 +386,7 @@ async def test_a_fetch_that_is_cancelled_before_it_has_begun_is_no_end_of_all_ot
 
 async def test_closing_ends_a_fetch_that_has_not_begun(time):
     endpoint = Endpoint(TokenResponse("token", 3600))
-    tokens, calls = source(endpoint, time), Calls()
+    tokens, calls = source(endpoint, time), Lifetime()
     waiting = asyncio.create_task(tokens.get(calls))
     await asyncio.sleep(0)
     calls.fail_waiting()
@@ -404,7 +404,7 @@ async def test_a_waiter_cancelled_while_the_fetch_goes_on_is_passed_over(time):
     endpoint = Endpoint(INVALID_CLIENT)
     endpoint.gate.clear()
     tokens = source(endpoint, time)
-    waiting = asyncio.create_task(tokens.get(Calls()))
+    waiting = asyncio.create_task(tokens.get(Lifetime()))
     await settle()
     waiting.cancel()
     await asyncio.wait([waiting])
@@ -414,7 +414,7 @@ async def test_a_waiter_cancelled_while_the_fetch_goes_on_is_passed_over(time):
 
 
 async def test_no_fetch_is_started_for_a_closed_client(time):
-    endpoint, calls = Endpoint(TokenResponse("token", 3600)), Calls()
+    endpoint, calls = Endpoint(TokenResponse("token", 3600)), Lifetime()
     calls.fail_waiting()
     with pytest.raises(ClientStateError):
         await source(endpoint, time).get(calls)
@@ -427,7 +427,7 @@ async def test_a_source_with_neither_token_nor_fetch_may_be_forgotten(time):
     endpoint.gate.clear()
     tokens = source(endpoint, time)
     assert tokens.forgettable(time.now)
-    waiting = asyncio.create_task(tokens.get(Calls()))
+    waiting = asyncio.create_task(tokens.get(Lifetime()))
     await settle()
     assert not tokens.forgettable(time.now)
     endpoint.gate.set()
@@ -475,7 +475,7 @@ async def test_500_keys_on_one_endpoint_stay_within_its_bucket(time):
     clocks = [Time() for _ in range(500)]
     tokens = [source(ask, clock, pace=pace) for clock in clocks]
     for each in tokens:
-        await each.get(Calls())
+        await each.get(Lifetime())
     assert sum(1 for moment in began if moment == pytest.approx(1000, abs=1e-6)) == 28
     assert began[-1] == pytest.approx(1000 + 472 / 9.5)
 

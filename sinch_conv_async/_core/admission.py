@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import CallTimeoutError, RateLimitedError
-from .lifetime import Calls
+from .lifetime import Lifetime
 from .pace import Pace
 from .retry import RetryBudget
 
@@ -56,6 +56,7 @@ class Project:
         "budget",
         "deadlines",
         "fresh",
+        "in_flight",
         "later_at",
         "limits",
         "pace",
@@ -65,7 +66,6 @@ class Project:
         "queued",
         "retries",
         "throttled",
-        "under_way",
         "waiting",
         "was_probe",
     )
@@ -80,7 +80,7 @@ class Project:
         self.deadlines: list[tuple[float, int, asyncio.Future[None]]] = []
         self.waiting = 0
         self.abandoned = 0
-        self.under_way = 0
+        self.in_flight = 0
         self.throttled = 0
         self.probing = False
         self.probe = False
@@ -91,7 +91,7 @@ class Project:
 
     def __repr__(self) -> str:
         probing = ", probing" if self.probing else ""
-        return f"<Project pace={self.pace.rate:.1f}/s waiting={self.waiting} under_way={self.under_way}{probing}>"
+        return f"<Project pace={self.pace.rate:.1f}/s waiting={self.waiting} in_flight={self.in_flight}{probing}>"
 
     def join(self, client: object, *, rate_limit: float | None, max_retry_after: float) -> None:
         """A client with its own limit and patience comes to share the project."""
@@ -120,7 +120,7 @@ class Project:
         self.fresh.clear()
         self.retries.clear()
         self.deadlines.clear()
-        self.waiting = self.abandoned = self.under_way = 0
+        self.waiting = self.abandoned = self.in_flight = 0
         self.probe = False
         self.queued = False
         self.admission = None  # or what the garbage collector tears down later would be counted a second time
@@ -131,7 +131,7 @@ class Project:
 
         That it was being probed is lost: it would otherwise be kept for ever if nobody calls again.
         """
-        return not self.waiting and not self.under_way and now > self.pace.due + FORGETTABLE_AFTER
+        return not self.waiting and not self.in_flight and now > self.pace.due + FORGETTABLE_AFTER
 
     def next_waiter(self) -> asyncio.Future[None] | None:
         """Takes the next call that still waits out of the queue."""
@@ -219,20 +219,22 @@ class Admission:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
-    def enter_now(self, project: Project, now: float) -> bool:
+    def admit_now(self, project: Project, now: float) -> bool:
         """Takes the turn and a slot if both are there and nobody waits for them."""
         pace = project.pace
-        if not self.free or project.waiting or now < pace.due or (project.probing and project.under_way):
+        if not self.free or project.waiting or now < pace.due or (project.probing and project.in_flight):
             return False
         pace.depart(now)
         pace.idle()
         self.free -= 1
         project.admission = self
-        project.under_way += 1
+        project.in_flight += 1
         project.probe = project.probing
         return True
 
-    async def enter(self, project: Project, calls: Calls, *, again: bool, deadline: float | None) -> None:
+    async def admit(
+        self, project: Project, lifetime: Lifetime, *, again: bool, deadline: float | None
+    ) -> None:
         """Waits for the turn and a slot; raises CallTimeoutError as soon as the turn cannot come before ``deadline``."""
         if deadline is not None:
             pace, now = project.pace, self._clock()
@@ -256,8 +258,8 @@ class Admission:
             project.queued = True
             self._ready.append(project)
             self._pump()
-        # Calls.wait in place: one coroutine less for each of a hundred thousand that wait.
-        waiting = calls.waiting
+        # Lifetime.wait in place: one coroutine less for each of a hundred thousand that wait.
+        waiting = lifetime.waiting
         waiting.add(future)
         try:
             await future
@@ -265,7 +267,7 @@ class Admission:
             if future.done() and not future.cancelled() and future.exception() is None:
                 # Cancelled in the very tick in which the grant was made: hand it on.
                 project.pace.refund()
-                self.leave(project)
+                self.release(project)
             elif project.admission is self:
                 self.waiting -= 1
                 project.abandon()
@@ -275,12 +277,12 @@ class Admission:
             if not project.waiting:
                 project.deadlines.clear()
 
-    def leave(self, project: Project) -> None:
+    def release(self, project: Project) -> None:
         """Gives the slot back."""
         if project.admission is not self:
             return  # torn down after its event loop was closed, and forgotten by then
         self.free += 1
-        project.under_way -= 1
+        project.in_flight -= 1
         project.was_probe, project.probe = project.probe, False
         if project.waiting and not project.queued:
             project.queued = True
@@ -338,8 +340,8 @@ class Admission:
                 ready.append(project)
         while ready and self.free:
             project = ready.popleft()
-            if project.probing and project.under_way:
-                project.queued = False  # leave() brings it back
+            if project.probing and project.in_flight:
+                project.queued = False  # release() brings it back
                 continue
             if now < project.pace.due:
                 self._order += 1
@@ -354,7 +356,7 @@ class Admission:
             self.free -= 1
             self.waiting -= 1
             project.waiting -= 1
-            project.under_way += 1
+            project.in_flight += 1
             project.probe = project.probing
             project.pace.depart(now)
             future.set_result(None)

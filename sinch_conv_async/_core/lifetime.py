@@ -10,7 +10,7 @@ import asyncio
 
 from ..errors import ClientStateError
 
-__all__ = ["Calls", "closed_error"]
+__all__ = ["Lifetime", "closed_error"]
 
 
 def closed_error() -> ClientStateError:
@@ -18,15 +18,15 @@ def closed_error() -> ClientStateError:
     return ClientStateError("the client is closed")
 
 
-class Calls:
+class Lifetime:
     """The calls of one client on one event loop."""
 
-    __slots__ = ("_drained", "closed", "under_way", "waiting")
+    __slots__ = ("_drained", "closed", "running", "waiting")
 
     def __init__(self) -> None:
         self.closed = False
         self.waiting: set[asyncio.Future[None]] = set()
-        self.under_way = 0
+        self.running = 0
         self._drained: asyncio.Future[None] | None = None
 
     async def wait(self, future: asyncio.Future[None]) -> None:
@@ -57,15 +57,15 @@ class Calls:
         if self.closed:
             raise closed_error()
 
-    def enter(self) -> None:
+    def begin(self) -> None:
         """One call begins."""
         self.check_open()
-        self.under_way += 1
+        self.running += 1
 
-    def leave(self) -> None:
+    def end(self) -> None:
         """One call has ended, whichever way."""
-        self.under_way -= 1
-        if not self.under_way and self._drained is not None:
+        self.running -= 1
+        if not self.running and self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
 
@@ -78,18 +78,18 @@ class Calls:
 
     async def drained(self) -> None:
         """Returns when no call is under way any more."""
-        while self.under_way:
+        while self.running:
             if self._drained is None:
                 self._drained = asyncio.get_running_loop().create_future()
             # Shielded: several may wait here, and one that is cancelled leaves the others waiting.
             await asyncio.shield(self._drained)
 
-    def on_another_loop(self) -> Calls:
+    def on_another_loop(self) -> Lifetime:
         """The same client's calls once the event loop of these is closed, and they with it.
 
         Another object, because what is left of a call may still be torn down, whenever the garbage collector finds it.
         """
-        fresh = Calls()
+        fresh = Lifetime()
         fresh.closed = self.closed
         return fresh
 

@@ -18,7 +18,7 @@ import warnings
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import aiohttp
 import attrs
@@ -28,26 +28,21 @@ from yarl import URL
 from .._wire import http as _wire
 from .._wire.failure import Failure
 from .._wire.http import MAX_ANSWER, Credentials, Request, Response, TokenResponse
-from ..enums import MessagesSource
 from ..errors import (
-    ApiError,
-    CallTimeoutError,
     ClientStateError,
     InvalidArgumentError,
-    RateLimitedError,
     ResponseFormatError,
-    SinchError,
     TokenError,
     TransportError,
 )
 from ..models import ConversationMessage
 from .admission import Admission, Project
-from .lifetime import Calls, closed_error
+from .lifetime import closed_error
 from .pool import NO_TIMEOUT, Connector, Exchange, exchange, read_body, transport_failure
-from .retry import RetryPolicy
+from .send import Call, Sender
 from .tokens import BasicAuthorization, EndpointPace, Token, TokenSource
 
-__all__ = ["Call", "ProjectStats", "Sender", "SessionManager", "SessionStats"]
+__all__ = ["Binding", "ProjectStats", "SessionManager", "SessionStats"]
 
 TOKEN_TIMEOUT: Final = 10.0
 """Seconds that one token request may take."""
@@ -95,260 +90,7 @@ class SessionStats:
 
 
 @attrs.define(eq=False)
-class Call:
-    """One update on its way, as far as it has come.
-
-    ``failure``: what became of its last attempt, where trying again was thought about. ``failed_since``: when its first attempt failed.
-    ``reconnected``: it has been repeated on a new connection once, at once and at no cost.
-    """
-
-    request: Request
-    attempts: int = 0
-    retries: int = 0
-    throttled: int = 0
-    replayed: bool = False
-    reconnected: bool = False
-    maybe_sent: bool = False
-    failure: Failure | None = None
-    last: SinchError | None = None
-    failed_since: float | None = None
-
-    def failed(self, error: SinchError, now: float) -> None:
-        """Notes an attempt's error; a timeout's keeps the one before it, and no longer chain."""
-        if self.failed_since is None:
-            self.failed_since = now
-        if isinstance(error, CallTimeoutError):
-            if isinstance(self.last, CallTimeoutError):
-                self.last.last = None
-            error.last = self.last
-        self.last = error
-
-    @property
-    def sent(self) -> Literal["no", "maybe"]:
-        return "maybe" if self.maybe_sent else "no"
-
-
-@attrs.define(eq=False)
-class Sender:
-    """One client's place in a manager: where it sends to, as whom, how patiently; its calls, and the loop that sends them."""
-
-    manager: SessionManager = attrs.field(repr=False)
-    project_id: str
-    origin: str
-    path: str = attrs.field(repr=False)
-    policy: RetryPolicy
-    attempt_timeout: float
-    project: Project = attrs.field(repr=False)
-    tokens: TokenSource | BasicAuthorization = attrs.field(repr=False)
-    calls: Calls = attrs.field(factory=Calls, repr=False)
-
-    @classmethod
-    def join(
-        cls,
-        manager: SessionManager,
-        *,
-        project_id: str,
-        credentials: Credentials,
-        auth: Literal["oauth2", "basic"],
-        origin: str,
-        auth_origin: str,
-        rate_limit: float | None,
-        policy: RetryPolicy,
-        attempt_timeout: float,
-    ) -> Self:
-        """Gives a client its place. Clients of one project share its pace, clients with one key its token."""
-        manager._forget_unused()  # before anything is looked up that nobody uses yet
-        tokens = (
-            BasicAuthorization(credentials) if auth == "basic" else manager._source(auth_origin, credentials)
-        )
-        member = cls(
-            manager=manager,
-            project_id=project_id,
-            origin=origin,
-            path=_wire.messages_path(project_id),
-            policy=policy,
-            attempt_timeout=attempt_timeout,
-            project=manager._project(origin, project_id),
-            tokens=tokens,
-        )
-        member.project.join(member, rate_limit=rate_limit, max_retry_after=policy.max_retry_after)
-        manager._members.add(member)
-        return member
-
-    def request(
-        self, message_id: str, metadata: str, messages_source: MessagesSource | str | None
-    ) -> Request:
-        """The request for one update, or InvalidArgumentError."""
-        return _wire.message_request(self.origin, self.path, message_id, metadata, messages_source)
-
-    async def leave(self) -> None:
-        """Closes this client's calls and no other's."""
-        manager = self.manager
-        binding = manager._living_binding()
-        self.project.leave(self)
-        self.calls.fail_waiting()
-        if binding is not None:
-            binding.admission.sooner(self.project)  # its limit may have been the lowest
-            await self.calls.drained()
-
-    def now(self) -> float:
-        """Monotonic seconds, by the clock that paces calls and expires tokens."""
-        return self.manager._clock()
-
-    def long_delay(self) -> float:
-        """Seconds to wait after the last of a call's retries, for who tries again all the same."""
-        return self.policy.delay(retries=self.policy.max_retries, retry_after=None, rng=self.manager._rng)
-
-    def bound(self) -> _Binding:
-        """What the manager has on the running event loop, or ClientStateError."""
-        self.calls.check_open()  # first, or a closed client would bind its manager to this loop
-        return self.manager._bound()
-
-    async def authenticate(self, *, timeout: float | None) -> None:
-        """Has a token, or raises TokenError."""
-        self.bound()
-        calls = self.calls
-        calls.enter()
-        try:
-            async with asyncio.timeout(timeout):
-                await self.tokens.get(calls)
-            return
-        except TimeoutError:
-            pass
-        finally:
-            calls.leave()
-        because = self.tokens.missing(self.now())
-        raise TokenError(
-            f"no access token within the timeout of {timeout:g} s{f': {because}' if because else ''}",
-            http_status=because.http_status if isinstance(because, TokenError) else None,
-        )
-
-    async def send(self, call: Call, *, timeout: float | None) -> ConversationMessage:
-        """Sends one update until it is applied, refused for good, or no longer worth trying."""
-        if timeout is None:
-            return await self._send(call, deadline=None)
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._send(call, deadline=self.manager._clock() + timeout)
-        except CallTimeoutError:
-            raise
-        except TimeoutError:
-            # Nothing else raises a bare one: aiohttp's end in _http.
-            pass
-        last = call.last or self.tokens.missing(self.now())
-        raise CallTimeoutError(f"timeout of {timeout:g} s passed", call.attempts, call.sent, last)
-
-    async def _send(self, call: Call, *, deadline: float | None) -> ConversationMessage:
-        manager = self.manager
-        binding = self.bound()
-        calls, project, tokens, policy = self.calls, self.project, self.tokens, self.policy
-        admission, clock, rng = binding.admission, manager._clock, manager._rng
-        calls.enter()
-        try:
-            # One that was sent before, and given another round by a job that waits for better times, is a call to the budget alone.
-            if not call.attempts:
-                manager._calls += 1
-            project.budget.call(clock())
-            admitted = False
-            while True:
-                calls.check_open()
-                # Authorised, holding nothing: a token that is waited for keeps nobody else waiting.
-                if tokens.current(clock()) is None:
-                    await tokens.get(calls)
-                    continue
-                # Admitted: the turn and the slot in one grant.
-                if not admission.enter_now(project, clock()):
-                    await admission.enter(project, calls, again=admitted, deadline=deadline)
-                admitted = True
-                departed = clock()
-                token = None if calls.closed else tokens.current(departed)
-                if token is None:
-                    # The token expired while the call waited for its turn, or the client closed in the tick of the grant.
-                    project.pace.refund()
-                    admission.leave(project)
-                    calls.check_open()
-                    continue
-                try:
-                    outcome = await manager._exchange(binding, self, call, token)
-                    if isinstance(outcome, Failure) and isinstance(outcome.error, RateLimitedError):
-                        # The project's business, not this call's: everybody pauses, and goes on more slowly. While the slot is still held, or
-                        # whoever is given it would leave first.
-                        self._slow_down(binding, outcome.error, outcome.retry_after, departed)
-                finally:
-                    admission.leave(project)
-                if isinstance(outcome, ConversationMessage):
-                    token.accepted_for.add(project)
-                    admission.answered(project)
-                    return outcome
-                failure, error = outcome, outcome.error
-                error.attempts = call.attempts
-                status = error.http_status if isinstance(error, ApiError) else None
-                if status is not None and status != 429:
-                    admission.answered(project)
-                    if status < 500 and status not in (401, 408):
-                        token.accepted_for.add(project)
-                if calls.closed:
-                    raise error
-                if status == 401:
-                    # Whatever WWW-Authenticate says: the API refuses an expired token in more than one way.
-                    if call.replayed or not tokens.refused(token, project, clock()):
-                        raise error
-                    call.replayed = True
-                    continue
-                call.failed(error, clock())
-                call.failure = failure
-                if (
-                    not policy.allows(failure)
-                    or call.retries >= policy.max_retries
-                    or policy.too_long(failure.retry_after)
-                ):
-                    raise error
-                delay = None
-                if status == 429:
-                    # It waits for its turn with everybody else. The same call refused again and again steps back by itself: those who share a
-                    # limit can fill its second for longer than a few pauses last.
-                    call.throttled += 1
-                    if call.throttled > 1 and failure.retry_after is None:
-                        delay = policy.throttled_delay(call.throttled, rng=rng)
-                elif failure.stale_connection and not call.reconnected:
-                    # It says nothing about the server.
-                    call.reconnected = True
-                else:
-                    call.throttled = 0
-                    delay = policy.delay(retries=call.retries, retry_after=failure.retry_after, rng=rng)
-                    if not project.budget.take(clock()):
-                        raise error
-                if delay is not None:
-                    if deadline is not None and clock() + delay > deadline:
-                        raise CallTimeoutError("no other attempt can be made before the timeout")
-                    await calls.sleep(delay)
-                call.retries += 1
-        except SinchError as error:
-            error.attempts = call.attempts
-            if isinstance(error, TransportError):
-                error.sent = call.sent  # what this attempt did not send, an earlier one may have
-            if isinstance(error, CallTimeoutError) and error is not call.last:
-                error.last = call.last
-            raise
-        finally:
-            calls.leave()
-
-    def _slow_down(
-        self, binding: _Binding, error: RateLimitedError, retry_after: float | None, departed: float
-    ) -> None:
-        """Slows the project down for everybody, after a 429 to a request that left at ``departed``."""
-        manager, project = self.manager, self.project
-        project.throttled += 1
-        manager._throttled += 1
-        if project.too_long(retry_after):
-            binding.admission.refuse_waiting(project, error)
-            return
-        project.pace.throttled(self.now(), departed=departed, retry_after=retry_after, rng=manager._rng)
-        binding.admission.paused(project)
-
-
-@attrs.define(eq=False)
-class _Binding:
+class Binding:
     """What belongs to one event loop of one process."""
 
     loop: asyncio.AbstractEventLoop
@@ -427,7 +169,7 @@ class SessionManager:
         self._trace_configs: list[aiohttp.TraceConfig] = traces
         self._clock = time.monotonic
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
-        self._binding: _Binding | None = None
+        self._binding: Binding | None = None
         self._closed = False
         self._members: weakref.WeakSet[Sender] = weakref.WeakSet()
         self._projects: dict[tuple[str, str], Project] = {}
@@ -469,7 +211,7 @@ class SessionManager:
         self._closed = True
         members = list(self._members)
         for member in members:
-            member.calls.fail_waiting()
+            member.lifetime.fail_waiting()
         if binding is None:
             return
         if binding.closing is None or binding.closing.cancelled():
@@ -479,16 +221,16 @@ class SessionManager:
         # In a task of its own: whoever waits for it may be cancelled, and still nothing stays open.
         await asyncio.shield(binding.closing)
 
-    async def _close(self, binding: _Binding, members: list[Sender]) -> None:
+    async def _close(self, binding: Binding, members: list[Sender]) -> None:
         await asyncio.gather(*(source.close() for source in self._sources.values()))
         for member in members:
-            await member.calls.drained()
+            await member.lifetime.drained()
         binding.admission.stop()
         await binding.pool.aclose()
         self._binding = None
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        binding: _Binding | None = getattr(self, "_binding", None)
+        binding: Binding | None = getattr(self, "_binding", None)
         if binding is None or binding.http.closed:
             return
         if binding.pid != os.getpid():
@@ -518,7 +260,7 @@ class SessionManager:
                 origin,
                 project_id,
                 project.pace.rate_at(now),
-                project.under_way,
+                project.in_flight,
                 project.waiting,
                 project.throttled,
             )
@@ -558,8 +300,8 @@ class SessionManager:
         if len(self._projects) + len(self._sources) < self._forget_above:
             return
         now = self._clock()
-        kept = {member.project for member in self._members if not member.calls.closed}
-        used = {member.tokens for member in self._members if not member.calls.closed}
+        kept = {member.project for member in self._members if not member.lifetime.closed}
+        used = {member.authorization for member in self._members if not member.lifetime.closed}
         self._projects = {
             key: project
             for key, project in self._projects.items()
@@ -574,7 +316,7 @@ class SessionManager:
 
     # Binding to an event loop
 
-    def _bound(self) -> _Binding:
+    def _bound(self) -> Binding:
         if self._closed:
             raise closed_error()
         binding = self._binding
@@ -597,14 +339,14 @@ class SessionManager:
                 "this client belongs to another event loop that is still there; make one client for each event loop or thread"
             )
 
-    def _living_binding(self) -> _Binding | None:
+    def _living_binding(self) -> Binding | None:
         """What the manager has on the running event loop, if anything; what it had on one that is closed is let go."""
         self._check_owner()
         if self._binding is not None and self._binding.loop.is_closed():
             self._unbind(self._binding)
         return self._binding
 
-    def _bind(self) -> _Binding:
+    def _bind(self) -> Binding:
         """Makes a fresh pool on the running loop. Tokens are kept: they are not the loop's."""
         loop = asyncio.get_running_loop()
         options: dict[str, Any] = {
@@ -626,14 +368,14 @@ class SessionManager:
         with contextlib.suppress(StopIteration):
             anext(pool).send(None)  # up to its yield, which makes the loop take charge of it
         admission = Admission(self._max_connections, clock=self._clock, call_later=loop.call_later)
-        self._binding = binding = _Binding(loop, os.getpid(), connector, http, self._traced, admission, pool)
+        self._binding = binding = Binding(loop, os.getpid(), connector, http, self._traced, admission, pool)
         return binding
 
     @property
     def _traced(self) -> bool:
         return bool(self._proxy or self._trace_configs)
 
-    def _unbind(self, binding: _Binding) -> None:
+    def _unbind(self, binding: Binding) -> None:
         """Forgets an event loop that is closed, and what was waiting on it."""
         self._binding = None
         for project in self._projects.values():
@@ -641,7 +383,7 @@ class SessionManager:
         for source in self._sources.values():
             source.forget_loop()
         for member in self._members:
-            member.calls = member.calls.on_another_loop()
+            member.lifetime = member.lifetime.on_another_loop()
         if not binding.http.closed:
             binding.http.detach()
             binding.connector.discard()
@@ -649,7 +391,7 @@ class SessionManager:
     # Sending
 
     async def _exchange(
-        self, binding: _Binding, member: Sender, call: Call, token: Token
+        self, binding: Binding, member: Sender, call: Call, token: Token
     ) -> ConversationMessage | Failure:
         """One HTTP exchange: what the API answered, or how there came to be no answer."""
         call.attempts += 1
@@ -666,7 +408,9 @@ class SessionManager:
             outcome: ConversationMessage | Failure = answer
         else:
             outcome = _wire.read_answer(
-                answer, call.request, scrub=lambda text: token.scrub(member.tokens.credentials.scrub(text))
+                answer,
+                call.request,
+                scrub=lambda text: token.scrub(member.authorization.credentials.scrub(text)),
             )
         if isinstance(outcome, Failure) and outcome.crossed and under_way.transport is not None:
             under_way.transport.abort()
@@ -725,7 +469,7 @@ class SessionManager:
         return outcome
 
     async def _http(
-        self, binding: _Binding, request: Request, token: Token, under_way: Exchange, *, timeout: float
+        self, binding: Binding, request: Request, token: Token, under_way: Exchange, *, timeout: float
     ) -> Response | Failure:
         """Sends one request and reads its answer. aiohttp's exceptions end here, and no frame above holds a header."""
         answer: Response | None = None
@@ -777,7 +521,7 @@ class SessionManager:
         )
 
     async def _round_trip(
-        self, binding: _Binding, request: Request, token: Token
+        self, binding: Binding, request: Request, token: Token
     ) -> tuple[int, Mapping[str, str], bytes, bool]:
         """The same as the connector's, by way of aiohttp's session: for a proxy's and for trace hooks' sake."""
         proxy = self._proxy

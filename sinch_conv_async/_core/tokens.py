@@ -19,7 +19,7 @@ import attrs
 from .._wire.failure import Failure
 from .._wire.http import Credentials, Head, Request, TokenResponse, basic_authorization, request_head
 from ..errors import SinchError, TokenError
-from .lifetime import Calls, closed_error
+from .lifetime import Lifetime, closed_error
 from .retry import RetryPolicy
 
 __all__ = ["BasicAuthorization", "EndpointPace", "Token", "TokenSource"]
@@ -80,7 +80,7 @@ class BasicAuthorization:
     def current(self, now: float) -> Token:
         return self.token
 
-    async def get(self, calls: Calls) -> Token:
+    async def get(self, lifetime: Lifetime) -> Token:
         return self.token
 
     def refused(self, token: Token, project: Hashable, now: float) -> bool:
@@ -164,10 +164,10 @@ class TokenSource:
             self._fetch()
         return token
 
-    async def get(self, calls: Calls) -> Token:
+    async def get(self, lifetime: Lifetime) -> Token:
         """The token, fetched if need be; raises TokenError."""
         while True:
-            calls.check_open()  # a fetch that a closed client started would outlive it
+            lifetime.check_open()  # a fetch that a closed client started would outlive it
             now = self._clock()
             token = self.current(now)
             if token is not None:
@@ -178,7 +178,7 @@ class TokenSource:
             self._waiters.append(future)
             if self._fetching is None:
                 self._fetch()
-            await calls.wait(future)
+            await lifetime.wait(future)
 
     def refused(self, token: Token, project: Hashable, now: float) -> bool:
         """The API answered 401 to this token: drop it if it is still the one in use. False: there is no point in another."""

@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from sinch_conv_async import ClientStateError, SessionManager, TransportError
-from sinch_conv_async._core.lifetime import Calls
+from sinch_conv_async._core.lifetime import Lifetime
 from sinch_conv_async._core.tokens import EndpointPace, TokenSource
 from sinch_conv_async._wire.http import Credentials, TokenResponse
 from sinch_conv_async.sandbox import Sandbox
@@ -48,7 +48,7 @@ async def test_10_000_renewals_cost_one_token_request_each_and_no_call_waits():
         rng=random.Random(3),
         sleep=time.sleep,
     )
-    calls = Calls()
+    calls = Lifetime()
     await source.get(calls)
     asked = waited = 0
     while requests <= RENEWALS:

@@ -126,4 +126,4 @@ async def test_ten_thousand_clients_one_after_the_other_leave_nothing_behind(san
             await client.close()
         assert len(manager.stats().projects) <= PROJECTS
         assert len(manager._sources) <= PROJECTS
-        assert len(manager._members) == 0 or all(member.calls.closed for member in manager._members)
+        assert len(manager._members) == 0 or all(member.lifetime.closed for member in manager._members)

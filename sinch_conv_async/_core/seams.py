@@ -1,0 +1,68 @@
+"""The seams of one call: small protocols between the send loop and what it sends, and as whom.
+
+:class:`Operation` has its implementations in ``_wire/operations.py``; :class:`Authorization` has them in ``tokens.py``. The protocol
+``Fleet`` (several processes share one limit) belongs to ``sinch_conv_async.fleet``, which is pure and lies under this group; the manager
+takes one as a keyword. Nothing in this file does anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Protocol, TypeVar
+
+from .._wire.failure import Failure
+from .._wire.http import Credentials, Request, Response
+from ..errors import SinchError
+from .lifetime import Lifetime
+from .tokens import Token
+
+__all__ = ["Authorization", "Operation"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Operation(Protocol[T_co]):
+    """One thing to ask of the API: its request, and how to read the answer. Immutable; sent as often as it takes."""
+
+    @property
+    def request(self) -> Request:
+        """What is sent, the same in every attempt."""
+        ...
+
+    @property
+    def safe(self) -> bool:
+        """Whether a repeat changes nothing, even if an earlier attempt has reached the server."""
+        ...
+
+    def read(self, response: Response, *, scrub: Callable[[str], str], reused: bool) -> T_co | Failure:
+        """The result, or in which way the response is none.
+
+        ``scrub`` cuts credentials out of a server's text. ``reused``: the connection has carried a response before, so this one may
+        belong to an earlier request.
+        """
+        ...
+
+
+class Authorization(Protocol):
+    """Where the send loop gets what goes into ``Authorization``: an access token that is renewed, or the key itself."""
+
+    @property
+    def credentials(self) -> Credentials:
+        """The key; its secret is cut out of whatever a server says."""
+        ...
+
+    def current(self, now: float) -> Token | None:
+        """The token to send with now, ``None`` if one must be waited for."""
+        ...
+
+    async def get(self, lifetime: Lifetime) -> Token:
+        """The token, fetched if need be; raises TokenError, and ClientStateError when ``lifetime`` ends."""
+        ...
+
+    def refused(self, token: Token, project: Hashable, now: float) -> bool:
+        """The API answered 401 to ``token``. True: another attempt with the token of then may succeed."""
+        ...
+
+    def missing(self, now: float) -> SinchError | None:
+        """Why there is no token at the moment; ``None`` if there is one, or if nothing is known."""
+        ...
