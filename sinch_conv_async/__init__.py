@@ -30,7 +30,15 @@ from .errors import (
     TokenError,
     TransportError,
 )
-from .models import ChannelIdentity, ConversationMessage, MetadataUpdate, UpdateOutcome
+from .models import (
+    ChannelIdentity,
+    ConversationMessage,
+    MetadataUpdate,
+    NotUpdated,
+    Unchanged,
+    Updated,
+    UpdateOutcome,
+)
 
 __all__ = [
     "ApiError",
@@ -49,6 +57,7 @@ __all__ = [
     "MessagesSource",
     "MetadataUpdate",
     "NotFoundError",
+    "NotUpdated",
     "PermissionDeniedError",
     "ProcessingMode",
     "ProjectStats",
@@ -62,7 +71,9 @@ __all__ = [
     "SinchError",
     "TokenError",
     "TransportError",
+    "Unchanged",
     "UpdateOutcome",
+    "Updated",
     "__version__",
     "to_dict",
 ]

@@ -26,7 +26,7 @@ from .errors import (
     SinchError,
     TokenError,
 )
-from .models import MetadataUpdate, UpdateOutcome
+from .models import MetadataUpdate, NotUpdated, Updated, UpdateOutcome
 
 __all__ = ["BulkUpdate", "Updates"]
 
@@ -316,7 +316,7 @@ class BulkUpdate:
         try:
             request = member.request(update.message_id, update.metadata, update.messages_source)
         except InvalidArgumentError as refused:
-            return UpdateOutcome(update, error=refused)
+            return NotUpdated(update, error=refused)
         call = Call(request)
         rounds = 0
         parked_at: int | None = None
@@ -339,7 +339,7 @@ class BulkUpdate:
                 self._newest_success = max(self._newest_success, began)
                 self._got_through()
                 self._yield.record(call.attempts - max(attempts, 1), succeeded=True)
-                return UpdateOutcome(update, message=message, attempts=call.attempts)
+                return Updated(update, message=message, attempts=call.attempts)
             if _ends_job(error):
                 raise error
             if probing and outage is not None:
@@ -350,7 +350,7 @@ class BulkUpdate:
             may_pass = failure is not None and failure.retryable
             if not may_pass and not unsent and isinstance(error, ApiError | ResponseFormatError):
                 self._got_through()
-                return UpdateOutcome(update, error=error, attempts=call.attempts)
+                return NotUpdated(update, error=error, attempts=call.attempts)
             self._failing.add(_key(update))
             failing_since = began if call.failed_since is None else call.failed_since
             again = failure is not None and policy.allows(failure) and policy.max_retries > 0
@@ -359,7 +359,7 @@ class BulkUpdate:
                 out = self._outage is not None or len(self._failing) >= IN_A_ROW
                 if out and self._lasted_too_long(error, failing_since):
                     self._fail(self._outage_error(error))
-                return UpdateOutcome(update, error=error, attempts=call.attempts)
+                return NotUpdated(update, error=error, attempts=call.attempts)
             self._yield.record(call.attempts - max(attempts, 1), succeeded=False)
             alone = len(self._behind) == 1 and len(self._failing) == 1
             # Not so when the project's retry budget was used up: then it has had less than its share. Nor is an update at fault that never got
@@ -378,7 +378,7 @@ class BulkUpdate:
                 and (alone or others_get_through)
             ):
                 if worn_out or rounds == FURTHER_ROUNDS or self._yield.share < WORTHWHILE:
-                    return UpdateOutcome(update, error=error, attempts=call.attempts)
+                    return NotUpdated(update, error=error, attempts=call.attempts)
                 # Some of the service is out, and this update has met no other part of it.
                 rounds += 1
                 await self._pause(member.long_delay())
@@ -388,7 +388,7 @@ class BulkUpdate:
             if self._lasted_too_long(error, failing_since):
                 if self._only_failing and self._answers:
                     # All that is left of a job that had answers are updates that fail: it may well be these that are at fault.
-                    return UpdateOutcome(update, error=error, attempts=call.attempts)
+                    return NotUpdated(update, error=error, attempts=call.attempts)
                 raise self._outage_error(error)
 
     # Outages

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import attrs
 
 from .enums import Channel, Direction, MessagesSource, ProcessingMode
 from .errors import SinchError
 
-__all__ = ["ChannelIdentity", "ConversationMessage", "MetadataUpdate", "UpdateOutcome"]
+__all__ = [
+    "ChannelIdentity",
+    "ConversationMessage",
+    "MetadataUpdate",
+    "NotUpdated",
+    "Unchanged",
+    "UpdateOutcome",
+    "Updated",
+]
 
 
 def _extra() -> Any:
@@ -76,18 +84,46 @@ class MetadataUpdate:
 
 
 @attrs.frozen
-class UpdateOutcome:
-    """How one update of a bulk job ended: ``message`` when it was applied, ``error`` when not.
+class Updated:
+    """The outcome of an update that was applied: ``message`` as the API answers it.
 
-    ``attempts`` counts the HTTP exchanges that it took; 0 means that nothing was sent.
+    ``attempts`` counts the HTTP exchanges that it took.
     """
 
     update: MetadataUpdate
-    message: ConversationMessage | None = None
-    error: SinchError | None = None
+    message: ConversationMessage
+    error: None = None
     attempts: int = 0
+    ok: ClassVar[Literal[True]] = True
 
-    @property
-    def ok(self) -> bool:
-        """Whether the update was applied."""
-        return self.error is None
+
+@attrs.frozen
+class NotUpdated:
+    """The outcome of an update that failed, and why: ``error``.
+
+    ``attempts`` counts the HTTP exchanges that were made; 0 means that nothing was sent.
+    """
+
+    update: MetadataUpdate
+    message: None = None
+    error: SinchError = attrs.field(kw_only=True)
+    attempts: int = 0
+    ok: ClassVar[Literal[False]] = False
+
+
+@attrs.frozen
+class Unchanged:
+    """The outcome of a message that was read and needed no update: ``message`` as it was read.
+
+    ``update`` holds the metadata that the message has. ``attempts`` counts the HTTP exchanges of the read.
+    """
+
+    update: MetadataUpdate
+    message: ConversationMessage
+    error: None = None
+    attempts: int = 0
+    ok: ClassVar[Literal[True]] = True
+
+
+UpdateOutcome = Updated | NotUpdated | Unchanged
+"""How one update of a bulk job ended. ``outcome.ok`` tells which: type checkers narrow by it."""

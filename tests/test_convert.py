@@ -26,12 +26,13 @@ from sinch_conv_async import (
     MessagesSource,
     MetadataUpdate,
     NotFoundError,
+    NotUpdated,
     PermissionDeniedError,
     ProcessingMode,
     RateLimitedError,
     ServerError,
     TokenError,
-    UpdateOutcome,
+    Updated,
     to_dict,
 )
 from sinch_conv_async._wire import json as _json
@@ -706,13 +707,13 @@ def test_an_update_is_written_with_its_fields():
 def test_an_outcome_is_written_with_what_is_in_it():
     update = MetadataUpdate("01", "x")
     written_update = {"message_id": "01", "metadata": "x"}
-    assert to_dict(UpdateOutcome(update, message=read({"id": "01"}), attempts=1)) == {
+    assert to_dict(Updated(update, message=read({"id": "01"}), attempts=1)) == {
         "ok": True,
         "update": written_update,
         "message": {"id": "01"},
         "attempts": 1,
     }
-    assert to_dict(UpdateOutcome(update, error=TokenError("no token"))) == {
+    assert to_dict(NotUpdated(update, error=TokenError("no token"))) == {
         "ok": False,
         "update": written_update,
         "error": {"status": "TokenError", "message": "no token"},

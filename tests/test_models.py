@@ -18,7 +18,10 @@ from sinch_conv_async import (
     MessagesSource,
     MetadataUpdate,
     NotFoundError,
+    NotUpdated,
     ProcessingMode,
+    Unchanged,
+    Updated,
     UpdateOutcome,
 )
 
@@ -42,7 +45,8 @@ MODELS = [
     MESSAGE,
     ErrorDetail("type.example/Thing", "value", {"field_violations": [{"field": "metadata"}]}),
     UPDATE,
-    UpdateOutcome(UPDATE, MESSAGE, attempts=2),
+    Updated(UPDATE, MESSAGE, attempts=2),
+    Unchanged(UPDATE, MESSAGE, attempts=1),
     ChannelIdentity(),
     ConversationMessage(),
     ErrorDetail(),
@@ -55,7 +59,9 @@ NAMES = {
     ChannelIdentity: "identity channel app_id extra",
     ErrorDetail: "type_url value extra",
     MetadataUpdate: "message_id metadata messages_source",
-    UpdateOutcome: "update message error attempts",
+    Updated: "update message error attempts",
+    NotUpdated: "update message error attempts",
+    Unchanged: "update message error attempts",
 }
 
 
@@ -107,12 +113,30 @@ def test_two_models_do_not_share_an_extra():
     assert ConversationMessage().extra is not ConversationMessage().extra
 
 
-@pytest.mark.parametrize("model", [MESSAGE, UPDATE, UpdateOutcome(UPDATE, MESSAGE)], ids=type)
+@pytest.mark.parametrize(
+    "model", [MESSAGE, UPDATE, Updated(UPDATE, MESSAGE), NotUpdated(UPDATE, error=NotFoundError())], ids=type
+)
 def test_a_repr_shows_no_metadata_and_no_contents(model):
     assert "01MESSAGE" in repr(model)
     assert "private" not in repr(model)
 
 
-def test_an_outcome_is_ok_when_it_has_no_error():
-    assert UpdateOutcome(UPDATE, message=MESSAGE, attempts=1).ok
-    assert not UpdateOutcome(UPDATE, error=NotFoundError("no such message"), attempts=1).ok
+def test_an_outcome_is_ok_when_the_metadata_is_as_it_should_be():
+    assert Updated(UPDATE, MESSAGE, attempts=1).ok
+    assert Unchanged(UPDATE, MESSAGE, attempts=1).ok
+    assert not NotUpdated(UPDATE, error=NotFoundError("no such message"), attempts=1).ok
+
+
+def test_a_failed_outcome_names_its_error():
+    with pytest.raises(TypeError, match="error"):
+        NotUpdated(UPDATE)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [Updated(UPDATE, MESSAGE), Unchanged(UPDATE, MESSAGE), NotUpdated(UPDATE, error=NotFoundError())],
+    ids=type,
+)
+def test_every_outcome_is_one_of_the_union(outcome):
+    assert isinstance(outcome, UpdateOutcome)
+    assert not isinstance(UPDATE, UpdateOutcome)

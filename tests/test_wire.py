@@ -47,9 +47,7 @@ from sinch_conv_async._wire.http import (
     checked_id,
     checked_origin,
     checked_proxy,
-    message_request,
     messages_path,
-    read_answer,
     read_token_answer,
     regional_origin,
     request_head,
@@ -58,6 +56,7 @@ from sinch_conv_async._wire.http import (
     serialized,
     token_request,
 )
+from sinch_conv_async._wire.operations import UpdateMetadata
 
 ORIGIN = "https://eu.conversation.api.sinch.com"
 PATH = "/v1/projects/project-1/messages/"
@@ -76,7 +75,7 @@ SECRETS = [
 
 
 def update(message_id="01", metadata="x", source=None):
-    return message_request(ORIGIN, PATH, message_id, metadata, source)
+    return UpdateMetadata.of(ORIGIN, PATH, message_id, metadata, source).request
 
 
 REQUEST = update("01MESSAGE", "new")
@@ -94,8 +93,8 @@ def answer(status=200, body=b"{}", **headers):
     )
 
 
-def read(*args, scrub=no_scrub, **headers):
-    return read_answer(answer(*args, **headers), REQUEST, scrub=scrub)
+def read(*args, scrub=no_scrub, reused=True, **headers):
+    return UpdateMetadata(REQUEST).read(answer(*args, **headers), scrub=scrub, reused=reused)
 
 
 # Ids
@@ -316,7 +315,7 @@ def test_a_request_goes_over_the_wire_as_rfc_9112_writes_it():
     ],
 )
 def test_the_host_field_is_the_origins_host_and_the_port_that_is_not_the_schemes_own(origin, host):
-    request = message_request(checked_origin("conversation_origin", origin), PATH, "01", "x")
+    request = UpdateMetadata.of(checked_origin("conversation_origin", origin), PATH, "01", "x").request
     assert b"\r\nHost: " + host + b"\r\n" in serialized(request, request_head(request, "Bearer t", "a"))
 
 
@@ -408,7 +407,7 @@ def test_an_origin_is_a_scheme_a_host_and_a_port(value):
     origin = checked_origin("conversation_origin", value)
     assert origin == ORIGINS[value]
     assert checked_origin("conversation_origin", origin) == origin
-    assert message_request(origin, PATH, "01", "x").url.origin() == URL(origin)
+    assert UpdateMetadata.of(origin, PATH, "01", "x").request.url.origin() == URL(origin)
     assert str(token_request(origin).url) == f"{origin}/oauth2/token"
 
 
@@ -766,11 +765,16 @@ def test_a_message_is_read():
 
 def test_a_message_without_an_id_is_accepted():
     assert read(200, {"metadata": "new"}) == ConversationMessage(metadata="new")
+    assert read(200, {"id": "", "metadata": "new"}) == ConversationMessage(id="", metadata="new")
 
 
-@pytest.mark.parametrize("other", ["02MESSAGE", "01message", "", "01MESSAGE "])
-def test_a_message_of_another_id_is_a_crossed_answer(other):
-    failure = read(200, {"id": other, "metadata": "canary"})
+def test_an_id_has_no_case():
+    assert read(200, {"id": "01message"}).id == "01message"
+
+
+@pytest.mark.parametrize("other", ["02MESSAGE", " ", "01MESSAGE "])
+def test_another_id_on_a_connection_that_was_used_before_is_a_crossed_answer(other):
+    failure = read(200, {"id": other, "metadata": "canary"}, reused=True)
     assert type(failure.error) is TransportError
     assert str(failure.error) == "the answer is about another message than the one asked for"
     assert failure.error.sent == "maybe"
@@ -780,6 +784,15 @@ def test_a_message_of_another_id_is_a_crossed_answer(other):
         True,
         False,
     )
+    assert "canary" not in f"{failure!r} {failure.error}"
+
+
+def test_another_id_on_a_fresh_connection_is_not_what_the_api_promises():
+    failure = read(200, {"id": "02MESSAGE", "metadata": "canary"}, reused=False)
+    assert type(failure.error) is ResponseFormatError
+    assert failure.error.http_status == 200
+    assert str(failure.error) == "the answer is about another message than the one asked for"
+    assert (failure.retryable, failure.maybe_applied, failure.crossed) == (False, True, False)
     assert "canary" not in f"{failure!r} {failure.error}"
 
 
@@ -865,7 +878,8 @@ def test_the_request_id_is_whatever_id_header_came(headers, request_id):
     ),
 )
 def test_whatever_arrives_is_a_message_or_a_failure_of_the_right_kind(status, body, headers):
-    outcome = read_answer(Response(status, CIMultiDict(headers), body), REQUEST, scrub=no_scrub)
+    response = Response(status, CIMultiDict(headers), body)
+    outcome = UpdateMetadata(REQUEST).read(response, scrub=no_scrub, reused=True)
     if isinstance(outcome, ConversationMessage):
         assert status == 200
         return

@@ -425,19 +425,22 @@ def _content(answer: Response) -> tuple[bytes, str | None]:
 
 
 def read_answer(
-    answer: Response, request: Request, *, scrub: Callable[[str], str]
+    answer: Response, request: Request, *, scrub: Callable[[str], str], reused: bool = True
 ) -> ConversationMessage | Failure:
-    """The updated message, or in which way it was not one."""
+    """The message that was asked for, or a Failure. ``reused``: the connection has carried an answer before."""
     body, problem = _content(answer)
     if answer.status == 200:
         message = problem or _convert.structure_message(body)
         if isinstance(message, str):
             problem = f"the 200 answer is not a message: {message}"
             return Failure(ResponseFormatError(problem, http_status=200), retryable=False, maybe_applied=True)
-        if message.id is not None and message.id != request.message_id:
-            # On a kept-alive connection every answer after this one would be shifted too.
-            crossed = TransportError("the answer is about another message than the one asked for")
-            return Failure(crossed, retryable=True, maybe_applied=True, crossed=True)
+        # Ids are ULIDs, which have no case. An empty text is how Protobuf-style APIs write what is missing.
+        if message.id and message.id.lower() != request.message_id.lower():
+            problem = "the answer is about another message than the one asked for"
+            if reused:
+                # The answer may belong to an earlier request. Every later answer on this connection would be shifted too.
+                return Failure(TransportError(problem), retryable=True, maybe_applied=True, crossed=True)
+            return Failure(ResponseFormatError(problem, http_status=200), retryable=False, maybe_applied=True)
         return message
     if not 400 <= answer.status <= 599:
         # A redirect is not followed: 303 would turn the PATCH into a GET, 307 would carry body and token to another host.

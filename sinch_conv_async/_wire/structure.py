@@ -30,7 +30,15 @@ from ..errors import (
     ServerError,
     SinchError,
 )
-from ..models import ChannelIdentity, ConversationMessage, MetadataUpdate, UpdateOutcome
+from ..models import (
+    ChannelIdentity,
+    ConversationMessage,
+    MetadataUpdate,
+    NotUpdated,
+    Unchanged,
+    Updated,
+    UpdateOutcome,
+)
 from . import json as _json
 
 __all__ = ["structure_error", "structure_message", "to_dict"]
@@ -223,9 +231,10 @@ def _configure() -> cattrs.Converter:
     converter.register_unstructure_hook_func(
         lambda cls: isinstance(cls, type) and issubclass(cls, SinchError), _unstructure_error
     )
-    converter.register_unstructure_hook(
-        UpdateOutcome, lambda value: {"ok": value.ok, **_named_fields(converter, value)}
-    )
+    for outcome in (Updated, NotUpdated, Unchanged):
+        converter.register_unstructure_hook(
+            outcome, lambda value: {"ok": value.ok, **_named_fields(converter, value)}
+        )
     return converter
 
 

@@ -10,7 +10,10 @@ from sinch_conv_async import (
     ConversationMessage,
     MessagesSource,
     MetadataUpdate,
+    NotUpdated,
     SinchError,
+    Unchanged,
+    Updated,
     UpdateOutcome,
 )
 
@@ -42,3 +45,51 @@ async def job(client: ConversationClient) -> int:
     assert_type(await anext(stream), UpdateOutcome)
     assert_type(await stream.aclose(), None)
     return failed
+
+
+def by_ok(outcome: UpdateOutcome) -> str | None:
+    """Both narrow by `is True`."""
+    if outcome.ok is True:
+        assert_type(outcome, Updated | Unchanged)
+        assert_type(outcome.message, ConversationMessage)
+        assert_type(outcome.error, None)
+        return outcome.message.id
+    assert_type(outcome, NotUpdated)
+    assert_type(outcome.message, None)
+    assert_type(outcome.error, SinchError)
+    return outcome.error.message
+
+
+def by_truth(outcome: UpdateOutcome) -> str | None:
+    """mypy narrows by the truth of `ok` alone. pyright does not, by its design, whatever the type of `ok`."""
+    if outcome.ok:
+        return outcome.message.id  # pyright: ignore[reportOptionalMemberAccess]
+    return outcome.error.message  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def by_error(outcome: UpdateOutcome) -> str | None:
+    if outcome.error is None:
+        assert_type(outcome, Updated | Unchanged)
+        return outcome.message.id
+    assert_type(outcome, NotUpdated)
+    return outcome.error.message
+
+
+def by_class(outcome: UpdateOutcome) -> str | None:
+    match outcome:
+        case Updated():
+            return outcome.message.metadata
+        case Unchanged(message=message):
+            return message.id
+        case NotUpdated():
+            return outcome.error.message
+
+
+def made_for_a_test(update: MetadataUpdate, message: ConversationMessage) -> list[UpdateOutcome]:
+    _ = Updated(update)  # type: ignore[call-arg]  # an applied update has a message
+    _ = NotUpdated(update)  # type: ignore[call-arg]  # a failed one has an error
+    return [
+        Updated(update, message, attempts=1),
+        Unchanged(update, message),
+        NotUpdated(update, error=SinchError("made up"), attempts=5),
+    ]
