@@ -1764,7 +1764,7 @@ async def test_in_a_forked_child_the_manager_is_the_parents(sandbox, monkeypatch
     manager = SessionManager()
     client = client_of(sandbox, session_manager=manager)
     await client.update_message_metadata(ID, "x")
-    connector = manager._binding.http.connector
+    connector = manager._binding.connections._connector
     with monkeypatch.context() as child:
         child.setattr(os, "getpid", lambda: -1)
         for use in (

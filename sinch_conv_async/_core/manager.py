@@ -1,22 +1,19 @@
 """The session manager: it owns the connections, the tokens and the pace of each project, and sends every request.
 
-The only file that calls aiohttp's client. What aiohttp must not be left to decide is decided here: who goes next, what is tried again, where a
-redirect leads (nowhere), and what of its exceptions a caller gets to see (nothing: they carry request headers).
+It says who shares what; ``send`` has the loop of a call, ``exchange`` the HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
 import ssl as tls
-import sys
 import time
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -27,33 +24,23 @@ from yarl import URL
 
 from .._wire import http as _wire
 from .._wire.failure import Failure
-from .._wire.http import MAX_ANSWER, Credentials, Request, Response, TokenResponse
+from .._wire.http import Credentials, Request, TokenResponse
 from ..errors import (
     ClientStateError,
     InvalidArgumentError,
-    ResponseFormatError,
     TokenError,
-    TransportError,
 )
 from ..models import ConversationMessage
 from .admission import Admission, Project
+from .exchange import ConnectionOptions, Connections, Exchange
 from .lifetime import closed_error
-from .pool import NO_TIMEOUT, Connector, Exchange, exchange, read_body, transport_failure
 from .send import Call, Sender
-from .tokens import BasicAuthorization, EndpointPace, Token, TokenSource
+from .tokens import EndpointPace, Token, TokenSource
 
 __all__ = ["Binding", "ProjectStats", "SessionManager", "SessionStats"]
 
-TOKEN_TIMEOUT: Final = 10.0
-"""Seconds that one token request may take."""
-
-KEEPALIVE: Final = 30.0
-"""Seconds that an idle connection is kept. One that the server closed meanwhile is noticed before it is used."""
-
 FORGET_ABOVE: Final = 64
 """Projects and tokens that a manager keeps without asking itself whether they are still of use."""
-
-USER_AGENT: Final = f"sinch-conv-async/{_wire.VERSION} (Python/{sys.version_info[0]}.{sys.version_info[1]}; aiohttp/{aiohttp.__version__})"
 
 _log = logging.getLogger("sinch_conv_async")
 
@@ -95,34 +82,9 @@ class Binding:
 
     loop: asyncio.AbstractEventLoop
     pid: int
-    connector: Connector = attrs.field(repr=False)
-    http: aiohttp.ClientSession = attrs.field(repr=False)
-    # By way of http, since a proxy or trace hooks ask for more than the connector's own round trip.
-    traced: bool
+    connections: Connections = attrs.field(repr=False)
     admission: Admission = attrs.field(repr=False)
-    pool: AsyncGenerator[None, None] = attrs.field(repr=False)
     closing: asyncio.Task[None] | None = attrs.field(default=None, repr=False)
-    _routes: dict[str, aiohttp.ClientRequest] = attrs.field(factory=dict, repr=False)
-
-    def route(self, request: Request) -> aiohttp.ClientRequest:
-        """What tells the connector where to connect to; the same for all requests to one origin."""
-        route = self._routes.get(request.origin)
-        if route is None:
-            route = self._routes[request.origin] = aiohttp.ClientRequest(
-                "GET", URL(request.origin), loop=self.loop
-            )
-        return route
-
-
-async def _pool(http: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
-    """Closes the connections when nobody holds it any more, and at the latest when its event loop ends.
-
-    A loop that ends (``asyncio.run``, ``asyncio.Runner``) closes the asynchronous generators that were started on it.
-    """
-    try:
-        yield
-    finally:
-        await http.close()
 
 
 class SessionManager:
@@ -163,10 +125,7 @@ class SessionManager:
         if not all(isinstance(trace, aiohttp.TraceConfig) for trace in traces):
             raise InvalidArgumentError("trace_configs must be aiohttp.TraceConfig objects")
         self._max_connections = max_connections
-        self._ssl = ssl
-        self._proxy = checked
-        self._resolver = resolver
-        self._trace_configs: list[aiohttp.TraceConfig] = traces
+        self._options = ConnectionOptions(ssl, checked, resolver, traces)
         self._clock = time.monotonic
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self._binding: Binding | None = None
@@ -226,15 +185,15 @@ class SessionManager:
         for member in members:
             await member.lifetime.drained()
         binding.admission.stop()
-        await binding.pool.aclose()
+        await binding.connections.aclose()
         self._binding = None
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         binding: Binding | None = getattr(self, "_binding", None)
-        if binding is None or binding.http.closed:
+        if binding is None or binding.connections.closed:
             return
         if binding.pid != os.getpid():
-            binding.http.detach()  # the parent's, which goes on with it
+            binding.connections.leave_to_parent()
             return
         _warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
@@ -349,31 +308,9 @@ class SessionManager:
     def _bind(self) -> Binding:
         """Makes a fresh pool on the running loop. Tokens are kept: they are not the loop's."""
         loop = asyncio.get_running_loop()
-        options: dict[str, Any] = {
-            "keepalive_timeout": KEEPALIVE,
-            "ssl": True if self._ssl is None else self._ssl,
-        }
-        if self._resolver is not None:
-            options["resolver"] = self._resolver
-        connector = Connector(**options)
-        http = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=NO_TIMEOUT,
-            trust_env=False,
-            auto_decompress=False,  # a bomb is defused where the answer is read
-            trace_configs=self._trace_configs,
-        )
-        pool = _pool(http)
-        with contextlib.suppress(StopIteration):
-            anext(pool).send(None)  # up to its yield, which makes the loop take charge of it
         admission = Admission(self._max_connections, clock=self._clock, call_later=loop.call_later)
-        self._binding = binding = Binding(loop, os.getpid(), connector, http, self._traced, admission, pool)
-        return binding
-
-    @property
-    def _traced(self) -> bool:
-        return bool(self._proxy or self._trace_configs)
+        self._binding = Binding(loop, os.getpid(), Connections(self._options), admission)
+        return self._binding
 
     def _unbind(self, binding: Binding) -> None:
         """Forgets an event loop that is closed, and what was waiting on it."""
@@ -384,9 +321,7 @@ class SessionManager:
             source.forget_loop()
         for member in self._members:
             member.lifetime = member.lifetime.on_another_loop()
-        if not binding.http.closed:
-            binding.http.detach()
-            binding.connector.discard()
+        binding.connections.discard()
 
     # Sending
 
@@ -399,11 +334,13 @@ class SessionManager:
         self._attempts += 1
         self._retries += call.attempts > 1
         began = self._clock()
-        under_way = Exchange()
+        known = Exchange()
         try:
-            answer = await self._http(binding, call.request, token, under_way, timeout=member.attempt_timeout)
+            answer = await binding.connections.exchange(
+                call.request, token, known, timeout=member.attempt_timeout
+            )
         finally:
-            call.maybe_sent |= under_way.connected
+            call.maybe_sent |= known.connected
         if isinstance(answer, Failure):
             outcome: ConversationMessage | Failure = answer
         else:
@@ -412,8 +349,8 @@ class SessionManager:
                 call.request,
                 scrub=lambda text: token.scrub(member.authorization.credentials.scrub(text)),
             )
-        if isinstance(outcome, Failure) and outcome.crossed and under_way.transport is not None:
-            under_way.transport.abort()
+        if isinstance(outcome, Failure) and outcome.crossed:
+            known.abort()
         if _log.isEnabledFor(logging.DEBUG):
             self._log_exchange(member, call, outcome, self._clock() - began)
         return outcome
@@ -451,96 +388,7 @@ class SessionManager:
         return request_token
 
     async def _request_token(self, request: Request, credentials: Credentials) -> TokenResponse | Failure:
-        """One request to the token endpoint (RFC 6749, section 4.4.2)."""
         binding = self._binding
         assert binding is not None  # a fetch is only started by a call, which is bound
         self._token_requests += 1
-        basic = BasicAuthorization(credentials).token
-        answer = await self._http(binding, request, basic, Exchange(), timeout=TOKEN_TIMEOUT)
-        if isinstance(answer, Failure):
-            error = TokenError(f"the token endpoint gave no answer: {answer.error}")
-            outcome: TokenResponse | Failure = Failure(error, retryable=answer.retryable)
-        else:
-            outcome = _wire.read_token_answer(answer, scrub=credentials.scrub)
-        if isinstance(outcome, Failure):
-            _log.warning("no access token: %s", outcome.error, extra={"key_id": credentials.key_id})
-        else:
-            _log.debug("access token for %.0f s", outcome.lifetime, extra={"key_id": credentials.key_id})
-        return outcome
-
-    async def _http(
-        self, binding: Binding, request: Request, token: Token, under_way: Exchange, *, timeout: float
-    ) -> Response | Failure:
-        """Sends one request and reads its answer. aiohttp's exceptions end here, and no frame above holds a header."""
-        answer: Response | None = None
-        cause: Exception | None = None
-        whole = False
-        context = exchange.set(under_way)
-        try:
-            async with asyncio.timeout(timeout):
-                if binding.traced:
-                    status, headers, body, whole = await self._round_trip(binding, request, token)
-                else:
-                    status, headers, body, whole = await binding.connector.round_trip(
-                        binding.route(request),
-                        _wire.serialized(request, token.head(request, user_agent=USER_AGENT)),
-                        limit=MAX_ANSWER,
-                    )
-                answer = Response(status, headers, body)
-        except (
-            aiohttp.ClientError,
-            aiohttp.http.HttpProcessingError,
-            OSError,
-        ) as error:  # TimeoutError is an OSError
-            cause = error
-        except BaseException as error:
-            # Cancelled, or a trace hook of the user's raised: the same instance goes on, without the frames below and their headers.
-            error.__traceback__ = error.__context__ = error.__cause__ = None
-            raise
-        finally:
-            # A coroutine that is collected is torn down in whatever context.
-            with contextlib.suppress(ValueError):
-                exchange.reset(context)
-        if answer is None:
-            assert cause is not None  # what is not caught is raised
-            failure = transport_failure(cause, under_way, timeout=timeout)
-            cause = None
-            return failure
-        if whole or answer.status >= 400:
-            # An error's status says enough, also when its body was cut short.
-            return answer
-        if len(answer.body) > MAX_ANSWER:
-            problem = f"the answer is longer than {MAX_ANSWER:,} bytes"
-            return Failure(
-                ResponseFormatError(problem, http_status=answer.status), retryable=False, maybe_applied=True
-            )
-        return Failure(
-            TransportError("the connection was closed in the middle of the answer"),
-            retryable=True,
-            maybe_applied=True,
-        )
-
-    async def _round_trip(
-        self, binding: Binding, request: Request, token: Token
-    ) -> tuple[int, Mapping[str, str], bytes, bool]:
-        """The same as the connector's, by way of aiohttp's session: for a proxy's and for trace hooks' sake."""
-        proxy = self._proxy
-        # aiohttp puts proxy_headers only into a CONNECT; a proxy that is sent the request itself is to find them there.
-        plain = proxy.headers() if proxy is not None and request.url.scheme == "http" else {}
-        response = await binding.http.request(
-            request.method,
-            request.url,
-            data=request.body,
-            headers={**_wire.request_headers(request, token.authorization, USER_AGENT), **plain},
-            allow_redirects=False,
-            proxy=None if proxy is None else proxy.url,
-            proxy_headers=None if proxy is None else proxy.headers(),
-        )
-        exchange.get().answered = True
-        whole = False
-        try:
-            body, whole = await read_body(response.content, limit=MAX_ANSWER)
-            return response.status, response.headers, body, whole
-        finally:
-            if not whole:
-                response.close()
+        return await binding.connections.request_token(request, credentials)

@@ -15,16 +15,12 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import aiohttp
-import aiohttp.http
 import attrs
 
-from .._wire.failure import Failure
-from ..errors import CallTimeoutError, TransportError
-
-__all__ = ["Connector", "Exchange", "exchange", "read_body", "transport_failure"]
+__all__ = ["NO_TIMEOUT", "Connector", "Exchange", "current_exchange", "read_body"]
 
 NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
 """One timeout around a whole exchange is the send loop's."""
@@ -43,9 +39,14 @@ class Exchange:
     answered: bool = False
     transport: asyncio.Transport | None = None
 
+    def abort(self) -> None:
+        """Closes the connection at once: what comes next on it cannot be trusted."""
+        if self.transport is not None:
+            self.transport.abort()
 
-exchange: ContextVar[Exchange] = ContextVar("sinch_conv_async.exchange")
-"""The exchange that the running task makes: aiohttp calls ``connect`` in the task that sends."""
+
+current_exchange: ContextVar[Exchange] = ContextVar("sinch_conv_async.exchange")
+"""The exchange that the running task makes by aiohttp's session, which calls ``connect`` in the task that sends."""
 
 
 def _has_input(transport: asyncio.Transport) -> bool:
@@ -122,15 +123,23 @@ class Connector(aiohttp.TCPConnector):
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> aiohttp.connector.Connection:
-        """A connection on which nothing has arrived that nobody asked for."""
-        under_way = exchange.get()
+        """For aiohttp's session: a connection on which nothing has arrived that nobody asked for."""
+        return await self._connect(req, traces, timeout, current_exchange.get())
+
+    async def _connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,
+        known: Exchange,
+    ) -> aiohttp.connector.Connection:
         while True:
             connection = await super().connect(req, traces, timeout)
             protocol, transport = connection.protocol, connection.transport
             assert protocol is not None  # it was handed over just now
             assert transport is not None
             watch = transport.get_protocol()
-            under_way.reused = isinstance(watch, _Watch)
+            known.reused = isinstance(watch, _Watch)
             if not isinstance(watch, _Watch):
                 watch = _Watch(protocol)
                 transport.set_protocol(watch)
@@ -140,12 +149,12 @@ class Connector(aiohttp.TCPConnector):
                 continue
             watch.idle = False
             connection.add_callback(watch.released)
-            under_way.connected = True
-            under_way.transport = transport
+            known.connected = True
+            known.transport = transport
             return connection
 
     async def round_trip(
-        self, route: aiohttp.ClientRequest, data: bytes, *, limit: int
+        self, route: aiohttp.ClientRequest, data: bytes, known: Exchange, *, limit: int
     ) -> tuple[int, Mapping[str, str], bytes, bool]:
         """Sends a serialized request and reads its answer: status, headers, body, and whether that is all of the body.
 
@@ -153,7 +162,7 @@ class Connector(aiohttp.TCPConnector):
         merging, a body that streams): half of the CPU time of a call. Connections, TLS and parsing are aiohttp's all the same.
         ``route`` says where to connect to.
         """
-        connection = await self.connect(route, [], NO_TIMEOUT)
+        connection = await self._connect(route, [], NO_TIMEOUT, known)
         whole = False
         try:
             protocol, transport = connection.protocol, connection.transport
@@ -166,7 +175,7 @@ class Connector(aiohttp.TCPConnector):
                 # Interim answers (RFC 9110, section 15.2) come before the real one. 101 was not asked for, and ends the talk.
                 if message.code >= 200 or message.code == 101:
                     break
-            exchange.get().answered = True
+            known.answered = True
             body, whole = await read_body(payload, limit=limit)
             return message.code, message.headers, body, whole
         finally:
@@ -191,42 +200,3 @@ async def read_body(content: aiohttp.StreamReader, *, limit: int) -> tuple[bytes
     except aiohttp.ClientPayloadError:
         pass
     return bytes(received), False
-
-
-def transport_failure(cause: Exception, under_way: Exchange, *, timeout: float) -> Failure:
-    """In our words what aiohttp's exception means. Its own text is not repeated: it may quote what the server sent."""
-    sent: Literal["no", "maybe"] = "maybe" if under_way.connected else "no"
-    applied = under_way.connected
-    if isinstance(cause, TimeoutError) and not isinstance(cause, aiohttp.ClientError):
-        where = "waiting for the answer" if under_way.connected else "connecting"
-        return Failure(
-            CallTimeoutError(f"attempt_timeout of {timeout:g} s passed while {where}", sent=sent),
-            retryable=True,
-            maybe_applied=applied,
-        )
-    if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
-        return Failure(
-            TransportError("the server's certificate was not accepted", sent="no"), retryable=False
-        )
-    if isinstance(cause, aiohttp.ClientHttpProxyError):
-        # The one status of an aiohttp exception that a peer really sent: the proxy's answer to CONNECT.
-        return Failure(
-            TransportError(f"the proxy answered {cause.status}", sent="no"), retryable=cause.status >= 500
-        )
-    if isinstance(cause, aiohttp.ClientConnectorDNSError):
-        problem = "the host name could not be resolved"
-    elif isinstance(cause, aiohttp.ClientConnectorError):
-        problem = f"no connection: {cause.os_error.strerror or type(cause.os_error).__name__}"
-    elif isinstance(cause, aiohttp.ClientResponseError | aiohttp.http.HttpProcessingError):
-        problem = "the answer is not HTTP"
-    elif isinstance(cause, aiohttp.ServerDisconnectedError):
-        problem = "the server closed the connection without an answer"
-    else:
-        problem = f"the connection failed: {getattr(cause, 'strerror', None) or type(cause).__name__}"
-    lost = isinstance(cause, aiohttp.ServerDisconnectedError | OSError)
-    return Failure(
-        TransportError(problem, sent=sent),
-        retryable=True,
-        maybe_applied=applied,
-        stale_connection=under_way.reused and lost and not under_way.answered,
-    )
