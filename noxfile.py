@@ -170,14 +170,16 @@ def load(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Ten minutes at 800 calls a second with faults mixed in (by hand)."""
     session.install("-e", ".[cli,speedups]", *group("tests"))
-    session.run("python", "-m", "tests.faults.soak", *session.posargs)
+    session.run("python", "-m", "tests.whole.faults.soak", *session.posargs)
 
 
 @nox.session
 def faults_full(session: nox.Session) -> None:
     """The whole fault matrix, with the rows that need heavy or rare programs (by hand)."""
     session.install("-e", ".[cli,speedups]", *group("tests"))
-    session.run("python", "-m", "pytest", "tests/faults", "-s", "-m", "full or not full", *session.posargs)
+    session.run(
+        "python", "-m", "pytest", "tests/whole/faults", "-s", "-m", "full or not full", *session.posargs
+    )
 
 
 @nox.session
@@ -195,7 +197,7 @@ def mutation(session: nox.Session) -> None:
     session.install("-e", ".[cli,speedups]", *group("tests"), *group("mutation"))
     # The same examples for each mutant, or chance would kill some of them.
     session.run("mutmut", "run", *session.posargs, env={"HYPOTHESIS_PROFILE": "ci"})
-    session.run("python", "-m", "tests.survivors")
+    session.run("python", "-m", "tests.project.survivors")
 
 
 def build_into(session: nox.Session, folder: Path) -> tuple[Path, Path]:
@@ -253,7 +255,9 @@ def release_check(session: nox.Session) -> None:
         session.error(f"without its extra the command line does not say what to install: {said!r}")
 
     session.install(f"{wheel}[cli]")
-    session.run("python", "-I", str(ROOT / "tests" / "release_check.py"), str(ROOT / "README.rst"))
+    session.run(
+        "python", "-I", str(ROOT / "tests" / "project" / "release_check.py"), str(ROOT / "README.rst")
+    )
 
     session.run("pip", "uninstall", "--yes", "sinch-conv-async")
     site = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)

@@ -1,7 +1,7 @@
 """``asyncio.gather`` of 100,000 calls, all of which succeed: how long that takes, and what memory it needs.
 
 Run it with ``python -m benchmarks.gather`` (about a minute without a pace; ``--rate 800`` takes the 125 seconds that the API's limit makes of it).
-The server is nginx. What holds for any number of calls, on any machine, is in ``tests/load/test_gather.py``.
+The server is nginx. What holds for any number of calls, on any machine, is in ``tests/whole/load/test_gather.py``.
 """
 
 import argparse

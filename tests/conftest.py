@@ -35,22 +35,15 @@ DESCRIPTORS = Path("/proc/self/fd")
 LOOP_PASSES = 10
 
 
-# Minutes on each Python would show nothing that one does not: `nox -s tests` leaves these to `nox -s once`.
-ONCE = (
-    "faults",
-    "load",
-    "test_bulk_killed.py",
-    "test_cli.py",
-    "test_examples.py",
-    "test_fuzz.py",
-    "test_how_to.py",
-)
+# What runs the whole drives servers, processes and loads. Minutes of it on each Python would show nothing that one
+# Python does not show: `nox -s tests` leaves these to `nox -s once`. These files of tests/whole depend on the Python.
+ON_EACH_PYTHON = {"test_secrets.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
+    whole = Path(__file__).parent / "whole"
     for item in items:
-        if here in item.path.parents and item.path.relative_to(here).parts[0] in ONCE:
+        if whole in item.path.parents and item.path.name not in ON_EACH_PYTHON:
             item.add_marker(pytest.mark.once)
 
 
