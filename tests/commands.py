@@ -30,7 +30,12 @@ COMMAND = (sys.executable, "-W", "error", "-m", "sinch_conv_async")
 
 def environment_of(sandbox: Sandbox | None, **more: str) -> dict[str, str]:
     """An environment that leads to the sandbox; without one, to nowhere."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SINCH_")}
+    # PYTHONUNBUFFERED would hide what a process does about output that is still buffered at its end.
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SINCH_") and name != "PYTHONUNBUFFERED"
+    }
     here = str(Path(sinch_conv_async.__file__).parent.parent)
     clean["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     if sandbox is not None:

@@ -94,7 +94,35 @@ def run(arguments: list[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@contextlib.contextmanager
+def _printing(done: str = "", code: int = 0) -> Generator[None]:
+    """For what goes to standard output. If there is no room, the command says so and what is ``done``.
+
+    It then ends with ``code``, or with 1 instead of 0.
+    """
+    try:
+        yield
+    except OSError as error:
+        # EPIPE: the reader has seen enough, and wants to hear no more.
+        if error.errno != errno.EPIPE:
+            problem = f"standard output cannot be written: {error.strerror}{done}"
+            raise Ended(problem, code or SOME_FAILED) from None
+
+
+class _PrintingCommand(click.Command):
+    """A command whose --help and --version are printed like everything else."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _printing():
+            return super().parse_args(ctx, args)
+        raise click.exceptions.Exit(0)
+
+
+class _PrintingGroup(_PrintingCommand, click.Group):
+    command_class = _PrintingCommand
+
+
+@click.group(cls=_PrintingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(_wire.VERSION, package_name="sinch-conv-async")
 def main() -> None:
     """Change the metadata of messages in the Sinch Conversation API. Unofficial.
@@ -500,7 +528,7 @@ def _told(output: Literal["text", "json"]) -> Generator[None]:
         ended = Ended(str(error), REFUSED)
     except Ended as error:
         ended = error
-    if output == "json" and sys.stdout is not None and not sys.stdout.closed:
+    if output == "json":
         _print(json.dumps({"exit_code": ended.exit_code, "error": ended.message}), code=ended.exit_code)
     raise ended
 
@@ -621,21 +649,9 @@ def _dry_run(
 
 
 def _print(text: str, *, done: str = "", code: int = 0) -> None:
-    """To standard output. Where that has no room, the command says so and what is ``done``, and ends with this exit code, or 1 instead of 0."""
-    try:
+    """Prints a text on standard output; ``_printing`` says what follows when that fails."""
+    with _printing(done, code):
         click.echo(text)
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            # The reader has seen enough, and wants to hear no more; nor is what Python still holds tried once more at the end.
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
-            return
-        problem = error.strerror
-    else:
-        return
-    with contextlib.suppress(OSError):
-        sys.stdout.close()  # what it still holds would be tried once more, and complained of, when the program ends
-    raise Ended(f"standard output cannot be written: {problem}{done}", code or SOME_FAILED)
 
 
 def _say(sentence: str) -> None:

@@ -890,6 +890,11 @@ async def test_a_reader_who_left_changes_no_exit_code(
     assert ended.out == ""
 
 
+async def test_a_help_whose_reader_has_left_is_no_error(tmp_path: Path) -> None:
+    ended = await in_a_shell('exec 3> >(true); wait $!; "$@" bulk --help >&3', tmp_path, None)
+    assert (ended.code, ended.err) == (0, "")
+
+
 @pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"])
 async def test_a_standard_error_that_takes_nothing_changes_neither_exit_code_nor_document(
     sandbox: Sandbox, tmp_path: Path, where: str
@@ -1061,22 +1066,37 @@ def test_a_file_of_credentials_may_begin_with_a_byte_order_mark(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "done"),
     [
-        (["bulk", "ids.csv"], "; what became of each record is in ids.csv.journal.jsonl"),
-        (["bulk", "ids.csv", "--dry-run"], ""),
+        ("bulk ids.csv --quiet", "; what became of each record is in ids.csv.journal.jsonl"),
+        ("bulk ids.csv --quiet --output json", "; what became of each record is in ids.csv.journal.jsonl"),
+        ("bulk ids.csv --dry-run", ""),
+        ("bulk ids.csv --dry-run --output json", ""),
+        ("--version", ""),
+        ("bulk --help", ""),
     ],
 )
-def test_a_standard_output_without_room_is_one_sentence(
-    arguments: list[str], done: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Here
+async def test_a_standard_output_without_room_is_one_sentence(
+    arguments: str, done: str, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     (tmp_path / "ids.csv").write_text("message_id,metadata\n")
-    monkeypatch.setattr("sys.stdout", open("/dev/full", "w"))  # noqa: SIM115  # closed by the command
-    env = {"PROJECT_ID": "p", "KEY_ID": "k", "KEY_SECRET": "s", "CONVERSATION_REGION": "us"}
-    ended = here(*arguments, **{f"SINCH_{name}": value for name, value in env.items()})
+    ended = await in_a_shell(f'"$@" {arguments} >/dev/full', tmp_path, sandbox)
     assert ended.code == 1
     assert ended.err.splitlines()[-1] == (
         f"Error: standard output cannot be written: No space left on device{done}"
     )
-    assert "Traceback" not in ended.err
+
+
+async def test_without_room_for_any_word_the_exit_code_is_still_the_commands(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    csv(tmp_path, 2)
+    for line, code in (
+        ("bulk ids.csv", 1),
+        ("bulk missing.csv --output json", 2),
+        ("--version", 1),
+        ("sandbox --port ten", 2),
+    ):
+        ended = await in_a_shell(f'"$@" {line} >/dev/full 2>&1', tmp_path, sandbox)
+        assert (line, ended.code) == (line, code)
 
 
 # sandbox and demo
