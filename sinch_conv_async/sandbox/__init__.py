@@ -62,7 +62,7 @@ TokenRefusal = Literal["expired", "revoked"]
 # "Up to 1024 characters long", the specification says of the response's field.
 _MAX_METADATA: Final = 1024
 _MESSAGES_SOURCES: Final = frozenset({"CONVERSATION_SOURCE", "DISPATCH_SOURCE"})
-_MESSAGE_PATH: Final = re.compile(r"/v1/projects/([^/]+)/messages/([^/]+)")
+_MESSAGE_PATH: Final = re.compile(r"/v1/projects/([^/]+)/messages(?:/([^/]+))?")
 _OAUTH2_PATH: Final = "/oauth2/token"
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 _LOOPBACK_OF: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where to reach a server that listens on all addresses
@@ -344,7 +344,8 @@ class _Server(web.Server):
 class Sandbox:
     """A Conversation API of one's own for tests: ``async with Sandbox() as sandbox``.
 
-    It serves ``PATCH /v1/projects/{project_id}/messages/{message_id}`` and ``POST /oauth2/token`` on one port.
+    It serves, on one port, ``PATCH`` and ``GET /v1/projects/{project_id}/messages/{message_id}``, the list at ``GET
+    /v1/projects/{project_id}/messages`` with its filters and page tokens, and ``POST /oauth2/token``.
 
     :param project_id: the project it starts with; :meth:`add_project` adds others.
     :param key_id: the access key of that project, made up unless given.
@@ -442,6 +443,7 @@ class Sandbox:
         self._gate: asyncio.Event | None = None
         self._token_gate: asyncio.Event | None = None
         self._date = (0, "")
+        self._listings = _Listings()
 
         self._orders = itertools.count()
         self._recurring: list[tuple[int, Callable[[], None]]] = []
@@ -964,7 +966,9 @@ class Sandbox:
         now = self._clock()
         headers = request.headers
         project_id, message_id = self._route(path)
-        metadata, complaint = _read_body(headers.get("Content-Type"), body)
+        metadata, complaint = None, None
+        if request.method != "GET":
+            metadata, complaint = _read_body(headers.get("Content-Type"), body)
         if query and complaint is None:
             complaint = _query_complaint(query)
         usual = message_id is not None and "%" not in path
@@ -1001,12 +1005,12 @@ class Sandbox:
                 refusal = refusal or self._refuse(record, authorization)
             if delay > 0:
                 if script is not None and script.delay and script.applied:
-                    answer = refusal or self._update(record, complaint, store=True)
+                    answer = refusal or self._usual(record, complaint, store=True)
                 await self._suspended(asyncio.sleep(delay))
                 refusal = refusal or self._refuse(record, authorization)
             if script is not None and script.replaces:
                 return await self._misbehave(request, record, complaint, script)
-            answer = answer or refusal or self._update(record, complaint, store=True)
+            answer = answer or refusal or self._usual(record, complaint, store=True)
             return await self._give(request, record, answer, script)
         finally:
             self._in_flight -= 1
@@ -1017,7 +1021,7 @@ class Sandbox:
             return None, None
         project_id, message_id = match.groups()
         if "%" in path:
-            project_id, message_id = unquote(project_id), unquote(message_id)
+            project_id, message_id = unquote(project_id), message_id and unquote(message_id)
         # The strings that are kept anyhow serve for the record too.
         project = self._projects.get(project_id)
         message = self.messages.get(message_id)
@@ -1027,10 +1031,12 @@ class Sandbox:
         )
 
     def _refuse(self, record: SandboxRequest, authorization: str | None) -> _Answer | None:
-        if record.message_id is None:
+        if record.project_id is None:
             return _envelope(404, "There is nothing at this path.")
-        if record.method != "PATCH":
-            return _envelope(405, "Only PATCH is served here.", headers=(("Allow", "PATCH"),))
+        allowed = _allowed(record)
+        if record.method not in allowed:
+            words = ", ".join(allowed)
+            return _envelope(405, f"Served here: {words}.", headers=(("Allow", words),))
         key, refusal = self._authenticate(authorization)
         if key is None:
             return refusal
@@ -1072,25 +1078,57 @@ class Sandbox:
         key = self._keys.get(name)
         return (key if colon and key is not None and key.secret == secret else None), name
 
-    def _update(self, record: SandboxRequest, complaint: _Answer | None, *, store: bool) -> _Answer:
+    def _usual(self, record: SandboxRequest, complaint: _Answer | None, *, store: bool) -> _Answer:
         """Do what the request asks, or with `store` off only look as if."""
         if complaint is not None:
             return complaint
-        message_id, metadata = record.message_id, record.metadata
-        assert message_id is not None
-        assert metadata is not None
-        message = self.messages.get(message_id)
+        if record.message_id is None:
+            return self._list(record)
+        message = self.messages.get(record.message_id)
         if message is None and self._auto_create and record.project_id in self._projects:
-            message = self.add_message(message_id, project_id=record.project_id)
+            message = self.add_message(record.message_id, project_id=record.project_id)
         if message is None or message.project_id != record.project_id:
             detail = {"@type": "type.googleapis.com/google.rpc.ResourceInfo", "resource_type": "message"}
             return _envelope(404, "There is no such message.", detail)
+        if record.method == "GET":
+            return _Answer(200, _message_body(message, message.metadata))
+        metadata = record.metadata
+        assert metadata is not None  # else there was a complaint
         if store:
             message.metadata = metadata
             message.updates += 1
             self.updates_applied += 1
             record.applied = True
         return _Answer(200, _message_body(message, metadata))
+
+    def _list(self, record: SandboxRequest) -> _Answer:
+        """One page of a project's messages, newest first."""
+        query = parse_qs(record.query, keep_blank_values=True)
+        try:
+            wanted = _ListQuery.of(query)
+            listing, offset = self._listings.find(wanted)
+        except ValueError as error:
+            field, _, description = str(error).partition(": ")
+            return _invalid(field, description)
+        if listing is None:
+            project_id = record.project_id
+            found = [
+                message
+                for message in self.messages.values()
+                if message.project_id == project_id and wanted.fits(message)
+            ]
+            # Of messages of one time, the one that was added last comes first.
+            found.reverse()
+            found.sort(key=_accepted, reverse=True)
+            listing = self._listings.keep(wanted, found)
+        page = listing.messages[offset : offset + wanted.page_size]
+        following = offset + len(page)
+        fields = [_message_fields(message, message.metadata) for message in page]
+        if wanted.view == "WITHOUT_METADATA":
+            for each in fields:
+                each.pop("metadata", None)
+        token = listing.token(following) if following < len(listing.messages) else ""
+        return _Answer(200, json.dumps({"messages": fields, "next_page_token": token}).encode())
 
     async def _misbehave(
         self,
@@ -1100,10 +1138,10 @@ class Sandbox:
         script: _Script,
     ) -> web.StreamResponse:
         """Give the answer that the script puts in the place of the usual one."""
-        if record.message_id is None or record.method != "PATCH":
+        if record.project_id is None or record.method not in _allowed(record):
             usual = _envelope(404, "There is nothing at this path.")
         else:
-            usual = self._update(record, complaint, store=script.applied)
+            usual = self._usual(record, complaint, store=script.applied)
         if script.answer is not None:
             return await self._give(request, record, script.answer, script)
         if script.swap:
@@ -1347,6 +1385,153 @@ def _messages_sources(query: str) -> list[str]:
     return parse_qs(query, keep_blank_values=True).get("messages_source", [])
 
 
+def _allowed(record: SandboxRequest) -> tuple[str, ...]:
+    return ("GET",) if record.message_id is None else ("GET", "PATCH")
+
+
+def _accepted(message: SandboxMessage) -> datetime:
+    """When the message was accepted; one whose time is no timestamp counts as the oldest."""
+    try:
+        moment = datetime.fromisoformat(message.accept_time)
+    except (TypeError, ValueError):
+        return datetime.min.replace(tzinfo=UTC)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+@attrs.frozen
+class _ListQuery:
+    """The filters of a list request, as the published document names them. A parameter of another name is ignored."""
+
+    page_size: int
+    page_token: str
+    view: str
+    source: str
+    same: Mapping[str, str]
+    start: datetime | None
+    end: datetime | None
+    recipient_originated: bool
+
+    @classmethod
+    def of(cls, query: Mapping[str, list[str]]) -> Self:
+        """Raises ValueError with the name of the field and what is wrong with it."""
+        given: dict[str, str] = {}
+        for name, values in query.items():
+            if len(values) > 1:
+                raise ValueError(f"{name}: Only once.")
+            given[name] = values[0]
+        size = given.get("page_size", str(_PAGE_SIZE))
+        if not size.isascii() or not size.isdigit() or not 1 <= int(size) <= _LARGEST_PAGE:
+            raise ValueError(f"page_size: A number from 1 to {_LARGEST_PAGE}.")
+        start, end = (_query_time(name, given.get(name)) for name in ("start_time", "end_time"))
+        if start is not None and end is not None and start >= end:
+            raise ValueError("start_time: Must be before end_time.")
+        for name, words in _QUERY_WORDS.items():
+            if name in given and given[name] not in words:
+                raise ValueError(f"{name}: One of {', '.join(sorted(words))}.")
+        return cls(
+            int(size),
+            given.get("page_token", ""),
+            given.get("view", "WITH_METADATA"),
+            given.get("messages_source", "CONVERSATION_SOURCE"),
+            {name: given[name] for name in _FILTERS if given.get(name)},
+            start,
+            end,
+            given.get("only_recipient_originated") == "true",
+        )
+
+    def without_paging(self) -> Self:
+        return attrs.evolve(self, page_token="", page_size=_PAGE_SIZE)
+
+    def fits(self, message: SandboxMessage) -> bool:
+        """Whether the message passes every filter."""
+        if f"{message.processing_mode}_SOURCE" != self.source:
+            return False
+        if self.recipient_originated and message.direction != "TO_APP":
+            return False
+        if any(getattr(message, _FILTERS[name]) != wanted for name, wanted in self.same.items()):
+            return False
+        if self.start is None and self.end is None:
+            return True
+        accepted = _accepted(message)
+        return (self.start is None or accepted > self.start) and (self.end is None or accepted < self.end)
+
+
+_PAGE_SIZE: Final = 10
+_LARGEST_PAGE: Final = 1000
+
+# Name of the query parameter: attribute of the message.
+_FILTERS: Final = {
+    "conversation_id": "conversation_id",
+    "contact_id": "contact_id",
+    "app_id": "app_id",
+    "channel_identity": "identity",
+    "channel": "channel",
+    "direction": "direction",
+}
+_QUERY_WORDS: Final = {
+    "direction": {"TO_APP", "TO_CONTACT"},
+    "view": {"WITH_METADATA", "WITHOUT_METADATA"},
+    "only_recipient_originated": {"true", "false"},
+}
+
+
+def _query_time(name: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError(f"{name}: An RFC 3339 timestamp.")
+    return moment
+
+
+@attrs.frozen
+class _Listing:
+    """What a list request found. All its pages are of the same moment, and a page that is asked for again is the same."""
+
+    number: str
+    query: _ListQuery
+    messages: list[SandboxMessage]
+
+    def token(self, offset: int) -> str:
+        return base64.urlsafe_b64encode(f"{self.number}.{offset}".encode()).decode().rstrip("=")
+
+
+class _Listings:
+    """The latest listings, for the tokens of their pages."""
+
+    KEPT = 64
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Listing] = {}
+
+    def keep(self, query: _ListQuery, messages: list[SandboxMessage]) -> _Listing:
+        listing = _Listing(secrets.token_hex(8), query, messages)
+        self._kept[listing.number] = listing
+        if len(self._kept) > self.KEPT:
+            del self._kept[next(iter(self._kept))]
+        return listing
+
+    def find(self, query: _ListQuery) -> tuple[_Listing | None, int]:
+        """The listing and the offset that a page token names; None where the request has no token."""
+        token = query.page_token
+        if not token:
+            return None, 0
+        try:
+            number, _, offset = (
+                base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode().partition(".")
+            )
+            listing = self._kept[number]
+            begins = int(offset)
+        except (ValueError, KeyError):
+            raise ValueError("page_token: Not one that was given.") from None
+        if query.without_paging() != listing.query.without_paging():
+            raise ValueError("page_token: It belongs to a list with other filters.")
+        return listing, begins
+
+
 def _query_complaint(query: str) -> _Answer | None:
     sources = _messages_sources(query)
     if len(sources) > 1 or not _MESSAGES_SOURCES.issuperset(sources):
@@ -1383,6 +1568,10 @@ def _is_unicode(text: str) -> bool:
 
 
 def _message_body(message: SandboxMessage, metadata: str) -> bytes:
+    return json.dumps(_message_fields(message, metadata)).encode()
+
+
+def _message_fields(message: SandboxMessage, metadata: str) -> dict[str, Any]:
     kind = "app_message" if message.direction == "TO_CONTACT" else "contact_message"
     fields: dict[str, Any] = {
         "id": message.id,
@@ -1405,7 +1594,7 @@ def _message_body(message: SandboxMessage, metadata: str) -> bytes:
         fields.update(message.extra)
     for name in message.omit:
         fields.pop(name, None)
-    return json.dumps(fields).encode()
+    return fields
 
 
 def _envelope(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ID = "01SANDBOXTESTMESSAGE000001"
 OTHER = "01SANDBOXTESTMESSAGE000002"
 PATH = f"/v1/projects/sandbox-project/messages/{ID}"
+LIST = "/v1/projects/sandbox-project/messages"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
@@ -276,10 +277,12 @@ class TestAnswers:
         assert sandbox.requests[0].message_id is None
 
     async def test_another_method_gets_405(self, peer):
-        answer = await peer.ask("GET", PATH, {})
+        answer = await peer.ask("DELETE", PATH, {})
         assert answer.status == 405
-        assert answer.headers["allow"] == "PATCH"
+        assert answer.headers["allow"] == "GET, PATCH"
         assert answer.json["error"]["code"] == 405
+        answer = await peer.ask("PATCH", LIST, {})
+        assert (answer.status, answer.headers["allow"]) == (405, "GET")
 
     async def test_a_head_request_gets_no_body(self, peer):
         answer = await peer.ask("HEAD", PATH, {})
