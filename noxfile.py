@@ -62,7 +62,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Mypy and pyright, both strict, on the package and on a user's file (tests/typing)."""
-    session.install("-e", ".[cli,speedups]", *group("typing"))
+    session.install("-e", ".[cli,jobs,redis,speedups]", *group("typing"))
     session.run("mypy")
     # The wheel carries pyright itself; without this it asks a registry whether there is a newer one.
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
@@ -71,7 +71,7 @@ def typing(session: nox.Session) -> None:
 
 def run_pytest(session: nox.Session, name: str, which: str, *options: str) -> None:
     """The tests that ``which`` selects, with branch coverage; arguments after -- go to pytest instead, then without it."""
-    session.install("-e", ".[cli,speedups]", *group("tests"), *group("examples"))
+    session.install("-e", ".[cli,jobs,redis,speedups]", *group("tests"), *group("examples"))
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)
         return
@@ -123,7 +123,7 @@ def oldest(session: nox.Session) -> None:
         requirement.replace(">=", "==")
         for requirement in (*project["dependencies"], *extras["cli"], *extras["speedups"])
     ]
-    session.install("-e", ".[cli,speedups]", *bounds, *group("tests"))
+    session.install("-e", ".[cli,jobs,redis,speedups]", *bounds, *group("tests"))
     session.run("python", "-m", "pytest", *session.posargs)
 
 
@@ -154,14 +154,14 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Speed and memory beside what a user would pick instead."""
-    session.install("-e", ".[cli,speedups]", *group("bench"))
+    session.install("-e", ".[cli,jobs,redis,speedups]", *group("bench"))
     session.run("python", "-m", "benchmarks.run", *session.posargs)
 
 
 @nox.session
 def load(session: nox.Session) -> None:
     """Three processes that share 800 calls a second, arrivals on loopback, a gather of 100,000: figures (by hand)."""
-    session.install("-e", ".[cli,speedups]", *group("bench"))
+    session.install("-e", ".[cli,jobs,redis,speedups]", *group("bench"))
     for module in ("sharing", "pace_on_loopback", "gather"):
         session.run("python", "-m", f"benchmarks.{module}")
 
@@ -169,14 +169,14 @@ def load(session: nox.Session) -> None:
 @nox.session
 def soak(session: nox.Session) -> None:
     """Ten minutes at 800 calls a second with faults mixed in (by hand)."""
-    session.install("-e", ".[cli,speedups]", *group("tests"))
+    session.install("-e", ".[cli,jobs,redis,speedups]", *group("tests"))
     session.run("python", "-m", "tests.whole.faults.soak", *session.posargs)
 
 
 @nox.session
 def faults_full(session: nox.Session) -> None:
     """The whole fault matrix, with the rows that need heavy or rare programs (by hand)."""
-    session.install("-e", ".[cli,speedups]", *group("tests"))
+    session.install("-e", ".[cli,jobs,redis,speedups]", *group("tests"))
     session.run(
         "python", "-m", "pytest", "tests/whole/faults", "-s", "-m", "full or not full", *session.posargs
     )
@@ -185,7 +185,7 @@ def faults_full(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """The fuzzer for as long as it takes to try many more examples (by hand)."""
-    session.install("-e", ".[cli,speedups]", *group("tests"))
+    session.install("-e", ".[cli,jobs,redis,speedups]", *group("tests"))
     # One test takes many minutes here, and is no hang.
     options = ("-o", "faulthandler_timeout=0", *session.posargs)
     session.run("python", "-m", "pytest", "-m", "fuzz", *options, env={"HYPOTHESIS_PROFILE": "fuzz"})
@@ -194,7 +194,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def mutation(session: nox.Session) -> None:
     """Mutmut over the pure floors (by hand); shows what survives a process of its own as well."""
-    session.install("-e", ".[cli,speedups]", *group("tests"), *group("mutation"))
+    session.install("-e", ".[cli,jobs,redis,speedups]", *group("tests"), *group("mutation"))
     # The same examples for each mutant, or chance would kill some of them.
     session.run("mutmut", "run", *session.posargs, env={"HYPOTHESIS_PROFILE": "ci"})
     session.run("python", "-m", "tests.project.survivors")

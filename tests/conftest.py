@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import inspect
 import os
 import shutil
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 # Where Debian puts servers; a plain user's PATH leaves it out.
-os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+os.environ["PATH"] = os.pathsep.join(
+    [os.environ.get("PATH", ""), "/usr/sbin", "/sbin", *glob.glob("/usr/lib/postgresql/*/bin")]
+)
 
 # No deadlines: a slow machine is no finding. In CI the examples are the same in every run, so that a red run can be had
 # again; the fuzzing profile is for `nox -s fuzz`, which keeps trying.
