@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import glob
 import inspect
 import os
-import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+from tests import programs
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-# Where Debian puts servers; a plain user's PATH leaves it out.
-os.environ["PATH"] = os.pathsep.join(
-    [os.environ.get("PATH", ""), "/usr/sbin", "/sbin", *glob.glob("/usr/lib/postgresql/*/bin")]
-)
+os.environ["PATH"] = programs.path()
 
 # No deadlines: a slow machine is no finding. In CI the examples are the same in every run, so that a red run can be had
 # again; the fuzzing profile is for `nox -s fuzz`, which keeps trying.
@@ -53,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips a test whose program is missing; in CI, where `.ci/run` installs them all, that is a failure."""
     for marker in item.iter_markers("needs_program"):
-        missing = [name for name in marker.args if shutil.which(name) is None]
+        missing = programs.missing(*marker.args)
         if not missing:
             continue
         reason = f"needs {', '.join(missing)}, not on this machine"
