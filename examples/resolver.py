@@ -1,6 +1,6 @@
 """A resolver of one's own: addresses from a table, the system's for all other hosts.
 
-For asynchronous DNS, install aiodns and pass ``aiohttp.AsyncResolver()`` in its place.
+For asynchronous DNS, install aiodns and pass ``aiohttp.AsyncResolver`` in its place.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ if TYPE_CHECKING:
 class PinnedResolver(AbstractResolver):
     def __init__(self, addresses: Mapping[str, str]) -> None:
         self._addresses = addresses
-        self._others: ThreadedResolver | None = None
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         address = self._addresses.get(host)
         if address is None:
-            if self._others is None:
-                self._others = ThreadedResolver()  # it wants a running event loop
-            return await self._others.resolve(host, port, family)
+            # Made for each look-up: it belongs to the running event loop, this object to none.
+            return await ThreadedResolver().resolve(host, port, family)
         return [
             ResolveResult(
                 hostname=host,
@@ -42,8 +40,7 @@ class PinnedResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        if self._others is not None:
-            await self._others.close()
+        """Nothing is held."""
 
 
 async def main(

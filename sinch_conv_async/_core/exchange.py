@@ -1,25 +1,34 @@
-"""One HTTP exchange: a request and a token go in; a response, or the reason why there is none, comes out.
+"""One HTTP exchange: a request and a token go in; a response, or why there is none, comes out.
 
-The only file besides ``pool`` that calls aiohttp's client. It decides what aiohttp must not decide:
+Only this file and ``pool`` call aiohttp's client. It decides what aiohttp must not decide:
 
 - Redirects are not followed, cookies are not kept, the environment's proxies are not used.
 - One timeout covers the whole exchange: connecting, sending, reading.
-- aiohttp's exceptions end here. They carry request headers, and so the access token; a caller sees a :class:`Failure` instead.
+- One exchange sends one request. aiohttp's session would send a GET twice by itself.
+- aiohttp's exceptions end here. They carry request headers, and so the access token; a caller
+  sees a :class:`Failure` instead.
+- A user's trace hook that raises is a mistake in the user's program. Its exception goes on to the
+  caller and says where it was raised, but its traceback holds no variables: a frame below holds
+  the request's headers.
 
-There are two routes. The connector's own round trip writes the request and reads the answer with aiohttp's parser, and skips what this
-package does not use. aiohttp's session is for a proxy and for trace hooks, which need more than that.
+There are two routes. The connector's own round trip writes the request and reads the answer with
+aiohttp's parser, and skips what this package does not use. aiohttp's session is for a proxy and
+for trace hooks, which need more than that.
 
-:class:`Exchange` is what the send loop learns of the connection, also when the exchange is cancelled.
+:class:`Exchange` is what the send loop learns of the connection, also when it is cancelled.
 """
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import logging
 import ssl as tls
 import sys
-from collections.abc import AsyncGenerator, Sequence
+import traceback
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -31,8 +40,14 @@ from yarl import URL
 from .._wire import http as _wire
 from .._wire.failure import Failure
 from .._wire.http import MAX_ANSWER, Credentials, Proxy, Request, Response, TokenResponse
-from ..errors import CallTimeoutError, ResponseFormatError, TokenError, TransportError
-from .pool import NO_TIMEOUT, Connector, Exchange, current_exchange, read_body
+from ..errors import (
+    CallTimeoutError,
+    InvalidArgumentError,
+    ResponseFormatError,
+    TokenError,
+    TransportError,
+)
+from .pool import NO_TIMEOUT, CheckedResolver, Connector, Exchange, current_exchange, read_body
 from .tokens import BasicAuthorization, Token
 
 __all__ = ["ConnectionOptions", "Connections", "Exchange"]
@@ -41,11 +56,16 @@ TOKEN_TIMEOUT: Final = 10.0
 """Seconds that one token request may take."""
 
 KEEPALIVE: Final = 30.0
-"""Seconds that an idle connection is kept. If the server closes it meanwhile, the pool notices that before it uses it."""
+"""Seconds that an idle connection is kept. The pool notices if the server closes it meanwhile."""
 
 USER_AGENT: Final = (
     f"sinch-conv-async/{_wire.VERSION} "
     f"(Python/{sys.version_info[0]}.{sys.version_info[1]}; aiohttp/{aiohttp.__version__})"
+)
+
+_UNVERIFIED: Final = (
+    "ssl must be a context that verifies certificates and host names "
+    "(check_hostname on, verify_mode CERT_REQUIRED); for a private CA, load it into the context"
 )
 
 _log = logging.getLogger("sinch_conv_async")
@@ -53,12 +73,50 @@ _log = logging.getLogger("sinch_conv_async")
 
 @attrs.frozen
 class ConnectionOptions:
-    """How a manager connects, the same on every event loop that it is used on."""
+    """How a manager connects, the same on every event loop that it is used on.
+
+    ``resolver``: an aiohttp resolver, or a function that makes one for each event loop.
+    """
 
     ssl: tls.SSLContext | aiohttp.Fingerprint | None = None
     proxy: Proxy | None = None
-    resolver: AbstractResolver | None = None
+    resolver: AbstractResolver | Callable[[], AbstractResolver] | None = None
     trace_configs: Sequence[aiohttp.TraceConfig] = ()
+
+    @classmethod
+    def checked(
+        cls, *, ssl: object, proxy: str | URL | None, resolver: Any, trace_configs: Any
+    ) -> ConnectionOptions | str:
+        """The options, or what is wrong with them. Returned, not raised: ``proxy`` may hold a password."""
+        checked_proxy = _wire.checked_proxy(proxy)
+        if isinstance(checked_proxy, str):
+            return checked_proxy
+        if ssl is not None and not isinstance(ssl, tls.SSLContext | aiohttp.Fingerprint):
+            return (
+                "ssl must be an ssl.SSLContext, an aiohttp.Fingerprint or None: "
+                "certificates are always verified"
+            )
+        if not _verifies(ssl):
+            return _UNVERIFIED
+        if resolver is not None and not isinstance(resolver, AbstractResolver) and not callable(resolver):
+            return "resolver must be an aiohttp resolver, a function that makes one, or None"
+        traces = list(trace_configs) if isinstance(trace_configs, Iterable) else [trace_configs]
+        if not all(isinstance(trace, aiohttp.TraceConfig) for trace in traces):
+            return "trace_configs must be aiohttp.TraceConfig objects"
+        return cls(ssl, checked_proxy, resolver, traces)
+
+    def check_origin(self, name: str, origin: str) -> None:
+        """Raises InvalidArgumentError if plain text for this machine would go to a proxy elsewhere."""
+        if self.proxy is not None and origin.startswith("http:") and not self.proxy.on_this_machine:
+            raise InvalidArgumentError(
+                f"{name} must be https, or the proxy must be on this machine: "
+                f"http would carry the key and the metadata to {self.proxy.url.host} in plain text"
+            )
+
+
+def _verifies(ssl: tls.SSLContext | aiohttp.Fingerprint | None) -> bool:
+    """Whether certificates and host names, or a fingerprint, are verified."""
+    return not isinstance(ssl, tls.SSLContext) or (ssl.check_hostname and ssl.verify_mode != tls.CERT_NONE)
 
 
 class Connections:
@@ -67,12 +125,21 @@ class Connections:
     __slots__ = ("_connector", "_keeper", "_loop", "_proxy", "_routes", "_session", "_through_session")
 
     def __init__(self, options: ConnectionOptions) -> None:
-        given: dict[str, Any] = {} if options.resolver is None else {"resolver": options.resolver}
+        if not _verifies(options.ssl):
+            raise InvalidArgumentError(_UNVERIFIED)  # the context has changed since the manager was made
+        resolver = options.resolver
+        made = None
+        if resolver is not None and not isinstance(resolver, AbstractResolver):
+            resolver = made = resolver()
+            if not isinstance(made, AbstractResolver):
+                raise InvalidArgumentError("resolver must make an aiohttp resolver")
         self._loop = asyncio.get_running_loop()
         self._proxy = options.proxy
         self._through_session = bool(options.proxy or options.trace_configs)
         self._connector = Connector(
-            keepalive_timeout=KEEPALIVE, ssl=True if options.ssl is None else options.ssl, **given
+            keepalive_timeout=KEEPALIVE,
+            ssl=True if options.ssl is None else options.ssl,
+            resolver=None if resolver is None else CheckedResolver(resolver),
         )
         self._session = aiohttp.ClientSession(
             connector=self._connector,
@@ -83,9 +150,9 @@ class Connections:
             trace_configs=list(options.trace_configs),
         )
         self._routes: dict[str, aiohttp.ClientRequest] = {}
-        self._keeper = _keeper(self._session)
+        self._keeper = _keeper(self._session, made)
         with contextlib.suppress(StopIteration):
-            # Run the generator up to its yield: from then on the event loop closes it when the loop itself ends.
+            # Run the generator up to its yield. The event loop closes it when the loop itself ends.
             anext(self._keeper).send(None)
 
     @property
@@ -110,33 +177,28 @@ class Connections:
     async def exchange(
         self, request: Request, token: Token, known: Exchange, *, timeout: float
     ) -> Response | Failure:
-        """Sends one request and reads its answer, within ``timeout`` seconds; fills in ``known`` on the way.
+        """Sends one request and reads its answer, within ``timeout`` seconds.
 
-        A status of 400 or more is a response too, even if its body was cut short: the status says enough.
+        Fills in ``known`` on the way. A status of 400 or more is a response, even if its body was
+        cut short: the status says enough.
         """
         answer: Response | None = None
         cause: Exception | None = None
         whole = False
+        send = self._by_session if self._through_session else self._by_connector
         try:
             async with asyncio.timeout(timeout):
-                if self._through_session:
-                    answer, whole = await self._by_session(request, token, known)
-                else:
-                    answer, whole = await self._by_connector(request, token, known)
-        except (
-            aiohttp.ClientError,
-            aiohttp.http.HttpProcessingError,
-            OSError,
-        ) as error:  # TimeoutError is an OSError
-            cause = error
+                answer, whole = await send(request, token, known)
+        except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError) as error:
+            cause = error  # TimeoutError is an OSError
         except BaseException as error:
-            # The call was cancelled, or a trace hook of the user's raised. The same exception goes on, without the frames below, which
-            # hold headers.
-            error.__traceback__ = error.__context__ = error.__cause__ = None
+            # The call was cancelled, or a trace hook of the user's raised.
+            error.__context__ = error.__cause__ = None
+            error.__traceback__ = without_variables(error)
             raise
         if answer is None:
             assert cause is not None  # what is not caught is raised
-            failure = transport_failure(cause, known, timeout=timeout)
+            failure = transport_failure(cause, known, host=request.url.host or "", timeout=timeout)
             cause = None
             return failure
         if whole or answer.status >= 400:
@@ -144,7 +206,9 @@ class Connections:
         if len(answer.body) > MAX_ANSWER:
             problem = f"the answer is longer than {MAX_ANSWER:,} bytes"
             return Failure(
-                ResponseFormatError(problem, http_status=answer.status), retryable=False, maybe_applied=True
+                ResponseFormatError(problem, http_status=answer.status),
+                retryable=False,
+                maybe_applied=True,
             )
         return Failure(
             TransportError("the connection was closed in the middle of the answer"),
@@ -153,7 +217,7 @@ class Connections:
         )
 
     async def _by_connector(self, request: Request, token: Token, known: Exchange) -> tuple[Response, bool]:
-        """The answer, and whether it is complete, by the connector's own round trip."""
+        """The answer, and whether its body is complete, by the connector's own round trip."""
         status, headers, body, whole = await self._connector.round_trip(
             self._route(request),
             _wire.serialized(request, token.head(request, user_agent=USER_AGENT)),
@@ -166,15 +230,15 @@ class Connections:
         """Tells the connector where to connect to; the same for all requests to one origin."""
         route = self._routes.get(request.origin)
         if route is None:
-            route = self._routes[request.origin] = aiohttp.ClientRequest(
-                "GET", URL(request.origin), loop=self._loop
-            )
+            url = URL(request.origin)
+            route = self._routes[request.origin] = aiohttp.ClientRequest("GET", url, loop=self._loop)
         return route
 
     async def _by_session(self, request: Request, token: Token, known: Exchange) -> tuple[Response, bool]:
         """The same by aiohttp's session, which knows proxies and trace hooks."""
         proxy = self._proxy
-        # aiohttp puts proxy_headers only into a CONNECT. A proxy that gets the request itself must find them there.
+        # aiohttp puts proxy_headers only into a CONNECT. A proxy that gets the request itself must
+        # find them there.
         plain = proxy.headers() if proxy is not None and request.url.scheme == "http" else {}
         context = current_exchange.set(known)
         try:
@@ -216,51 +280,90 @@ class Connections:
         return outcome
 
 
-async def _keeper(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
-    """Closes the session when nobody holds this generator any more, and at the latest when the event loop ends.
+async def _keeper(
+    session: aiohttp.ClientSession, resolver: AbstractResolver | None
+) -> AsyncGenerator[None, None]:
+    """Closes the session when nobody holds this generator, and at the latest when the loop ends.
 
-    A loop that ends (``asyncio.run``, ``asyncio.Runner``) closes the asynchronous generators that were started on it.
+    A loop that ends (``asyncio.run``, ``asyncio.Runner``) closes the asynchronous generators that
+    were started on it. ``resolver``: one that was made for this loop, to be closed as well.
     """
     try:
         yield
     finally:
         await session.close()
+        if resolver is not None:
+            await resolver.close()
 
 
-def transport_failure(cause: Exception, known: Exchange, *, timeout: float) -> Failure:
-    """In our words what aiohttp's exception means. Its own text is not repeated: it may quote what the server sent."""
+def without_variables(error: BaseException) -> TracebackType | None:
+    """The error's traceback with the same files, lines and names, and with frames that are empty.
+
+    ``None`` for a cancellation: it is no mistake whose place somebody looks for.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return None
+    bare: TracebackType | None = None
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        empty = _empty_frame(frame.f_code, line)
+        bare = TracebackType(bare, empty, empty.f_lasti, line)
+    return bare
+
+
+def _empty_frame(code: CodeType, line: int) -> FrameType:
+    """A frame that names this line of this code, and has run nothing of it."""
+    tree = ast.parse("here()", mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.expr):
+            node.lineno = node.end_lineno = line
+            node.col_offset = node.end_col_offset = -1  # no column is known
+    here = compile(tree, code.co_filename, "eval").replace(co_name=code.co_name, co_qualname=code.co_qualname)
+    frame: FrameType = eval(here, {"here": sys._getframe})  # noqa: S307  # our own expression
+    return frame
+
+
+def transport_failure(cause: Exception, known: Exchange, *, host: str, timeout: float) -> Failure:
+    """Says in our words what aiohttp's exception means.
+
+    The exception's own text is not repeated: it may quote what the server sent. ``host``: the
+    request's. A connection error names the host that aiohttp tried, which may be the proxy's.
+    """
     sent: Literal["no", "maybe"] = "maybe" if known.connected else "no"
     applied = known.connected
     if isinstance(cause, TimeoutError) and not isinstance(cause, aiohttp.ClientError):
-        where = "waiting for the answer" if known.connected else "connecting"
+        where = f"waiting for the answer of {host}" if known.connected else f"connecting to {host}"
         return Failure(
             CallTimeoutError(f"attempt_timeout of {timeout:g} s passed while {where}", sent=sent),
             retryable=True,
             maybe_applied=applied,
         )
     if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
-        return Failure(
-            TransportError("the server's certificate was not accepted", sent="no"), retryable=False
-        )
+        reason = getattr(getattr(cause, "certificate_error", None), "verify_message", "another fingerprint")
+        problem = f"the server's certificate was not accepted: {cause.host}: {reason}"
+        return Failure(TransportError(problem, sent="no"), retryable=False)
     if isinstance(cause, aiohttp.ClientHttpProxyError):
-        # The one status of an aiohttp exception that a peer really sent: the proxy's answer to CONNECT.
+        # The one status of an aiohttp exception that a peer sent: the proxy's answer to CONNECT.
         return Failure(
-            TransportError(f"the proxy answered {cause.status}", sent="no"), retryable=cause.status >= 500
+            TransportError(f"the proxy answered {cause.status}", sent="no"),
+            retryable=cause.status >= 500,
         )
-    if isinstance(cause, aiohttp.ClientConnectorDNSError):
-        problem = "the host name could not be resolved"
-    elif isinstance(cause, aiohttp.ClientConnectorError):
-        problem = f"no connection: {cause.os_error.strerror or type(cause.os_error).__name__}"
-    elif isinstance(cause, aiohttp.ClientResponseError | aiohttp.http.HttpProcessingError):
-        problem = "the answer is not HTTP"
-    elif isinstance(cause, aiohttp.ServerDisconnectedError):
-        problem = "the server closed the connection without an answer"
-    else:
-        problem = f"the connection failed: {getattr(cause, 'strerror', None) or type(cause).__name__}"
     lost = isinstance(cause, aiohttp.ServerDisconnectedError | OSError)
     return Failure(
-        TransportError(problem, sent=sent),
+        TransportError(_connection_problem(cause, host), sent=sent),
         retryable=True,
         maybe_applied=applied,
         stale_connection=known.reused and lost and not known.answered,
     )
+
+
+def _connection_problem(cause: Exception, host: str) -> str:
+    if isinstance(cause, aiohttp.ClientConnectorDNSError):
+        return f"the host name {cause.host} could not be resolved"
+    if isinstance(cause, aiohttp.ClientConnectorError):
+        reason = cause.os_error.strerror or type(cause.os_error).__name__
+        return f"no connection to {cause.host}:{cause.port}: {reason}"
+    if isinstance(cause, aiohttp.ClientResponseError | aiohttp.http.HttpProcessingError):
+        return "the answer is not HTTP"
+    if isinstance(cause, aiohttp.ServerDisconnectedError):
+        return f"the server {host} closed the connection without an answer"
+    return f"the connection to {host} failed: {getattr(cause, 'strerror', None) or type(cause).__name__}"

@@ -13,7 +13,7 @@ import ssl as tls
 import time
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -90,9 +90,15 @@ class Binding:
 class SessionManager:
     """A connection pool, an OAuth 2.0 token cache and the pace of each project, for one client or for many.
 
-    ``max_connections``: exchanges under way at a time, over all projects. ``ssl``: an :class:`ssl.SSLContext` or :class:`aiohttp.Fingerprint`
-    for a private CA or a client certificate. ``proxy``: the URL of an HTTP proxy, with user and password if it asks for them; the environment's proxies are
-    not used. ``resolver``: an aiohttp resolver. ``trace_configs``: :class:`aiohttp.TraceConfig` objects; what they are shown includes the access token.
+    ``max_connections``: exchanges under way at a time, over all projects. ``ssl``: an
+    :class:`ssl.SSLContext` or :class:`aiohttp.Fingerprint` for a private CA or a client certificate;
+    a context that does not verify certificates and host names is refused. ``proxy``: the URL of an
+    HTTP proxy, with user and password if it asks for them; the environment's proxies are not used. A
+    client whose origin is http is refused unless the proxy is on this machine too. ``resolver``: an
+    aiohttp resolver, or a function that makes one for each event loop, such as
+    ``aiohttp.AsyncResolver``; what the function makes is closed with the connections.
+    ``trace_configs``: :class:`aiohttp.TraceConfig` objects; what they are shown includes the access
+    token.
 
     The constructor opens nothing and needs no event loop: the manager binds to the running loop at its first call, and anew when that loop has
     been closed. While that loop lives, another loop, thread or forked process gets :class:`ClientStateError`.
@@ -106,26 +112,19 @@ class SessionManager:
         max_connections: int = 256,
         ssl: tls.SSLContext | aiohttp.Fingerprint | None = None,
         proxy: str | URL | None = None,
-        resolver: AbstractResolver | None = None,
+        resolver: AbstractResolver | Callable[[], AbstractResolver] | None = None,
         trace_configs: Sequence[aiohttp.TraceConfig] = (),
     ) -> None:
-        checked = _wire.checked_proxy(proxy)
+        options = ConnectionOptions.checked(
+            ssl=ssl, proxy=proxy, resolver=resolver, trace_configs=trace_configs
+        )
         del proxy  # it may hold a password, and this frame may end up in a crash report
-        if isinstance(checked, str):
-            raise InvalidArgumentError(checked)
+        if isinstance(options, str):
+            raise InvalidArgumentError(options)
         if type(max_connections) is not int or max_connections < 1:
             raise InvalidArgumentError("max_connections must be a whole number, 1 or more")
-        if ssl is not None and not isinstance(ssl, tls.SSLContext | aiohttp.Fingerprint):
-            raise InvalidArgumentError(
-                "ssl must be an ssl.SSLContext, an aiohttp.Fingerprint or None: certificates are always verified"
-            )
-        if resolver is not None and not isinstance(resolver, AbstractResolver):
-            raise InvalidArgumentError("resolver must be an aiohttp resolver or None")
-        traces: list[Any] = list(trace_configs) if isinstance(trace_configs, Iterable) else [trace_configs]
-        if not all(isinstance(trace, aiohttp.TraceConfig) for trace in traces):
-            raise InvalidArgumentError("trace_configs must be aiohttp.TraceConfig objects")
         self._max_connections = max_connections
-        self._options = ConnectionOptions(ssl, checked, resolver, traces)
+        self._options = options
         self._clock = time.monotonic
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self._binding: Binding | None = None

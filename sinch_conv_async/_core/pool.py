@@ -1,7 +1,19 @@
 """The connection pool: aiohttp's, with a look at each connection before it is used again.
 
-HTTP/1.1 has no way to say which request an answer belongs to but their order. A pooled connection that has received anything while idle (a late
-answer, a server's goodbye) would give that to the next call, and shift every answer after it: it is closed, not used.
+HTTP/1.1 tells which request an answer belongs to by their order alone. A pooled connection that
+has received anything while idle (a late answer, a server's goodbye) would give that to the next
+call, and shift every answer after it. The pool closes such a connection instead of using it.
+
+A :class:`_Watch` stands between each transport and aiohttp's protocol and notices what arrives
+while no request is under way. Input that the event loop has not read yet is found by asking the
+kernel.
+
+aiohttp's own queue is off. It is not first come, first served, and loses a wake-up when a waiter
+is cancelled; ``admission`` decides who may use a connection before one is asked for.
+
+aiohttp loses a connection if a trace hook raises or is cancelled between the moment in which the
+connection leaves the pool and the moment in which its caller holds it. So the pool runs the hooks
+of that moment itself, once the connection is held (:class:`_LateHooks`).
 """
 
 from __future__ import annotations
@@ -11,16 +23,18 @@ import contextlib
 import gc
 import os
 import select
+import socket
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
 import aiohttp
 import attrs
+from aiohttp.abc import AbstractResolver, ResolveResult
 
-__all__ = ["NO_TIMEOUT", "Connector", "Exchange", "current_exchange", "read_body"]
+__all__ = ["NO_TIMEOUT", "CheckedResolver", "Connector", "Exchange", "current_exchange", "read_body"]
 
 NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
 """One timeout around a whole exchange is the send loop's."""
@@ -30,8 +44,9 @@ NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
 class Exchange:
     """What is known of one exchange's connection, for the send loop to judge a failure by.
 
-    ``connected``: a connection was handed over, so the request may have been sent. ``reused``: it had been used before. ``answered``: the head of
-    an answer came. ``transport``: kept, because the connection is back in the pool before anybody can have read the answer.
+    ``connected``: a connection was handed over, so the request may have been sent. ``reused``: it
+    has carried an answer before. ``answered``: the head of an answer came. ``transport``: the
+    connection is back in the pool before anybody can have read the answer.
     """
 
     connected: bool = False
@@ -46,11 +61,12 @@ class Exchange:
 
 
 current_exchange: ContextVar[Exchange] = ContextVar("sinch_conv_async.exchange")
-"""The exchange that the running task makes by aiohttp's session, which calls ``connect`` in the task that sends."""
+"""The exchange that the running task makes by aiohttp's session, which says nothing of it to the
+pool. The session calls ``connect`` in the task that sends."""
 
 
 def _has_input(transport: asyncio.Transport) -> bool:
-    """Whether the kernel holds bytes, or an end of stream, that the event loop has not handed on yet."""
+    """Whether the kernel holds bytes, or an end of stream, that the event loop has not read yet."""
     number = transport.get_extra_info("socket").fileno()
     if not hasattr(select, "poll"):  # pragma: no cover  # Windows, where select() takes any socket's number
         return bool(select.select([number], [], [], 0)[0])
@@ -60,7 +76,7 @@ def _has_input(transport: asyncio.Transport) -> bool:
 
 
 class _Watch(asyncio.Protocol):
-    """Stands between a transport and aiohttp's protocol, and notices what arrives while no request is under way.
+    """Notices what a transport receives while no request is under way, and passes it on.
 
     Half a header would not show otherwise: aiohttp's parser of the answer before swallows it.
     """
@@ -76,7 +92,8 @@ class _Watch(asyncio.Protocol):
         self._protocol.data_received(data)
 
     def eof_received(self) -> bool | None:
-        return self._protocol.eof_received()  # type: ignore[no-any-return]  # aiohttp's protocol is Any here
+        kept: bool | None = self._protocol.eof_received()
+        return kept
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._protocol.connection_lost(exc)
@@ -92,11 +109,48 @@ class _Watch(asyncio.Protocol):
         self.idle = True
 
 
-class Connector(aiohttp.TCPConnector):
-    """A pool without a limit of its own: who may use a connection is decided before one is asked for.
+class _LateHooks:
+    """Stands for one of aiohttp's traces, and keeps back the hooks of the moment of handing over."""
 
-    aiohttp's own queue is not first come, first served, and loses a wake-up when a waiter is cancelled.
-    """
+    def __init__(self, trace: Any) -> None:
+        self._trace = trace
+        self._late: list[Callable[[], Awaitable[None]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trace, name)
+
+    async def send_connection_create_end(self) -> None:
+        self._late.append(self._trace.send_connection_create_end)
+
+    async def send_connection_reuseconn(self) -> None:
+        self._late = [self._trace.send_connection_reuseconn]  # of the last connection tried
+
+    async def run(self) -> None:
+        """Runs what was kept back."""
+        for hook in self._late:
+            await hook()
+
+
+class CheckedResolver(AbstractResolver):
+    """A user's resolver. That it knows no address is an error, which aiohttp relies on."""
+
+    def __init__(self, resolver: AbstractResolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        if not found:
+            raise OSError(None, "no address")
+        return found
+
+    async def close(self) -> None:
+        """Leaves the user's resolver open: whoever made it closes it."""
+
+
+class Connector(aiohttp.TCPConnector):
+    """A pool without a limit of its own, whose connections have been looked at."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(limit=0, **options)
@@ -104,14 +158,15 @@ class Connector(aiohttp.TCPConnector):
         self._watches: weakref.WeakSet[_Watch] = weakref.WeakSet()
 
     def __del__(self, _warnings: Any = warnings) -> None:
-        # In a forked child aiohttp would close the connections of the parent: the two share one epoll.
+        # In a forked child aiohttp would close the connections of the parent: they share one epoll.
         if self._pid == os.getpid():
             super().__del__(_warnings)
 
     def discard(self) -> None:
         """Lets go of the connections of an event loop that was closed without ending what ran on it.
 
-        No loop is there to close them in order; freeing a transport closes its socket. (``asyncio.run`` never comes to this.)
+        No loop is there to close them in order; freeing a transport closes its socket.
+        (``asyncio.run`` never comes to this.)
         """
         with contextlib.suppress(StopIteration):
             self.close().send(None)  # forgets them: it has nothing to wait for
@@ -123,8 +178,22 @@ class Connector(aiohttp.TCPConnector):
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> aiohttp.connector.Connection:
-        """For aiohttp's session: a connection on which nothing has arrived that nobody asked for."""
-        return await self._connect(req, traces, timeout, current_exchange.get())
+        """For aiohttp's session: a connection on which nothing has arrived that nobody asked for.
+
+        One exchange connects once. aiohttp asks a second time to repeat a request by itself.
+        """
+        known = current_exchange.get()
+        if known.connected:
+            raise aiohttp.ServerDisconnectedError
+        late = [_LateHooks(trace) for trace in traces]
+        connection = await self._connect(req, late, timeout, known)
+        try:
+            for hooks in late:
+                await hooks.run()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     async def _connect(
         self,
@@ -158,9 +227,9 @@ class Connector(aiohttp.TCPConnector):
     ) -> tuple[int, Mapping[str, str], bytes, bool]:
         """Sends a serialized request and reads its answer: status, headers, body, and whether that is all of the body.
 
-        What :class:`aiohttp.ClientSession` does for an exchange, less what this package has no use for (cookies, redirects, header
-        merging, a body that streams): half of the CPU time of a call. Connections, TLS and parsing are aiohttp's all the same.
-        ``route`` says where to connect to.
+        It does what :class:`aiohttp.ClientSession` does for an exchange, without what this package
+        does not use (cookies, redirects, header merging, a body that streams). That halves the CPU
+        time of a call. Connections, TLS and parsing are aiohttp's. ``route`` says where to connect.
         """
         connection = await self._connect(route, [], NO_TIMEOUT, known)
         whole = False
@@ -172,7 +241,8 @@ class Connector(aiohttp.TCPConnector):
             transport.write(data)
             while True:
                 message, payload = await protocol.read()
-                # Interim answers (RFC 9110, section 15.2) come before the real one. 101 was not asked for, and ends the talk.
+                # Interim answers (RFC 9110, section 15.2) come before the real one. 101 was not
+                # asked for, and ends the exchange.
                 if message.code >= 200 or message.code == 101:
                     break
             known.answered = True

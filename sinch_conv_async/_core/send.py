@@ -98,6 +98,9 @@ class Sender:
         attempt_timeout: float,
     ) -> Self:
         """Gives a client its place. Clients of one project share its pace, clients with one key its token."""
+        manager._options.check_origin("conversation_origin", origin)
+        if auth == "oauth2":
+            manager._options.check_origin("auth_origin", auth_origin)
         manager._forget_unused()  # before anything is looked up that nobody uses yet
         tokens = (
             BasicAuthorization(credentials) if auth == "basic" else manager._source(auth_origin, credentials)

@@ -167,6 +167,11 @@ class Proxy:
     url: URL
     authorization: str | None = attrs.field(repr=False)
 
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether it is reached without a network."""
+        return _is_loopback(self.url.raw_host or "")
+
     def headers(self) -> dict[str, str]:
         return {} if self.authorization is None else {"Proxy-Authorization": self.authorization}
 

@@ -22,7 +22,7 @@ import aiohttp
 import pytest
 import trustme
 
-from sinch_conv_async import SessionManager, TokenError
+from sinch_conv_async import ConversationClient, SessionManager, TokenError
 from sinch_conv_async.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -701,6 +701,22 @@ async def test_a_resolver_leaves_other_hosts_to_the_system(
     monkeypatch.setenv("SINCH_AUTH_ORIGIN", origin)
     await example("resolver").main(ID, {"us.conversation.api.sinch.com": "127.0.0.1"})
     assert sandbox.messages[ID].metadata == "seen"
+
+
+def test_a_resolver_serves_a_second_event_loop() -> None:
+    manager = SessionManager(resolver=example("resolver").PinnedResolver({}))
+
+    async def update(*, close: bool) -> None:
+        async with Sandbox(auto_create=True) as sandbox:
+            origin = f"http://localhost:{sandbox.port}"
+            origins = {"conversation_origin": origin, "auth_origin": origin}
+            client = ConversationClient(**{**sandbox.client_options(), **origins, "session_manager": manager})
+            await client.update_message_metadata(ID, "seen")
+            if close:
+                await manager.close()
+
+    asyncio.run(update(close=False))
+    asyncio.run(update(close=True))
 
 
 def test_every_example_is_tried() -> None:
