@@ -1,7 +1,30 @@
-"""Many updates as one job: a stream of updates in, a stream of outcomes out.
+"""Many updates as one job: a stream of items in, a stream of outcomes out.
 
-A job holds ``concurrency`` updates at most, however long its input is: under way, behind an earlier update of the same id, or finished and
-not yet read. A place becomes free when whoever reads the outcomes comes back for the next one, so nothing is sent that nobody reads.
+How a job works, in the order of the code:
+
+- :class:`BulkUpdate` is what the user holds. Everything that runs belongs to a :class:`_Job`, which
+  never refers to it. So when nobody holds the ``BulkUpdate`` any more, it is freed at once, and
+  ends the job.
+- A job holds ``concurrency`` items at most: each has one of as many *places*. It is under way,
+  waits behind an earlier item of the same id, or has an outcome that nobody has read. A place
+  becomes free when the reader of that outcome asks for the next one. So nothing is sent that nobody
+  reads, and memory does not grow with the input.
+- One task reads the input. It waits for a place, takes an item, and starts a task for it; if the
+  same id is under way, the item waits in a queue of that id, and the task of the earlier one goes
+  on with it. So items of one id keep their order.
+- The reading task owns the input: when it stops reading, for whatever reason, it closes the input
+  and waits for that.
+- The task of an item makes its outcome: an update sends one call (:class:`_Updates`), a
+  transformation sends a read and perhaps an update (:class:`_Transformation`). Each call goes
+  through :meth:`_Job.send`, which waits while the API is out, sends the call, and asks ``judge`` in
+  ``_core/outage.py`` what becomes of one that failed.
+- Tasks that wait for long, for the end of an outage or between two rounds of retries, are *parked*.
+  ``stop_reading`` cancels these and the reading task, and lets the others finish. ``aclose``
+  cancels all.
+- An exception in a task ends the job: reading stops, the other tasks finish, their outcomes are
+  read, then the exception is raised.
+- The job has ended when its last task has. Nothing here relies on an event loop that has been
+  closed in between.
 """
 
 from __future__ import annotations
@@ -9,144 +32,66 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import math
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Generator, Hashable, Iterable
-from types import TracebackType
-from typing import Final, Self
-
-from ._core.retry import RetryYield
-from ._core.send import Call, Sender
-from .errors import (
-    ApiError,
-    AuthenticationError,
-    ClientStateError,
-    InvalidArgumentError,
-    ResponseFormatError,
-    SinchError,
-    TokenError,
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Hashable,
+    Iterable,
+    Iterator,
 )
-from .models import MetadataUpdate, NotUpdated, Updated, UpdateOutcome
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import attrs
+
+from ._core.outage import AnotherRound, ApiState, EndJob, Evidence, Failed, Outage, WaitForApi, judge
+from ._core.send import Call, Sender
+from .errors import ClientStateError, InvalidArgumentError, SinchError
+from .models import ConversationMessage, MetadataUpdate, NotUpdated, Updated, UpdateOutcome
 
 __all__ = ["BulkUpdate", "Updates"]
 
 Pair = tuple[str, str] | list[str]
-"""Message id and metadata; a list, such as a CSV reader's rows are, has two items."""
+"""Message id and metadata. A list of two is what a CSV reader's rows are."""
 
 Updates = Iterable[MetadataUpdate | Pair] | AsyncIterable[MetadataUpdate | Pair]
-"""What :meth:`ConversationClient.update_many` takes: updates, or pairs of message id and metadata."""
+"""What ``update_many`` takes: updates, or pairs of message id and metadata."""
 
 MAX_OUTAGE: Final = 900.0
 """Seconds that a job waits for the API to come back, unless told otherwise."""
 
-PROBE_DELAYS: Final = (0.5, 1.0, 2.0, 4.0, 5.0)
-"""Seconds before each probe of an outage, the last one for all that follow: some 180 requests in 900 s, where a working job sends 720,000."""
-
 TO_GO_ON: Final = "Updates that have no outcome can be given to a new job."
 """What is left to do after an outage that did not end."""
 
-FURTHER_ROUNDS: Final = 4
-"""How often an update that has used up its retries is given as many again, where those of other updates succeed."""
-
-WORTHWHILE: Final = 0.1
-"""The least share of retries that must succeed for that."""
-
-IN_A_ROW: Final = 10
-"""Updates that fail one after the other, and are not sent again: so many say that it is the API that is out."""
-
-
-class _Outage:
-    """A time in which nothing gets through. One update at a time probes, the others wait for their turn to, or for the end."""
-
-    def __init__(self, began: float, ends: float) -> None:
-        self.began = began
-        self.ends = ends
-        self.probes = 0
-        self.probing = False
-        self.not_before = began
-        self.waiting: deque[asyncio.Future[None]] = deque()
-
-    def delay(self, now: float) -> float:
-        """Seconds until the next probe: as long as the API asks for. The last one is made when the job gives up."""
-        self.probes += 1
-        delay = PROBE_DELAYS[min(self.probes, len(PROBE_DELAYS)) - 1]
-        return max(min(max(now + delay, self.not_before), self.ends) - now, 0.0)
-
-    def next_probe(self) -> None:
-        """Passes the turn to probe on to whoever has waited longest."""
-        self.probing = False
-        while self.waiting:
-            future = self.waiting.popleft()
-            if not future.done():
-                self.probing = True
-                future.set_result(None)
-                return
-
-    def over(self) -> None:
-        for future in self.waiting:
-            if not future.done():
-                future.set_result(None)
-
 
 class BulkUpdate:
-    """The outcomes of a bulk job, one for each update, in order of completion.
+    """The outcomes of a bulk job, one for each item of its input, in order of completion.
 
-    An asynchronous iterator, and an asynchronous context manager that leaves nothing running. Made by
-    :meth:`ConversationClient.update_many`; nothing is read or sent before the first outcome is asked for.
+    An asynchronous iterator, and an asynchronous context manager that leaves nothing running. Made
+    by :meth:`ConversationClient.update_many` and :meth:`~ConversationClient.transform_many`;
+    nothing is read or sent before the first outcome is asked for.
 
-    An update that fails is an outcome. What ends the whole job is raised, after the outcomes that were finished: a refused key
-    (:class:`TokenError`), a final 401 (:class:`AuthenticationError`), a closed client (:class:`ClientStateError`), an outage longer than
-    ``max_outage`` (its last error), and whatever the input raises. Two updates of one id keep their order. The client's ``timeout`` is for
-    single calls: an update of a job waits for its turn as long as that takes.
+    An update that fails is an outcome. What ends the whole job is raised, after the outcomes that
+    were finished: a refused key (:class:`TokenError`), a final 401 (:class:`AuthenticationError`),
+    a closed client (:class:`ClientStateError`), an outage longer than ``max_outage`` (its last
+    error), and whatever the input raises. Two updates of one id keep their order. The client's
+    ``timeout`` is for single calls: an update of a job waits for its turn as long as that takes.
+
+    The job owns its input. When it stops reading, it closes the input, if that is a generator or
+    has an ``aclose`` method, and waits for its cleanup. Several tasks may read the outcomes of one
+    job: each outcome goes to one of them, and what ends the job is raised in one. A job that is no
+    longer held by anybody ends by itself, as :meth:`aclose` would end it.
     """
 
-    def __init__(
-        self,
-        member: Sender,
-        updates: Updates,
-        *,
-        concurrency: int,
-        max_outage: float,
-    ) -> None:
-        self._member = member
-        self._input: AsyncIterator[MetadataUpdate | Pair]
-        if isinstance(updates, AsyncIterable):
-            self._input = aiter(updates)
-        elif isinstance(updates, Iterable):
-            self._input = _OneByOne(updates)
-        else:
-            raise InvalidArgumentError(
-                f"updates must be an iterable or asynchronous iterable, not {type(updates).__name__}"
-            )
-        self._concurrency = concurrency
-        self._max_outage = max_outage
-        self._workers: set[asyncio.Task[None]] = set()
-        self._places = asyncio.Semaphore(concurrency)
-        self._owed = 0  # places of outcomes that were handed out, free when their reader comes back
-        self._reading = asyncio.Lock()
-        self._readers = 0  # workers that want the next update
-        # Workers that may be cancelled without an update getting lost.
-        self._parked: set[asyncio.Task[None]] = set()
-        self._behind: dict[Hashable, deque[MetadataUpdate]] = {}  # by id: what waits for an earlier update
-        self._finished: deque[UpdateOutcome] = deque()
-        self._news = asyncio.Event()
-        self._no_more = False  # nothing is read any more
-        self._stopped = False  # nor is an outage waited out
-        self._error: BaseException | None = None
-        self._client_closed: asyncio.Future[None] | None = None
-        self._answers = 0
-        self._answered_at = -math.inf
-        self._newest_success = -math.inf  # when the newest of the updates that were applied set out
-        self._failing: set[Hashable] = set()  # ids that failed since the last success
-        self._outage: _Outage | None = None
-        self._yield = RetryYield()  # whether retries help
+    def __init__(self, job: _Job) -> None:
+        self._job = job
 
     def __repr__(self) -> str:
-        state = (
-            "reading" if self._workers and not self._no_more else "finishing" if self._workers else "at rest"
-        )
-        outage = ", outage" if self._outage is not None else ""
-        return f"<BulkUpdate {state}: {len(self._behind)} held, {len(self._finished)} unread{outage}>"
+        return f"<BulkUpdate {self._job!r}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,294 +105,501 @@ class BulkUpdate:
         return self
 
     async def __anext__(self) -> UpdateOutcome:
-        if self._client_closed is None:
-            self._start()
-        elif self._client_closed.get_loop() is not asyncio.get_running_loop():
-            raise ClientStateError("this bulk job belongs to another event loop")
-        for _ in range(self._owed):
-            self._places.release()
-        self._owed = 0
-        while not self._finished:
-            if not self._workers:
-                error, self._error = self._error, None
-                if error is not None:
-                    raise error
-                raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
-        self._owed += 1
-        return self._finished.popleft()
+        return await self._job.next_outcome()
+
+    def __del__(self) -> None:
+        self._job.abandon()
 
     @property
     def in_outage(self) -> bool:
         """Whether the job waits for the API to come back."""
-        return self._outage is not None
+        return self._job.in_outage
 
     def stop_reading(self) -> None:
-        """Takes no more of the input. The outcomes of what is under way still come, then the iteration ends.
+        """Take no more of the input. The outcomes of what is under way still come.
 
-        An update that waits for the end of an outage, or between two rounds of retries, gets no outcome: it would take as long.
+        An update that waits for the end of an outage, or between two rounds of retries, gets no
+        outcome: it would take as long.
         """
-        self._no_more = self._stopped = True
-        for worker in self._parked:
-            worker.cancel()
+        self._job.stop_reading()
 
     async def aclose(self) -> None:
-        """Ends the job now: what is under way is cancelled, and may or may not have been applied. Closing twice is fine."""
-        self._no_more = self._stopped = True
-        self._error = None
-        self._finished.clear()
-        workers = list(self._workers)
-        for worker in workers:
-            worker.cancel()
-        if workers:
-            await asyncio.wait(workers)
-        self._end()
+        """End the job now. Closing twice is fine.
+
+        What is under way is cancelled, and may or may not have been applied. Returns when the input
+        has been closed, too; raises what its cleanup raises.
+        """
+        await self._job.aclose()
+
+
+def update_many(sender: Sender, updates: Updates, *, concurrency: int, max_outage: float) -> BulkUpdate:
+    """The job of :meth:`ConversationClient.update_many`; ``max_outage`` may be infinite."""
+    source = _Input("updates", updates)
+    return BulkUpdate(_Job(sender, source, _Updates(sender), concurrency, max_outage))
+
+
+# What is done for each item
+
+
+class _Work(Protocol):
+    """What a job does for each item of its input."""
+
+    def item(self, given: object) -> Any:
+        """The item that is made of what the input gave, or InvalidArgumentError."""
+        ...
+
+    def key(self, item: Any) -> Hashable:
+        """Items of one key are for one message, and keep their order."""
+        ...
+
+    async def outcome(self, item: Any, job: _Job) -> UpdateOutcome:
+        """The outcome, once there is one."""
+        ...
+
+
+class _Updates:
+    """Each item is an update, which is sent."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+    def item(self, given: object) -> MetadataUpdate:
+        if isinstance(given, MetadataUpdate):
+            return given
+        what = type(given).__name__
+        if isinstance(given, tuple | list):
+            if len(given) == 2:
+                return MetadataUpdate(*given)
+            what = f"{what} of {len(given)}"
+        raise InvalidArgumentError(
+            f"must be a MetadataUpdate or a pair of message id and metadata, not {what}"
+        )
+
+    def key(self, item: MetadataUpdate) -> Hashable:
+        return _key(item.message_id)
+
+    async def outcome(self, item: MetadataUpdate, job: _Job) -> UpdateOutcome:
+        try:
+            call = Call(self._sender.request(item.message_id, item.metadata, item.messages_source))
+        except InvalidArgumentError as refused:
+            return NotUpdated(item, error=refused)
+        result = await job.send(call, _key(item.message_id))
+        if isinstance(result, SinchError):
+            return NotUpdated(item, error=result, attempts=call.attempts)
+        return Updated(item, message=result, attempts=call.attempts)
+
+
+def _key(message_id: object) -> Hashable:
+    """Ids have no case. What is no text is refused before its order can matter."""
+    return message_id.lower() if isinstance(message_id, str) else id(message_id)
+
+
+# The input
+
+
+class _Input:
+    """The items of an iterable or asynchronous iterable, and how many it has given."""
+
+    def __init__(self, name: str, items: object) -> None:
+        self._items: AsyncIterator[object] | Iterator[object]
+        if isinstance(items, AsyncIterable):
+            self._items = aiter(items)
+        elif isinstance(items, Iterable):
+            self._items = iter(items)
+        else:
+            raise InvalidArgumentError(
+                f"{name} must be an iterable or asynchronous iterable, not {type(items).__name__}"
+            )
+        self.given = 0
+
+    async def next(self) -> object:
+        """The next item; StopAsyncIteration at the end."""
+        if isinstance(self._items, AsyncIterator):
+            item = await anext(self._items)
+        else:
+            await asyncio.sleep(
+                0
+            )  # so that the item before is under way before an input that blocks is asked again
+            try:
+                item = next(self._items)
+            except StopIteration:
+                raise StopAsyncIteration from None
+            except StopAsyncIteration as error:
+                # It must not look like the input's end. Python does the same with StopIteration in
+                # a generator (PEP 479).
+                raise RuntimeError("the input raised StopAsyncIteration") from error
+        self.given += 1
+        return item
+
+    async def aclose(self) -> None:
+        """Close a generator, or an asynchronous iterator that has ``aclose``; a file stays open."""
+        items, self._items = self._items, iter(())
+        if isinstance(items, Generator):
+            items.close()
+        elif (aclose := getattr(items, "aclose", None)) is not None:
+            await aclose()
+
+
+# The job
+
+
+class _Probes:
+    """The tasks that wait in an outage. One at a time may probe; the end of it wakes all."""
+
+    def __init__(self, outage: Outage) -> None:
+        self.outage = outage
+        self.over = False
+        self._probing = False
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self, timeout: float | None = None) -> None:
+        """Wait until woken, or for so many seconds."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        if not self._probing:
+            self.pass_on()
+        await asyncio.wait([future], timeout=timeout)
+        future.cancel()  # one that is done is passed over when the turn goes on
+
+    def pass_on(self) -> None:
+        """Give the turn to the task that has waited longest."""
+        self._probing = False
+        while self._waiting and not self._probing:
+            self._probing = _wake(self._waiting.popleft())
+
+    def end(self) -> None:
+        """Wake all: the outage is over."""
+        self.over = True
+        while self._waiting:
+            _wake(self._waiting.popleft())
+
+
+def _wake(future: asyncio.Future[None]) -> bool:
+    if future.done():
+        return False
+    future.set_result(None)
+    return True
+
+
+class _Job:
+    """What runs: the task that reads the input, and one task for each item that is under way.
+
+    ``_held``: by key, the items that wait for the one under way. ``_reading``: the input has more
+    to give. ``_stopped``: nothing is read any more, and nothing waits for long.
+    """
+
+    def __init__(
+        self, sender: Sender, source: _Input, work: _Work, concurrency: int, max_outage: float
+    ) -> None:
+        self._sender = sender
+        self._input = source
+        self._work = work
+        self._api = ApiState(max_outage)
+        self._probes: _Probes | None = None
+        self._places = asyncio.Semaphore(concurrency)
+        self._unreturned = 0  # places of outcomes that a reader has taken and not come back for more
+        self._held: dict[Hashable, deque[Any]] = {}
+        self._finished: deque[UpdateOutcome] = deque()
+        self._news = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client_closed: asyncio.Future[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._parked: set[asyncio.Task[None]] = set()
+        self._reading = True
+        self._stopped = False
+        self._aborted = False
+        self._error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        state = "at rest" if not self._tasks else "reading" if self._reading else "finishing"
+        outage = ", outage" if self.in_outage else ""
+        return f"{state}: {len(self._held)} held, {len(self._finished)} unread{outage}"
+
+    @property
+    def in_outage(self) -> bool:
+        return self._probes is not None
+
+    # For the user's side
+
+    async def next_outcome(self) -> UpdateOutcome:
+        """The next outcome, what ended the job, or StopAsyncIteration."""
+        if self._loop is None:
+            self._start()
+        elif self._loop is not asyncio.get_running_loop():
+            raise ClientStateError("this bulk job belongs to another event loop")
+        if self._unreturned:
+            self._unreturned -= 1
+            self._places.release()
+        while not self._finished:
+            if not self._tasks:
+                error, self._error = self._error, None
+                raise StopAsyncIteration if error is None else error
+            self._news.clear()
+            await self._news.wait()
+        self._unreturned += 1
+        return self._finished.popleft()
+
+    def stop_reading(self) -> None:
+        """End the reading, and what waits for long.
+
+        The reader is cancelled once only: a second time would cut the cleanup of the input.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._reader is not None and self._reading:
+            self._reader.cancel()
+        self._reading = False
+        for task in self._parked:
+            task.cancel()
+
+    async def aclose(self) -> None:
+        """End the job, and wait until it has ended."""
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            if self._loop.is_closed():
+                return  # and the tasks with it
+            raise ClientStateError("this bulk job belongs to another event loop")
+        closing = self._reader if self._reader in self._tasks else None
+        self._abort()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        if self._reader is None:
+            await self._input.aclose()
+        elif closing is not None and not closing.cancelled() and (error := closing.exception()):
+            self._error = None
+            raise error
+
+    def abandon(self) -> None:
+        """End the job, because nobody can read it any more; in the garbage collector's thread."""
+        if self._loop is not None and self._tasks:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the tasks with it
+                self._loop.call_soon_threadsafe(self._abort)
+
+    # Beginning and ending
 
     def _start(self) -> None:
-        closed = self._client_closed = asyncio.get_running_loop().create_future()
-        if self._no_more:
+        # First of all: this refuses if the client is closed, and gives a client of a closed loop a
+        # new lifetime.
+        self._sender.bound()
+        self._loop = asyncio.get_running_loop()
+        if self._stopped:
             return
-        self._member.bound()  # first: a member that comes to another event loop gets calls of its own there
-        lifetime = self._member.lifetime
-        # Entered among what the client's calls wait for, so that closing the client ends a job that waits for its input too.
-        lifetime.waiting.add(closed)
+        closed = self._client_closed = self._loop.create_future()
+        # The job is one of the things that wait on the client: so closing the client ends a job
+        # that waits for its input.
+        self._sender.lifetime.waiting.add(closed)
         closed.add_done_callback(self._client_has_closed)
-        self._hire()
+        self._reader = self._start_task(self._loop, "reader", self._read)
+
+    def _start_task(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        run: Callable[..., Coroutine[Any, Any, None]],
+        *given: Any,
+    ) -> asyncio.Task[None]:
+        task = loop.create_task(_until_closed(loop, run, *given), name=f"sinch_conv_async bulk {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            if not self._stopped:
+                # Not cancelled by the job. The input or a transform raised it, or whatever runs is
+                # being cancelled.
+                self._fail(asyncio.CancelledError("the bulk job was cancelled"))
+        elif (error := task.exception()) is not None:
+            self._fail(error)
+        if not self._tasks:
+            self._end()
 
     def _client_has_closed(self, closed: asyncio.Future[None]) -> None:
         if not closed.cancelled():
             self._fail(closed.exception())
 
-    def _end(self) -> None:
-        if self._client_closed is not None:
-            self._member.lifetime.waiting.discard(self._client_closed)
-            self._client_closed.cancel()
-        self._behind.clear()
-        self._outage = None
-        # An input that nobody else holds is closed by this, as far as it can be; one that somebody does is theirs.
-        self._input = _OneByOne(())
-        self._news.set()
-
     def _fail(self, error: BaseException | None) -> None:
-        """Ends the job with an error: what is under way still gets its outcome."""
+        """End the job with an error: what is under way still gets its outcome."""
         self._error = self._error or error
         self.stop_reading()
 
-    def _hire(self) -> None:
-        worker = asyncio.get_running_loop().create_task(self._work(), name="sinch_conv_async bulk worker")
-        self._workers.add(worker)
-        worker.add_done_callback(self._retire)
+    def _abort(self) -> None:
+        self.stop_reading()
+        self._error = None
+        self._finished.clear()
+        if not self._aborted:
+            self._aborted = True
+            for task in self._tasks - {self._reader}:
+                task.cancel()
 
-    def _retire(self, worker: asyncio.Task[None]) -> None:
-        self._workers.discard(worker)
-        self._parked.discard(worker)
-        if not worker.cancelled():
-            if worker.exception() is not None:
-                self._fail(worker.exception())
-        elif not self._stopped:
-            # Not by us: the input raised it, which must not look like the input's end, or whatever runs is being cancelled.
-            self._fail(asyncio.CancelledError("the bulk job was cancelled"))
-        if not self._workers:
-            self._end()
+    def _end(self) -> None:
+        if self._client_closed is not None:
+            self._sender.lifetime.waiting.discard(self._client_closed)
+            self._client_closed.cancel()
+        self._held.clear()
+        self._end_outage()
+        self._news.set()
 
-    async def _work(self) -> None:
-        """One worker: reads an update, sends it, hands in the outcome, and goes on while there are any."""
-        while (update := await self._read()) is not None:
-            key = _key(update)
-            while True:
-                outcome = await self._outcome(update)
-                if outcome.error is not None:
-                    # Nobody raised it at the reader, and its frames hold the job.
-                    outcome.error.__traceback__ = None
-                self._finished.append(outcome)
-                self._news.set()
-                waiting = self._behind[key]
-                if not waiting:
-                    break
-                update = waiting.popleft()
-            del self._behind[key]
+    # The task that reads, and the tasks of the items
 
-    async def _read(self) -> MetadataUpdate | None:
-        """The next update that need not wait for an earlier one, once there is a place for it."""
-        this = asyncio.current_task()
-        assert this is not None  # workers are tasks
-        self._parked.add(this)
-        self._readers += 1
+    async def _read(self) -> None:
+        """Take items from the input, and close it in the end."""
         try:
-            async with self._reading:
-                update = await self._next()
-        finally:
-            self._parked.discard(this)
-            self._readers -= 1
-        # Only now, and not when this worker ends with an error or is cancelled: nobody would wait for the new one then. And in a turn of its
-        # own: an eager task would read, and hire the next, before it is known to be there.
-        if not self._readers:
-            asyncio.get_running_loop().call_soon(self._hire_another)
-        return update
+            while await self._read_one():
+                pass
+        except GeneratorExit:
+            raise  # the event loop is closed: nothing can be waited for
+        except BaseException:
+            self._reading = False
+            await self._input.aclose()
+            raise
+        self._reading = False
+        await self._input.aclose()
 
-    def _hire_another(self) -> None:
-        if not self._readers and not self._no_more and len(self._workers) < self._concurrency:
-            self._hire()
-
-    async def _next(self) -> MetadataUpdate | None:
-        while not self._no_more:
-            await self._places.acquire()
-            try:
-                update = _as_update(await anext(self._input))
-            except StopAsyncIteration:
-                break
-            except BaseException:
-                self._no_more = True  # before the next worker's turn to read
-                raise
-            if self._no_more:
-                break  # the input took no notice of being cancelled
-            waiting = self._behind.get(_key(update))
-            if waiting is None:
-                self._behind[_key(update)] = deque()
-                return update
-            waiting.append(update)
-        self._no_more = True
-        return None
-
-    async def _outcome(self, update: MetadataUpdate) -> UpdateOutcome:
-        """Sends one update. Waits out an outage, raises what ends the job, and returns all else."""
-        member, policy = self._member, self._member.policy
+    async def _read_one(self) -> bool:
+        """Take an item as soon as there is a place for it. Whether there may be more."""
+        await self._places.acquire()
         try:
-            request = member.request(update.message_id, update.metadata, update.messages_source)
+            given = await self._input.next()
+        except StopAsyncIteration:
+            return False
+        if self._stopped:
+            return False  # the input took no notice of being cancelled
+        try:
+            item = self._work.item(given)
         except InvalidArgumentError as refused:
-            return NotUpdated(update, error=refused)
-        call = Call(request)
-        rounds = 0
-        parked_at: int | None = None
-        error: SinchError
+            number = self._input.given
+            raise InvalidArgumentError(f"item {number} of the input (index {number - 1}) {refused}") from None
+        key = self._work.key(item)
+        if key in self._held:
+            self._held[key].append(item)
+        else:
+            self._held[key] = deque((item,))
+            self._start_task(asyncio.get_running_loop(), "item", self._work_off, key)
+        return True
+
+    async def _work_off(self, key: Hashable) -> None:
+        """Make the outcomes of all items of one key, one after the other."""
+        items = self._held[key]
+        while items:
+            outcome = await self._work.outcome(items[0], self)
+            if outcome.error is not None:
+                outcome.error.__traceback__ = (
+                    None  # it was not raised at the reader, and its frames hold the job
+                )
+            self._finished.append(outcome)
+            self._news.set()
+            items.popleft()
+        del self._held[key]
+
+    # One call
+
+    async def send(self, call: Call, key: Hashable) -> ConversationMessage | SinchError:
+        """The result of a call, or the error that is its outcome. Raises what ends the job."""
+        trial = _Trial(call, key)
         while True:
-            probing = False
-            while self._outage is not None and not probing:
-                probing = await self._wait_out(self._outage)
-            # A probe is one exchange: whether there is another is decided here.
-            call.retries = policy.max_retries if probing else 0
-            call.replayed = False
-            attempts = call.attempts
-            outage = self._outage
-            began = member.now()
+            # 1. Wait while the API is out, or for the turn to probe it.
+            probes = await self._may_send()
+            # 2. Send the call, with all its retries. A probe is a single attempt.
+            trial.began, trial.attempts = self._sender.now(), call.attempts
             try:
-                message = await member.send(call, timeout=None)
+                message = await self._send_round(call, single=probes is not None)
             except SinchError as caught:
                 error = caught
             else:
-                self._newest_success = max(self._newest_success, began)
-                self._got_through()
-                self._yield.record(call.attempts - max(attempts, 1), succeeded=True)
-                return Updated(update, message=message, attempts=call.attempts)
-            if _ends_job(error):
-                raise error
-            if probing and outage is not None:
-                outage.next_probe()
-            # What was not sent, for want of a token or of the server's leave, may be sent at any time.
-            unsent = call.attempts == attempts or isinstance(error, TokenError)
-            failure = call.failure
-            may_pass = failure is not None and failure.retryable
-            if not may_pass and not unsent and isinstance(error, ApiError | ResponseFormatError):
-                self._got_through()
-                return NotUpdated(update, error=error, attempts=call.attempts)
-            self._failing.add(_key(update))
-            failing_since = began if call.failed_since is None else call.failed_since
-            again = failure is not None and policy.allows(failure) and policy.max_retries > 0
-            if not unsent and not again:
-                # It is not sent again. That others are not spent in the same way is for the outage to see to.
-                out = self._outage is not None or len(self._failing) >= IN_A_ROW
-                if out and self._lasted_too_long(error, failing_since):
-                    self._fail(self._outage_error(error))
-                return NotUpdated(update, error=error, attempts=call.attempts)
-            self._yield.record(call.attempts - max(attempts, 1), succeeded=False)
-            alone = len(self._behind) == 1 and len(self._failing) == 1
-            # Not so when the project's retry budget was used up: then it has had less than its share. Nor is an update at fault that never got
-            # as far as the API, for want of a connection.
-            tried = call.attempts > policy.max_retries and (call.maybe_sent or alone)
-            # An update that set out after this one had failed, or while this one waited for it, was applied.
-            others_get_through = (
-                call.failed_since is not None and self._newest_success > call.failed_since
-            ) or (parked_at is not None and self._answers > parked_at)
-            # In an outage nobody is given up, but where nobody is left who could end it, or who has had all rounds: such hold the places
-            # of those who could.
-            worn_out = call.attempts > FURTHER_ROUNDS * (1 + policy.max_retries)
-            if (
-                (self._outage is None or self._only_failing or worn_out)
-                and tried
-                and (alone or others_get_through)
-            ):
-                if worn_out or rounds == FURTHER_ROUNDS or self._yield.share < WORTHWHILE:
-                    return NotUpdated(update, error=error, attempts=call.attempts)
-                # Some of the service is out, and this update has met no other part of it.
-                rounds += 1
-                await self._pause(member.long_delay())
-                continue
-            # Whether it is this update or the API, the next one that gets through will tell; until then they wait for one.
-            parked_at = self._answers
-            if self._lasted_too_long(error, failing_since):
-                if self._only_failing and self._answers:
-                    # All that is left of a job that had answers are updates that fail: it may well be these that are at fault.
-                    return NotUpdated(update, error=error, attempts=call.attempts)
-                raise self._outage_error(error)
+                self._api_answers()
+                self._api.succeeded(sent_at=trial.began, retries=trial.retries)
+                return message
+            # 3. It failed: the next probe is another update's.
+            if probes is not None:
+                probes.pass_on()
+            # 4. Judge whether the update is at fault, or the API is out.
+            evidence = self._evidence(trial, error)
+            match judge(evidence):
+                case Failed(api_answers=api_answers, api_is_out=api_is_out):
+                    if api_answers:
+                        self._api_answers()
+                    if api_is_out:
+                        self._api_is_out(trial, error)
+                    return error
+                case AnotherRound():
+                    trial.rounds += 1
+                    await self._pause(self._sender.long_delay())
+                case WaitForApi():
+                    trial.answers_before = self._api.answers
+                    self._api_is_out(trial, error)
+                case EndJob(after_outage=after_outage, update_failed=update_failed):
+                    ending = _after_outage(error, evidence.out_for) if after_outage else error
+                    if not update_failed:
+                        raise ending
+                    self._fail(ending)
+                    return error
+
+    async def _send_round(self, call: Call, *, single: bool) -> ConversationMessage:
+        call.retries = self._sender.policy.max_retries if single else 0
+        call.replayed = False
+        return await self._sender.send(call, timeout=None)
+
+    def _evidence(self, trial: _Trial, error: SinchError) -> Evidence:
+        """What is known of an update that has just failed."""
+        api, call = self._api, trial.call
+        api.failing.add(trial.key)
+        evidence = Evidence(
+            error=error,
+            failure=call.failure,
+            policy=self._sender.policy,
+            attempts=call.attempts,
+            latest=call.attempts - trial.attempts,
+            reached=call.maybe_sent,
+            rounds=trial.rounds,
+            alone=len(self._held) == 1 and len(api.failing) == 1,
+            others_succeed=(call.failed_since is not None and api.newest_success > call.failed_since)
+            or (trial.answers_before is not None and api.answers > trial.answers_before),
+            only_failing_left=not self._reading and not self._stopped and api.failing.issuperset(self._held),
+            ever_answered=api.answers > 0,
+            in_outage=self.in_outage,
+            failed_in_a_row=len(api.failing),
+            out_for=api.out_for(self._sender.now(), failing_since=trial.failing_since),
+            max_outage=api.max_outage,
+        )
+        if evidence.answered or evidence.spent:
+            return evidence
+        api.retries.record(trial.retries, succeeded=False)
+        return attrs.evolve(evidence, retries_help=api.retries.share)
 
     # Outages
 
-    @property
-    def _only_failing(self) -> bool:
-        """Whether the input has been read to its end, and all that is left has failed since the last that got through.
+    def _api_answers(self) -> None:
+        self._api.answered(self._sender.now())
+        self._end_outage()
 
-        Not so of a job that was stopped: what it leaves has no outcome.
-        """
-        return self._no_more and not self._stopped and self._failing.issuperset(self._behind)
+    def _api_is_out(self, trial: _Trial, error: SinchError) -> None:
+        outage = self._api.out(
+            error,
+            self._sender.now(),
+            failing_since=trial.failing_since,
+            max_retry_after=self._sender.policy.max_retry_after,
+        )
+        if self._probes is None:
+            self._probes = _Probes(outage)
 
-    def _got_through(self) -> None:
-        """The API answered: whatever outage there was is over."""
-        self._answers += 1
-        self._answered_at = self._member.now()
-        self._failing.clear()
-        outage, self._outage = self._outage, None
-        if outage is not None:
-            self._yield.outage_over()
-            outage.over()
+    def _end_outage(self) -> None:
+        probes, self._probes = self._probes, None
+        if probes is not None:
+            probes.end()
 
-    def _lasted_too_long(self, error: SinchError, failing_since: float) -> bool:
-        """The API is out: from now on one update at a time probes. Whether it has been so for longer than the job waits."""
-        now = self._member.now()
-        if self._outage is None:
-            # It began when this update first failed, if not when the last answer came.
-            began = max(failing_since, self._answered_at)
-            self._outage = _Outage(began, began + self._max_outage)
-        if now >= self._outage.ends:
-            return True
-        if isinstance(error, ApiError) and error.retry_after is not None:
-            # A server that sends everybody away for a day may have changed its mind.
-            self._outage.not_before = now + min(error.retry_after, self._member.policy.max_retry_after)
-        return False
-
-    def _outage_error(self, error: SinchError) -> SinchError:
-        """What ends the job: another than an outcome's, which says nothing about the job."""
-        assert self._outage is not None  # it has lasted too long
-        lasted = self._member.now() - self._outage.began
-        ending = copy.copy(error)
-        ending.add_note(f"The API has taken no update for {lasted:.0f} s, so the job has ended. {TO_GO_ON}")
-        return ending
-
-    async def _wait_out(self, outage: _Outage) -> bool:
-        """Waits until the outage is over (False), or for the turn to probe it (True)."""
-        loop = asyncio.get_running_loop()
-        with self._parking():
-            turn = loop.create_future()
-            outage.waiting.append(turn)
-            if not outage.probing:
-                outage.next_probe()
-            await turn
-            if self._outage is outage:
-                # Also woken when a straggler gets through meanwhile.
-                outage.waiting.append(pause := loop.create_future())
-                await asyncio.wait([pause], timeout=outage.delay(self._member.now()))
-                pause.cancel()  # done, it is passed over when the turn goes on
-            return self._outage is outage
+    async def _may_send(self) -> _Probes | None:
+        """Wait while the API is out. If the next attempt is a probe, return whom to tell its end."""
+        while (probes := self._probes) is not None:
+            with self._parking():
+                await probes.wait()
+                if not probes.over:
+                    await probes.wait(probes.outage.next_probe_in(self._sender.now()))
+            if not probes.over:
+                return probes
+        return None
 
     async def _pause(self, delay: float) -> None:
         with self._parking():
@@ -455,54 +607,63 @@ class BulkUpdate:
 
     @contextlib.contextmanager
     def _parking(self) -> Generator[None]:
-        """Where a worker may wait for long: once the job is stopped it waits no more, and its update has no outcome."""
+        """Where a task may wait for long: ``stop_reading`` cancels it, and it has no outcome."""
         this = asyncio.current_task()
-        assert this is not None  # workers are tasks
+        assert this is not None  # a coroutine of the job runs in a task of the job
+        if self._stopped:
+            raise asyncio.CancelledError
         self._parked.add(this)
         try:
-            if self._stopped:
-                raise asyncio.CancelledError  # as those were cancelled who waited here at the time
             yield
         finally:
             self._parked.discard(this)
 
 
-class _OneByOne(AsyncIterator[MetadataUpdate | Pair]):
-    """A plain iterable as an asynchronous one; a generator would leave its own tidying up to the event loop."""
+async def _until_closed(
+    loop: asyncio.AbstractEventLoop, run: Callable[..., Coroutine[Any, Any, None]], *given: Any
+) -> None:
+    """Run a task of the job.
 
-    def __init__(self, updates: Iterable[MetadataUpdate | Pair]) -> None:
-        self._updates = iter(updates)
-
-    async def __anext__(self) -> MetadataUpdate | Pair:
-        try:
-            return next(self._updates)
-        except StopIteration:
-            raise StopAsyncIteration from None
-        except StopAsyncIteration as error:
-            # It must not look like the input's end. Python does the same with StopIteration in a generator (PEP 479).
-            raise RuntimeError("the input raised StopAsyncIteration") from error
-
-
-def _as_update(item: object) -> MetadataUpdate:
-    if isinstance(item, MetadataUpdate):
-        return item
-    what = type(item).__name__
-    if isinstance(item, tuple | list):
-        if len(item) == 2:
-            return MetadataUpdate(*item)
-        what = f"{what} of {len(item)}"
-    raise InvalidArgumentError(
-        f"an update is a MetadataUpdate or a pair of message id and metadata, not {what}"
-    )
+    If its event loop is closed under it, the garbage collector ends it with GeneratorExit. Whatever
+    then still needs the loop, such as a queue that the input waits at, fails; nobody is there to be
+    told, and Python would print it.
+    """
+    try:
+        await run(*given)
+    except BaseException:
+        if not loop.is_closed():
+            raise
 
 
-def _key(update: MetadataUpdate) -> Hashable:
-    """What keeps updates of one message in order; an id that is no text is refused before it can matter."""
-    return update.message_id if isinstance(update.message_id, str) else id(update)
+@attrs.define(eq=False)
+class _Trial:
+    """One call of a job, as far as it has come.
+
+    ``rounds``: further rounds that it was given. ``answers_before``: answers that the job had had
+    when the call began to wait for the API. ``began``, ``attempts``: when its latest round began,
+    and the attempts before it.
+    """
+
+    call: Call
+    key: Hashable
+    rounds: int = 0
+    answers_before: int | None = None
+    began: float = 0.0
+    attempts: int = 0
+
+    @property
+    def retries(self) -> int:
+        """Attempts of the latest round, without the call's first."""
+        return self.call.attempts - max(self.attempts, 1)
+
+    @property
+    def failing_since(self) -> float:
+        """When the call first failed."""
+        return self.began if self.call.failed_since is None else self.call.failed_since
 
 
-def _ends_job(error: SinchError) -> bool:
-    """Whether the next update would fail in the same way."""
-    if isinstance(error, TokenError):
-        return error.refused
-    return isinstance(error, AuthenticationError | ClientStateError)
+def _after_outage(error: SinchError, seconds: float) -> SinchError:
+    """What ends a job after an outage: a copy, because an outcome may have the error as well."""
+    ending = copy.copy(error)
+    ending.add_note(f"The API has taken no update for {seconds:.0f} s, so the job has ended. {TO_GO_ON}")
+    return ending

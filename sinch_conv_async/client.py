@@ -13,7 +13,7 @@ from ._core.manager import SessionManager
 from ._core.retry import RetryPolicy
 from ._core.send import Call, Sender
 from ._wire import http as _wire
-from .bulk import MAX_OUTAGE, BulkUpdate, Updates
+from .bulk import MAX_OUTAGE, BulkUpdate, Updates, update_many
 from .enums import MessagesSource, Region
 from .errors import InvalidArgumentError
 from .models import ConversationMessage
@@ -222,7 +222,7 @@ class ConversationClient:
         places = self._manager.max_connections if concurrency is None else concurrency
         if type(places) is not int or places < 1:
             raise InvalidArgumentError("concurrency must be a whole number, 1 or more")
-        return BulkUpdate(
+        return update_many(
             self._sender,
             updates,
             concurrency=places,

@@ -14,7 +14,7 @@ import attrs
 from .._wire.failure import Failure
 from ..errors import InvalidArgumentError
 
-__all__ = ["RetryBudget", "RetryPolicy", "RetryYield"]
+__all__ = ["RetryBudget", "RetryPolicy"]
 
 # An integer may be larger, and does not multiply with a float then.
 _LARGEST: Final = sys.float_info.max
@@ -130,29 +130,3 @@ class RetryBudget:
         self._retries[self._second % self.WINDOW] += 1
         self._retries_sum += 1
         return True
-
-
-class RetryYield:
-    """The share of the latest retries that succeeded: whether an update that keeps failing has bad luck, or is one that cannot succeed.
-
-    Where every other backend is out, half of the retries succeed. Where it is the updates that are at fault, next to none do.
-    """
-
-    MEMORY = 100
-
-    __slots__ = ("_seen", "share")
-
-    def __init__(self) -> None:
-        self.share = 0.0
-        self._seen = 0
-
-    def outage_over(self) -> None:
-        """Something got through after a time in which nothing did: what went before says no more than that."""
-        self.share = 1.0
-        self._seen = 1
-
-    def record(self, retries: int, *, succeeded: bool) -> None:
-        """Records the retries that an update took, of which the last one succeeded or none did."""
-        for left in range(retries - 1, -1, -1):
-            self._seen = min(self._seen + 1, self.MEMORY)
-            self.share += ((succeeded and not left) - self.share) / self._seen

@@ -20,6 +20,7 @@ PURE = (
     "enums.py",
     "errors.py",
     "models.py",
+    "_core/outage.py",
     "_core/pace.py",
     "_core/retry.py",
     "_wire/*.py",

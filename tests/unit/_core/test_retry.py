@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sinch_conv_async import InvalidArgumentError, RetryPolicy, TransportError
-from sinch_conv_async._core.retry import RetryBudget, RetryYield
+from sinch_conv_async._core.retry import RetryBudget
 from sinch_conv_async._wire.failure import Failure
 
 SECONDS = st.floats(0, 1000)
@@ -253,46 +253,3 @@ def test_the_budget_is_what_counting_everything_again_would_give(start, steps):
             assert budget.take(now) is allowed
             if allowed:
                 retries.append(second)
-
-
-# The yield
-
-
-@pytest.mark.parametrize(
-    ("records", "share"),
-    [
-        ([], 0.0),
-        ([(0, True), (0, False), (-1, False)], 0.0),
-        ([(1, True)], 1.0),
-        ([(4, False)], 0.0),
-        ([(4, True)], 0.25),
-        ([(4, True), (1, True)], 0.4),
-        ([(2, True)] * 50, 0.5),
-    ],
-)
-def test_the_share_of_the_retries_that_succeeded(records, share):
-    found = RetryYield()
-    for retries, succeeded in records:
-        found.record(retries, succeeded=succeeded)
-    assert found.share == pytest.approx(share)
-
-
-def test_after_an_outage_the_next_retries_tell():
-    found = RetryYield()
-    found.record(1000, succeeded=False)
-    found.outage_over()
-    assert found.share == 1.0
-    found.record(9, succeeded=False)
-    assert found.share == pytest.approx(0.1)
-    found.record(1, succeeded=False)
-    assert found.share < 0.1
-
-
-@given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=40), st.integers(10, 100))
-def test_what_was_long_ago_is_forgotten(records, hundreds):
-    found = RetryYield()
-    for retries, succeeded in records:
-        found.record(retries, succeeded=succeeded)
-        assert 0 <= found.share <= 1
-    found.record(100 * hundreds, succeeded=False)
-    assert found.share < 0.001
