@@ -192,6 +192,10 @@ class Connections:
         except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError) as error:
             cause = error  # TimeoutError is an OSError
         except BaseException as error:
+            if self._loop.is_closed():
+                # The event loop was closed under the call, and the garbage collector ends its
+                # coroutine. Nothing can be closed in order then; what aiohttp raises of it is noise.
+                raise GeneratorExit from None
             # The call was cancelled, or a trace hook of the user's raised.
             error.__context__ = error.__cause__ = None
             error.__traceback__ = without_variables(error)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl as tls
+import sys
 import traceback
+import warnings
 
 import aiohttp
 import pytest
@@ -322,3 +325,29 @@ async def test_plain_text_to_this_machine_is_not_sent_to_a_proxy_elsewhere(origi
 async def test_a_proxy_on_this_machine_may_be_sent_plain_text(proxy):
     async with SessionManager(proxy=proxy) as manager:
         client_elsewhere("http://127.0.0.1:8080", manager)
+
+
+# An event loop that is closed too early
+
+
+def test_a_loop_that_is_closed_under_a_call_raises_nothing_out_of_the_garbage_collector(monkeypatch):
+    ignored: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: ignored.append(repr(unraisable)))
+
+    async def leave_a_call_behind() -> tuple[object, ...]:
+        manager = SessionManager()
+        client = client_elsewhere(f"http://127.0.0.1:{silent.getsockname()[1]}", manager)
+        call = asyncio.create_task(client.update_message_metadata(ID, "x"))
+        peer, _ = await asyncio.get_running_loop().sock_accept(silent)
+        await asyncio.get_running_loop().sock_recv(peer, 1)
+        return manager, client, call, peer
+
+    with warnings.catch_warnings(), socket.create_server(("127.0.0.1", 0)) as silent:
+        warnings.simplefilter("ignore", ResourceWarning)
+        silent.setblocking(False)
+        loop = asyncio.new_event_loop()
+        left = loop.run_until_complete(leave_a_call_behind())
+        loop.close()
+        del left
+        gc.collect()
+    assert ignored == []
