@@ -1,21 +1,31 @@
-"""The input of a bulk job: CSV or JSON Lines, gzipped or not, as numbered records and numbered bad lines.
+"""The input of a bulk job: CSV or JSON Lines, gzipped or not, as numbered records and bad lines.
 
-Knows nothing of what becomes of a record. Holds one record at a time, however long the input.
+A record is checked here, once: what :class:`RecordReader` yields as a :class:`Record` may be sent. This
+module does not know what becomes of a record. It holds one record at a time, and at most 1 MiB of it.
+
+A record that cannot be read is one bad line, wherever it ends: ``quoting`` follows it to its end. If that
+end cannot be known, reading ends with an error, because what follows may be the text of a field.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import gzip
 import hashlib
+import io
+import json
 import os
+import re
 import stat
 import sys
 import zlib
+from collections import deque
 from collections.abc import Generator, Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, cast
+from typing import Any, BinaryIO, Final, Literal, Self, cast
 
 import attrs
 
@@ -23,30 +33,82 @@ from .._wire import http as _wire
 from .._wire import json as _json
 from ..errors import InvalidArgumentError
 from ..models import MetadataUpdate
+from .quoting import Place, RecordEnd
 
-__all__ = ["BadLine", "InputError", "Layout", "Record", "RecordReader", "Source"]
+__all__ = [
+    "REASON_COLUMN",
+    "BadLine",
+    "InputError",
+    "InputReason",
+    "Layout",
+    "Record",
+    "RecordReader",
+    "Source",
+    "digest_of",
+]
 
 MAX_LINE: Final = 1024 * 1024
-"""Bytes of a line. Metadata is at most 1,024 characters; the rest is room for columns that are not ours."""
+"""Bytes of a record. Metadata has at most 1,024 characters; the rest is room for other columns."""
+
+REASON_COLUMN: Final = "_reason"
+"""Column or key of a file of failures that says why each record failed. It is no part of an update."""
 
 _TOO_LONG: Final = f"longer than {MAX_LINE:,} bytes"
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # a spreadsheet's way to say UTF-8
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # spreadsheets begin UTF-8 files with it
 _NO_TEXT: Final = {
     b"\x1f\x8b": "it is gzipped; unpack it, or give it as a file whose name ends in .gz",
     b"PK\x03\x04": "it is a spreadsheet or another archive; save it as CSV",
     b"\xff\xfe": "it is UTF-16; save it as UTF-8",
     b"\xfe\xff": "it is UTF-16; save it as UTF-8",
 }
-"""What a file begins with that many take for a CSV."""
+"""Beginnings of files that are often taken for a CSV."""
+
+_DELIMITERS: Final = ";\t|,"
+"""Delimiters that are tried when the header does not have the wanted columns."""
+
+_COLUMNS_SHOWN: Final = 12
+_LOOKS_LIKE_A_NAME: Final = re.compile(r"[^\W\d][\w .-]{0,39}")
+"""A first line without column names is data, and data is not shown."""
+
+
+class InputReason(StrEnum):
+    """What kind of problem an :class:`InputError` is about."""
+
+    UNREADABLE = "unreadable"
+    NO_HEADER = "no header"
+    NO_COLUMN = "no column"
+    NO_END = "no end"
+    BAD_LINE = "bad line"
+    CHANGED = "changed"
+    ENDED_EARLY = "ended early"
 
 
 class InputError(Exception):
-    """The input cannot be read, or not be read on; the text says where and why, and quotes no metadata."""
+    """The input cannot be read, or not be read further.
+
+    The text says where and why, and quotes no metadata. ``delimiter`` is one that would give the header
+    its wanted columns; ``column`` names the one that is missing (``message_id`` or ``metadata``).
+    """
+
+    def __init__(
+        self,
+        text: str,
+        reason: InputReason = InputReason.UNREADABLE,
+        *,
+        column: Literal["message_id", "metadata"] | None = None,
+        delimiter: str | None = None,
+        count: int = 1,
+    ) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.column = column
+        self.delimiter = delimiter
+        self.count = count
 
 
 @attrs.frozen(kw_only=True)
 class Record(MetadataUpdate):
-    """One update, with where it stood: ``number`` among the records, ``line`` of the file, and its bytes as they were."""
+    """One update and its place: ``number`` among the records, ``line`` of the file, and its bytes."""
 
     number: int
     line: int
@@ -55,14 +117,14 @@ class Record(MetadataUpdate):
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that tell this record from another one."""
-        return _digest(
+        return digest_of(
             self.message_id.encode(), self.metadata.encode(), (self.messages_source or "").encode()
         )
 
 
 @attrs.frozen(kw_only=True)
 class BadLine:
-    """A record that is none, and why. ``raw`` is empty where the line was too long to be kept."""
+    """A record that cannot be sent, and why. ``raw`` is empty if it was too long to be kept."""
 
     number: int
     line: int
@@ -71,24 +133,54 @@ class BadLine:
 
     @property
     def digest(self) -> str:
-        """As a record's."""
-        return _digest(self.raw)
+        """Sixteen hexadecimal digits that tell this bad line from another one."""
+        return digest_of(self.raw)
 
 
 @attrs.frozen
 class Layout:
-    """How the records are written. ``format`` None: JSON Lines if the first line begins with a brace, else CSV."""
+    """How the records are written, and what is said for all of them.
+
+    ``format`` None: JSON Lines if the first line begins with a brace, else CSV. ``message_id`` None: the
+    column ``message_id``, or ``id`` if there is no such column. ``constant``: the metadata of every
+    record, which then needs no metadata column. ``source``: the messages source of records that name
+    none. ``merge``: the metadata is a JSON object to be merged into what the message has.
+    """
 
     format: Literal["csv", "jsonl"] | None = None
     delimiter: str = ","
-    message_id: str = "message_id"
+    message_id: str | None = None
     metadata: str = "metadata"
     messages_source: str = "messages_source"
+    encoding: str = "utf-8"
+    source: str | None = None
+    constant: str | None = attrs.field(default=None, repr=False)
+    merge: bool = False
+
+    def as_read(self, form: Literal["csv", "jsonl"], message_id: str) -> dict[str, str]:
+        """What a journal says about it. Equal for two runs that read the same records."""
+        found: dict[str, str] = {"format": form}
+        if form == "csv":
+            found["delimiter"] = self.delimiter
+        found |= {
+            "message_id": message_id,
+            "metadata": self.metadata,
+            "messages_source": self.messages_source,
+        }
+        if self.encoding != "utf-8":
+            found["encoding"] = self.encoding
+        if self.source is not None:
+            found["source of all"] = self.source
+        if self.constant is not None:
+            found["metadata of all"] = digest_of(self.constant.encode())
+        if self.merge:
+            found["change"] = "merge"
+        return found
 
 
 @attrs.frozen
 class Source:
-    """Where the records come from: a file that can be read as often as it takes, or a pipe that is read once."""
+    """Where the records come from: a file that can be read again, or a pipe that is read once."""
 
     path: Path | None  # None: standard input
     layout: Layout
@@ -103,12 +195,30 @@ class Source:
         return self.path is None or not stat.S_ISREG(self.status().st_mode)
 
     def status(self) -> os.stat_result:
-        """The file's state; what it differs in is how one knows that the file was changed."""
-        assert self.path is not None  # standard input has none that would say anything
+        """The file's state. Raises InputError."""
+        assert self.path is not None  # standard input has no state that would say anything
         try:
             return self.path.stat()
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror}") from None
+
+    def check_unchanged(self, before: os.stat_result) -> None:
+        """Raises InputError if the file differs from what it was.
+
+        Journal numbers fit only one input; a changed file would update the wrong records.
+        """
+        now = self.status()
+        if (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) != (
+            before.st_dev,
+            before.st_ino,
+            before.st_size,
+            before.st_mtime_ns,
+        ):
+            raise InputError(
+                f"{self.name} was changed while the job was running; "
+                "its journal goes on only with the file as it was",
+                InputReason.CHANGED,
+            )
 
     @contextlib.contextmanager
     def open(self) -> Generator[RecordReader]:
@@ -127,18 +237,20 @@ class Source:
 
     def _stream(self) -> BinaryIO:
         assert self.path is not None  # a pipe is opened by its number
-        return cast("BinaryIO", gzip.open(self.path)) if self.path.suffix == ".gz" else self.path.open("rb")
+        if self.path.suffix == ".gz":
+            return cast("BinaryIO", gzip.open(self.path))
+        return self.path.open("rb")
 
     def _pipe(self) -> BinaryIO:
         if self.path is None and sys.stdin is None:
             raise InputError("standard input is closed")
-        # Never closed, and so left to the process's end: a thread may be blocked in reading it, and closing would wait for that thread.
+        # Never closed: a thread may be blocked in reading it, and closing would wait for that thread.
         descriptor = 0 if self.path is None else os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         return open(descriptor, "rb", closefd=False)
 
     def fingerprint(self) -> str:
-        """What tells this file from another, whatever its name: a digest of its bytes as they lie on the disk."""
-        assert self.path is not None  # a pipe's fingerprint is its first record's digest
+        """What tells this file from another, whatever its name: a digest of its bytes on the disk."""
+        assert self.path is not None  # a pipe's fingerprint is that of its beginning
         try:
             with self.path.open("rb") as file:
                 return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
@@ -147,204 +259,391 @@ class Source:
 
 
 class _Lines:
-    """The lines of a stream, with the number of the last one, the bytes taken since the last record, and what was wrong with them."""
+    """The lines of a stream in pieces of at most MAX_LINE bytes and one, and the last line's number."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream = stream
         self._name = name
-        self._again = b""
+        self._peeked = b""
+        self._at_start = True
         self.number = 0
-        self.first = 1
-        """The line at which the record under way begins."""
-        self.taken: list[bytes] = []
-        self.problem: str | None = None
+        self.in_line = False
+        """Whether the last piece was not its line's end."""
 
-    def __iter__(self) -> Iterator[str]:
-        while (line := self.next()) is not None:
-            yield line
+    def next(self) -> bytes:
+        """The next piece; empty at the end of the stream."""
+        piece, self._peeked = self._peeked or self._read(), b""
+        goes_on, self.in_line = self.in_line, len(piece) > MAX_LINE and not piece.endswith(b"\n")
+        if piece and not goes_on:
+            self.number += 1
+        if self._at_start:
+            self._at_start = False
+            return piece.removeprefix(_BYTE_ORDER_MARK)
+        return piece
 
-    def next(self) -> str | None:
-        """The next line as text, None at the end. What cannot be had as text is an empty line and a problem."""
-        line, self._again = self._again or self._read(), b""
-        if not line:
-            return None
-        self.number += 1
-        if self.number == 1:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-        if len(line) > MAX_LINE:
-            self.problem = _TOO_LONG
-            return "\n"
-        self.taken.append(line)
-        try:
-            return line.decode()
-        except UnicodeDecodeError:
-            self.problem = "not UTF-8"
-            return "\n"
+    def peek(self) -> bytes:
+        """The first line that is not blank, which is still to come; empty if there is none."""
+        while line := self._read():
+            if line.removeprefix(_BYTE_ORDER_MARK).strip() or len(line) > MAX_LINE:
+                self._peeked = line
+                break
+            self.number += 1
+            self._at_start = False
+        return line.removeprefix(_BYTE_ORDER_MARK)
 
     def place(self, number: int) -> str:
         """Where this line is, as an error says it."""
         return f"{self._name}, line {number}"
 
-    def begin(self) -> int:
-        """Forgets what belongs to the last record, and returns the number of the line that comes next."""
-        self.taken.clear()
-        self.problem = None
-        self.first = self.number + 1
-        return self.first
-
-    def peek(self) -> bytes:
-        """The first line that is not blank, which is still to come; empty where there is none."""
-        while line := self._read():
-            if len(line) > MAX_LINE or line.removeprefix(_BYTE_ORDER_MARK).strip():
-                self._again = line
-                break
-            self.number += 1
-        return line.removeprefix(_BYTE_ORDER_MARK)
-
     def _read(self) -> bytes:
         try:
-            line = self._stream.readline(MAX_LINE + 1)
-            if len(line) > MAX_LINE:
-                end = line
-                while end and not end.endswith(b"\n"):
-                    end = self._stream.readline(MAX_LINE)
+            return self._stream.readline(MAX_LINE + 1)
         except (OSError, EOFError, zlib.error) as error:
-            # A gzip file that is cut short or is none raises one of these three.
-            how = "unpacked, as its name asks for" if isinstance(self._stream, gzip.GzipFile) else "read"
-            raise InputError(f"{self.place(self.number + 1)}: cannot be {how}: {error}") from None
-        return line
+            # These three are what a gzip file raises that is cut short or is none.
+            packed = isinstance(self._stream, gzip.GzipFile)
+            how = "unpacked, as its name asks for" if packed else "read"
+            place = self.place(self.number + (not self.in_line))
+            raise InputError(f"{place}: cannot be {how}: {error}") from None
+
+
+@attrs.define
+class _Taken:
+    """What has been read of the record under way: nothing, once it has become too long."""
+
+    line: int
+    size: int = 0
+    problem: str | None = None
+    _first: bytes = b""
+    _all: bytearray | None = None  # once there is a second piece
+
+    def take(self, piece: bytes) -> None:
+        """Keeps the piece, unless the record has become too long."""
+        self.size += len(piece)
+        if self.size > MAX_LINE:
+            self.problem = _TOO_LONG
+            self._first, self._all = b"", None
+        elif self._all is not None:
+            self._all += piece
+        elif self._first:
+            self._all = bytearray(self._first) + piece
+        else:
+            self._first = piece
+
+    @property
+    def raw(self) -> bytes:
+        return self._first if self._all is None else bytes(self._all)
+
+
+@attrs.frozen
+class _Fields:
+    """What a record says, before it is checked."""
+
+    message_id: Any
+    metadata: Any
+    messages_source: Any
+
+
+class _Fed(deque[str]):
+    """The lines that ``csv`` is given: one record's, and then an end, as often as there is a record."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        if not self:
+            raise StopIteration
+        return self.popleft()
 
 
 class RecordReader:
     """The records of a stream in their order, the bad ones among them. Blank lines are no records.
 
-    Known at once: ``format``, ``header`` (the bytes of a CSV's first line), and ``fingerprint``, which is all that there is of an input that can
-    be read only once: a digest of its beginning. Raises InputError for a header that will not do. ``name`` is the input's, for errors.
+    Known at once: ``format``, ``header`` (the bytes of a CSV's first line), ``columns``, ``layout``, and
+    ``fingerprint``, a digest of the input's beginning, which is all that is known of a pipe. Raises
+    InputError for a header that lacks a column, and where reading must end. ``name`` is the input's.
     """
 
     def __init__(self, stream: BinaryIO, layout: Layout, *, name: str = "the input") -> None:
         self._lines = _Lines(stream, name)
         self._layout = layout
         self._name = name
+        self._pieces = codecs.getincrementaldecoder(layout.encoding)("surrogateescape")
+        self._in_pieces = False  # whether the last piece was a part of a line that is too long
+        self.header = b""
+        self.columns: tuple[str, ...] = ()
         first = self._lines.peek()
         for beginning, reason in _NO_TEXT.items():
             if first.startswith(beginning):
                 raise InputError(f"{name} is neither CSV nor JSON Lines: {reason}")
-        self.format = layout.format or ("jsonl" if first.lstrip().startswith(b"{") else "csv")
-        self.header = b""
+        self.format: Literal["csv", "jsonl"] = layout.format or (
+            "jsonl" if first.lstrip().startswith(b"{") else "csv"
+        )
+        self._fed = _Fed()
+        self._rows = csv.reader(self._fed, delimiter=layout.delimiter, strict=True)
+        self._end = RecordEnd(layout.delimiter)
         if self.format == "csv":
-            self._rows = csv.reader(self._lines, delimiter=layout.delimiter, strict=True)
-            self._columns = self._read_header(first)
+            self._read_header(first)
             first = self._lines.peek()
-        self.fingerprint = f"first-line:{_digest(self.header, first)}"
+        self.layout = layout.as_read(self.format, self._id_name(self.columns))
+        self.fingerprint = f"first-line:{digest_of(self.header, first)}"
 
     def __iter__(self) -> Iterator[Record | BadLine]:
         read = self._row if self.format == "csv" else self._object
-        lines, number = self._lines, 1
+        number = 1
         while True:
-            line = lines.begin()
-            fields = read()
+            taken = _Taken(self._lines.number + 1)
+            fields = read(taken)
             if fields is None:
                 return
-            if lines.problem is not None:
-                fields = lines.problem
-            elif not fields:
+            if taken.problem is not None:
+                fields = taken.problem
+            if fields == "":
                 continue
-            raw = b"" if lines.problem == _TOO_LONG else b"".join(lines.taken)
-            found = fields if isinstance(fields, str) else self._checked(fields, number, line, raw)
+            found = fields if isinstance(fields, str) else self._checked(fields, number, taken)
             if isinstance(found, str):
-                yield BadLine(number=number, line=line, reason=found, raw=raw)
+                last = self._lines.number
+                if last > taken.line and not found.startswith("not CSV"):
+                    found = f"{found} (lines {taken.line:,} to {last:,})"
+                yield BadLine(number=number, line=taken.line, reason=found, raw=taken.raw)
             else:
                 yield found
             number += 1
 
-    def _read_header(self, first: bytes) -> list[str]:
-        layout, lines = self._layout, self._lines
+    # CSV
+
+    def _read_header(self, first: bytes) -> None:
+        layout, taken = self._layout, _Taken(self._lines.number + 1)
         if layout.format is None and first.lstrip().startswith(b"["):
             raise InputError(
                 f"{self._name} is neither CSV nor JSON Lines: it is a JSON array; write one object a line"
             )
-        try:
-            columns = [column.strip() for column in next(self._rows, [])]
-        except csv.Error as error:
+        row = self._next_row(taken)
+        place = self._lines.place(self._lines.number)
+        if taken.problem is None and b"\0" in first:
+            taken.problem = "not text"
+        if taken.problem is not None:
             raise InputError(
-                f"{lines.place(lines.number)}: the header is not CSV: {_problem(error)}"
-            ) from None
-        if lines.problem is None and b"\0" in first:
-            lines.problem = "not text"
-        if lines.problem is not None:
-            raise InputError(
-                f"{lines.place(lines.number)}: {lines.problem}, and so no header; CSV or JSON Lines in UTF-8 is wanted"
+                f"{place}: {taken.problem}, and so no header; CSV or JSON Lines in UTF-8 is wanted",
+                InputReason.NO_HEADER,
             )
-        self.header = b"".join(lines.taken)
-        if not columns:
+        if isinstance(row, str):
+            raise InputError(f"{place}: the header is {row}", InputReason.NO_HEADER)
+        if row is None:
+            example = f"{self._id_name(())}{layout.delimiter}{layout.metadata}"
             raise InputError(
-                f"{self._name} is empty: not even a header is there, such as {layout.message_id}{layout.delimiter}{layout.metadata}"
+                f"{self._name} is empty: not even a header is there, such as {example}",
+                InputReason.NO_HEADER,
             )
-        for name, option in ((layout.message_id, "--id-column"), (layout.metadata, "--metadata-column")):
+        self.header = taken.raw
+        self.columns = tuple(column.strip() for column in row)
+        self._find_columns(first, place)
+
+    def _find_columns(self, first: bytes, place: str) -> None:
+        layout, columns = self._layout, self.columns
+        id_name = self._id_name(columns)
+        wanted: list[tuple[Literal["message_id", "metadata"], str]] = [("message_id", id_name)]
+        if layout.constant is None:
+            wanted.append(("metadata", layout.metadata))
+        for column, name in wanted:
             if name not in columns:
                 raise InputError(
-                    f"{lines.place(lines.number)}: the header has no column {name!r}; {option} names another one, "
-                    f"and --delimiter what stands between the columns, if not {layout.delimiter!r}"
+                    f"{place}: the header has no column {name!r}; it has {_shown(columns)}",
+                    InputReason.NO_COLUMN,
+                    column=column,
+                    delimiter=self._better_delimiter(first),
                 )
-        for name in (layout.message_id, layout.metadata, layout.messages_source):
+        for name in (id_name, layout.metadata, layout.messages_source):
             if columns.count(name) > 1:
                 raise InputError(
-                    f"{lines.place(lines.number)}: the header has the column {name!r} twice; rename one of them"
+                    f"{place}: the header has the column {name!r} twice; rename one of them",
+                    InputReason.NO_HEADER,
                 )
-        return columns
+        self._id_at = columns.index(id_name)
+        self._metadata_at = columns.index(layout.metadata) if layout.constant is None else None
+        has_source = layout.messages_source in columns
+        self._source_at = columns.index(layout.messages_source) if has_source else None
 
-    def _row(self) -> dict[str, Any] | str | None:
-        """The next row of a CSV by column; what is wrong with it; empty where it is blank; None at the end."""
-        try:
-            row = next(self._rows, None)
-        except csv.Error as error:
-            first, last = self._lines.first, self._lines.number
-            if first == last:
-                return f"not CSV: {_problem(error)}"
-            return f"not CSV: {error}; perhaps a quote that is never closed: it takes lines {first:,} to {last:,} for one"
+    def _better_delimiter(self, header: bytes) -> str | None:
+        """A delimiter with which the header has the wanted columns."""
+        layout = self._layout
+        text = header.decode(layout.encoding, "replace")
+        for delimiter in _DELIMITERS:
+            columns = [column.strip() for column in next(csv.reader([text], delimiter=delimiter), [])]
+            if self._id_name(columns) in columns and (
+                layout.constant is not None or layout.metadata in columns
+            ):
+                return delimiter
+        return None
+
+    def _id_name(self, columns: tuple[str, ...] | list[str] | dict[str, Any]) -> str:
+        """The column or key of the message id: as given, else ``message_id`` or, as the API says, ``id``."""
+        if self._layout.message_id is not None:
+            return self._layout.message_id
+        return "id" if "id" in columns and "message_id" not in columns else "message_id"
+
+    def _row(self, taken: _Taken) -> _Fields | str | None:
+        """The next record of a CSV; what is wrong with it; empty if it is blank; None at the end."""
+        row = self._next_row(taken)
+        if row is None or isinstance(row, str):
+            return row
         if not row:
-            return None if row is None else {}
-        if len(row) != len(self._columns):
+            return ""
+        if len(row) != len(self.columns):
             fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
-            return f"{fields}, where the header has {len(self._columns)}"
-        return dict(zip(self._columns, row, strict=True))
+            return f"{fields}, where the header has {len(self.columns)}"
+        return _Fields(
+            row[self._id_at],
+            self._layout.constant if self._metadata_at is None else row[self._metadata_at],
+            None if self._source_at is None else row[self._source_at],
+        )
 
-    def _object(self) -> dict[str, Any] | str | None:
-        """The same for JSON Lines."""
-        text = self._lines.next()
-        if text is None or not text.strip():
-            return None if text is None else {}
+    def _next_row(self, taken: _Taken) -> list[str] | str | None:
+        """The fields of the next record, or what is wrong with it; None at the end.
+
+        Nearly every record is one line that ``csv`` accepts. All others are first followed to their end.
+        """
+        piece = self._lines.next()
+        if not piece:
+            return None
+        taken.take(piece)
+        text = self._text(piece, taken)
+        if not self._lines.in_line:
+            self._fed.append(text)
+            try:
+                row = next(self._rows)
+            except csv.Error:
+                self._fed.clear()
+            else:
+                if self._end.is_doubtful(text):
+                    raise self._no_end(taken, "a quote stands behind a blank and is not closed")
+                return row
+        self._go_to_its_end(text, taken)
+        if taken.problem is not None:
+            return taken.problem
+        self._fed.extend(io.StringIO(taken.raw.decode(self._layout.encoding), newline="\n"))
+        try:
+            row = next(self._rows)
+        except csv.Error as error:
+            self._fed.clear()
+            lines = self._lines.number - taken.line
+            span = f" (lines {taken.line:,} to {self._lines.number:,})" if lines else ""
+            return f"not CSV: {_problem(error)}{span}"
+        assert not self._fed  # csv and we agree on where a record ends
+        return row
+
+    def _go_to_its_end(self, text: str, taken: _Taken) -> None:
+        """Reads the record that begins with this text. Raises InputError if its end is unknown."""
+        self._end.begin()
+        while (place := self._end.read(text)) is not Place.END:
+            if place is Place.BROKEN:
+                raise self._no_end(taken, "a quote in it is neither doubled nor at the end of its field")
+            piece = self._lines.next()
+            if not piece:
+                if place is Place.QUOTED:
+                    raise self._no_end(taken, "a quote in it is never closed")
+                break
+            taken.take(piece)
+            text = self._text(piece, taken)
+
+    def _no_end(self, taken: _Taken, why: str) -> InputError:
+        return InputError(
+            f"{self._lines.place(taken.line)}: {why}, so it is unknown where the record ends; "
+            "nothing after it can be sent",
+            InputReason.NO_END,
+        )
+
+    # JSON Lines
+
+    def _object(self, taken: _Taken) -> _Fields | str | None:
+        """The next record of JSON Lines, as :meth:`_row` gives one."""
+        piece = self._lines.next()
+        if not piece:
+            return None
+        taken.take(piece)
+        text = self._text(piece, taken)
+        while self._lines.in_line:
+            piece = self._lines.next()
+            taken.take(piece)
+            self._text(piece, taken)
+        if taken.problem is not None:
+            return taken.problem
+        if not text.strip():
+            return ""
         try:
             found = _json.loads(text.encode())
         except ValueError:
             return "not JSON"
-        return found if isinstance(found, dict) and found else "not a JSON object with fields"
-
-    def _checked(self, fields: dict[str, Any], number: int, line: int, raw: bytes) -> Record | str:
-        layout = self._layout
-        for name in (layout.message_id, layout.metadata):
-            if name not in fields:
+        if not isinstance(found, dict) or not found:
+            return "not a JSON object with fields"
+        layout, id_name = self._layout, self._id_name(found)
+        for name in (id_name, layout.metadata):
+            if name not in found and (name == id_name or layout.constant is None):
                 return f"no {name!r}"
-        message_id, metadata = fields[layout.message_id], fields[layout.metadata]
-        messages_source = fields.get(layout.messages_source)
-        if messages_source == "":
-            messages_source = None
+        return _Fields(
+            found[id_name],
+            found[layout.metadata] if layout.constant is None else layout.constant,
+            found.get(layout.messages_source),
+        )
+
+    # Both
+
+    def _text(self, piece: bytes, taken: _Taken) -> str:
+        """The piece as text. Bytes that are no text become lone surrogates, so quotes stay quotes."""
+        if self._lines.in_line or self._in_pieces:
+            self._in_pieces = self._lines.in_line
+            return self._pieces.decode(piece, not self._lines.in_line)
         try:
-            _wire.message_request("", "", message_id, metadata, messages_source)
+            return piece.decode(self._layout.encoding)
+        except UnicodeDecodeError:
+            taken.problem = taken.problem or f"not {self._layout.encoding.upper()}"
+            return piece.decode(self._layout.encoding, "surrogateescape")
+
+    def _checked(self, fields: _Fields, number: int, taken: _Taken) -> Record | str:
+        layout, metadata = self._layout, fields.metadata
+        source = fields.messages_source
+        if source is None or source == "":
+            source = layout.source
+        if layout.merge and layout.constant is None:
+            change = _change(metadata)
+            if change is None:
+                return f"{layout.metadata} must be a JSON object to be merged"
+            metadata = change
+        try:
+            _wire.message_request("", "", fields.message_id, "" if layout.merge else metadata, source)
         except InvalidArgumentError as refused:
             return str(refused)
-        return Record(message_id, metadata, messages_source, number=number, line=line, raw=raw)
+        return Record(fields.message_id, metadata, source, number=number, line=taken.line, raw=taken.raw)
+
+
+def _change(found: object) -> str | None:
+    """The JSON text of an object that is to be merged; None if it is no object."""
+    if isinstance(found, str):
+        try:
+            return found if isinstance(_json.loads(found.encode()), dict) else None
+        except ValueError:  # UnicodeEncodeError too
+            return None
+    return json.dumps(found) if isinstance(found, dict) else None
+
+
+def _shown(columns: tuple[str, ...]) -> str:
+    """Column names for an error. A first line that is data and no header is not quoted."""
+    names = [
+        repr(name) if _LOOKS_LIKE_A_NAME.fullmatch(name) else "one that is no name"
+        for name in columns[:_COLUMNS_SHOWN]
+    ]
+    more = len(columns) - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more else "")
 
 
 def _problem(error: csv.Error) -> str:
-    """What csv says, but for the one thing that it says to programmers."""
+    """What csv says, in words for users."""
     if "new-line character" in str(error):
         return "a line ends in CR alone, as on old Macs; save it with LF, or with CR and LF"
     return str(error)
 
 
-def _digest(*parts: bytes) -> str:
+def digest_of(*parts: bytes) -> str:
+    """Sixteen hexadecimal digits that stand for these parts in this order."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(b"%d:" % len(part))

@@ -1,18 +1,18 @@
-"""The journal of a bulk job: what became of each record, one JSON object a line, so that a job that was killed can go on.
+"""The journal of a bulk job: what became of each record, one JSON object a line.
 
-The format and what follows from its lines are pure functions and values; :class:`Journal` is the file. It knows
-records by their numbers and nothing of what they say: no metadata is ever in it.
+A job that was killed goes on from it. The format is a set of pure functions; :class:`Journal` is the
+file, and a :class:`~.ledger.Ledger`. No metadata is ever in it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import json
 import os
 import stat
-from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Final, Self
@@ -20,6 +20,8 @@ from typing import BinaryIO, Final, Self
 import attrs
 
 from .._wire import json as _json
+from .ledger import Entry, LedgerError, Numbered, Outcome
+from .states import States
 
 try:
     import fcntl
@@ -30,17 +32,16 @@ __all__ = [
     "Header",
     "Journal",
     "JournalError",
-    "Line",
-    "Outcome",
-    "States",
+    "JournalReason",
     "decode",
     "encode",
+    "look",
     "read_header",
     "write_header",
 ]
 
 VERSION: Final = 1
-"""Of the format. A journal of another version is refused, not guessed at."""
+"""Of the format. A journal of another version is refused."""
 
 MAX_LINE: Final = 64 * 1024
 """Bytes of a line, many times what is ever written."""
@@ -50,66 +51,100 @@ MAX_RECORD: Final = 2**32 - 1
 _BEGINNING: Final = b'{"journal": "sinch-conv bulk", '
 
 
-class JournalError(Exception):
+class JournalReason(StrEnum):
+    """What kind of problem a :class:`JournalError` is about."""
+
+    OTHER_TARGET = "other target"
+    """It belongs to a job that sends to another project or another origin."""
+    OTHER_OPTIONS = "other options"
+    OTHER_INPUT = "other input"
+    NOT_A_JOURNAL = "not a journal"
+    DAMAGED = "damaged"
+    PLACE = "place"
+    """No journal can be kept there."""
+    IN_USE = "in use"
+    LOST = "lost"
+    """It was removed, replaced or changed, or cannot be written, while the job was running."""
+
+
+class JournalError(LedgerError):
     """The journal cannot be used: it is another job's, in use, damaged, gone, or cannot be written."""
 
-
-class Outcome(StrEnum):
-    """What became of a record. All but ``failed`` are final: a failed record is tried again by the next run."""
-
-    UPDATED = "updated"
-    FAILED = "failed"
-    INVALID = "invalid"
-    SUPERSEDED = "superseded"
+    def __init__(self, text: str, reason: JournalReason) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 @attrs.frozen(kw_only=True)
 class Header:
-    """The first line. ``layout`` is how the input was read, ``input`` its name, which may change."""
+    """The first line: which job the journal belongs to.
+
+    ``origin``: where the updates are sent; empty if a dry run does not know it. ``layout``: how the input is read. ``input``, ``size`` and
+    ``modified`` (ISO 8601) describe the input for people; its name may change.
+    """
 
     project_id: str
+    origin: str
     input: str
     fingerprint: str
     layout: dict[str, str] = attrs.field(hash=False)
+    size: int | None = None
+    modified: str | None = None
 
     def check(self, journal: Header, path: Path) -> None:
-        """Raises JournalError where a journal with that header is not this job's."""
+        """Raises JournalError if a journal with that header is not this job's."""
         if journal.project_id != self.project_id:
             raise JournalError(
-                f"{path} belongs to project {journal.project_id}, this job to {self.project_id}; name another with --journal"
+                f"{path} belongs to project {journal.project_id}, this job to {self.project_id}",
+                JournalReason.OTHER_TARGET,
+            )
+        if self.origin and journal.origin != self.origin:
+            raise JournalError(
+                f"{path} belongs to a job that sent to {journal.origin}; this one sends to {self.origin}",
+                JournalReason.OTHER_TARGET,
             )
         if journal.layout != self.layout:
+            names = sorted(journal.layout.keys() | self.layout.keys())
             told = ", ".join(
-                f"{name} {value!r}"
-                for name, value in journal.layout.items()
-                if self.layout.get(name) != value
+                f"{name} {_or_none(journal.layout.get(name))}, not {_or_none(self.layout.get(name))}"
+                for name in names
+                if journal.layout.get(name) != self.layout.get(name)
             )
-            raise JournalError(f"{path} was begun with {told}; give the same options, or another --journal")
+            raise JournalError(f"{path} was begun with {told}", JournalReason.OTHER_OPTIONS)
         if journal.fingerprint != self.fingerprint:
-            raise JournalError(
-                f"{path} belongs to another input ({journal.input}), or this one has changed since; name another with --journal"
-            )
+            raise JournalError(f"{path} {_other_input(journal, self)}", JournalReason.OTHER_INPUT)
+
+    def fits(self, journal: Header) -> bool:
+        """Whether a journal with that header is this job's."""
+        return (
+            journal.project_id == self.project_id
+            and journal.origin == (self.origin or journal.origin)
+            and journal.layout == self.layout
+            and journal.fingerprint == self.fingerprint
+        )
 
 
-@attrs.frozen(kw_only=True)
-class Line:
-    """What became of one record. ``line``: of the input. ``by``: the later record that superseded this one."""
-
-    record: int
-    outcome: Outcome
-    line: int | None = None
-    message_id: str | None = None
-    digest: str | None = None
-    attempts: int | None = None
-    error: str | None = None
-    http_status: int | None = None
-    status: str | None = None
-    request_id: str | None = None
-    reason: str | None = None
-    by: int | None = None
+def _or_none(value: str | None) -> str:
+    return "none" if value is None else repr(value)
 
 
-_FIELDS: Final = tuple(field.name for field in attrs.fields(Line))
+def _other_input(journal: Header, job: Header) -> str:
+    """What changed, as far as the headers say it."""
+    if journal.size is None or job.size is None:
+        return f"belongs to another input ({journal.input}), or this one has changed since"
+    then = f"{journal.size:,} bytes, written {journal.modified}"
+    now = f"{job.size:,} bytes, written {job.modified}"
+    if journal.input == job.input:
+        return f"belongs to another content of {job.input}: then {then}; now {now}"
+    return f"belongs to another input, {journal.input} ({then}); this job's is {job.input} ({now})"
+
+
+def moment(seconds: float) -> str:
+    """A time of the file system as a header has it, in UTC."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(" ", "seconds")
+
+
+_FIELDS: Final = tuple(field.name for field in attrs.fields(Entry))
 _WORDS: Final = {str(outcome): outcome for outcome in Outcome}
 _KINDS: Final[dict[str, type]] = {
     **dict.fromkeys(("message_id", "digest", "error", "status", "request_id", "reason"), str),
@@ -117,14 +152,14 @@ _KINDS: Final[dict[str, type]] = {
 }
 
 
-def encode(line: Line) -> bytes:
+def encode(entry: Entry) -> bytes:
     """One line of the journal, with its end."""
-    fields = {name: value for name in _FIELDS if (value := getattr(line, name)) is not None}
+    fields = {name: value for name in _FIELDS if (value := getattr(entry, name)) is not None}
     return json.dumps(fields).encode() + b"\n"
 
 
-def decode(text: bytes) -> Line:
-    """The line that this is, or ValueError. Fields of a later minor version are passed over."""
+def decode(text: bytes) -> Entry:
+    """The entry that this line is, or ValueError. Fields of a later minor version are passed over."""
     found = _json.loads(text)
     if not isinstance(found, dict):
         raise ValueError("not an object")  # noqa: TRY004  # one error for whatever is wrong with a line
@@ -139,13 +174,13 @@ def decode(text: bytes) -> Line:
             del found[name]
         elif type(value) is not kind:
             raise ValueError(f"{name} is not {kind.__name__}")
-    return Line(record=record, outcome=outcome, **found)
+    return Entry(record=record, outcome=outcome, **found)
 
 
 def write_header(header: Header) -> bytes:
     """The journal's first line, with its end."""
-    fields = json.dumps({"version": VERSION, **attrs.asdict(header)})
-    return _BEGINNING + fields[1:].encode() + b"\n"
+    fields = {name: value for name, value in attrs.asdict(header).items() if value is not None}
+    return _BEGINNING + json.dumps({"version": VERSION, **fields})[1:].encode() + b"\n"
 
 
 def read_header(text: bytes) -> Header:
@@ -153,174 +188,38 @@ def read_header(text: bytes) -> Header:
     if not text.startswith(_BEGINNING):
         raise ValueError("it is not the journal of a bulk job")
     fields = _json.loads(text)
-    version = fields.pop("version", None)
+    version = fields.get("version")
     if version != VERSION:
         raise ValueError(f"its format has version {version!r}, and this program writes version {VERSION}")
-    header = {name: fields.get(name) for name in ("project_id", "input", "fingerprint", "layout")}
-    kinds = {"project_id": str, "input": str, "fingerprint": str, "layout": dict}
-    if not all(isinstance(header[name], kind) for name, kind in kinds.items()):
+    required = {"project_id": str, "origin": str, "input": str, "fingerprint": str, "layout": dict}
+    optional = {"size": int, "modified": str}
+    if not all(type(fields.get(name)) is kind for name, kind in required.items()):
         raise ValueError("its header lacks a field")
-    return Header(**header)
+    if not all(type(fields.get(name)) in (kind, type(None)) for name, kind in optional.items()):
+        raise ValueError("its header has a field of another type")
+    return Header(**{name: fields.get(name) for name in (*required, *optional)})
 
 
 def may_be_cut_header(text: bytes) -> bool:
-    """Whether a file without a whole line is one whose header was being written, and no file of somebody else's."""
+    """Whether a file without a whole line may be a journal whose header was being written."""
     return text.startswith(_BEGINNING) or _BEGINNING.startswith(text)
 
 
-class _FailedIds:
-    """The failed records of each message id, found by the id.
-
-    A hash table in two arrays: 18 to 36 bytes a failed record, where a dict takes some 170. Ids are kept as 64 bits of hash. Of five million
-    failed records and as many updated ones, two are mixed up once in a million jobs.
-    """
-
-    def __init__(self) -> None:
-        self._hashes = array("Q", bytes(8 * 64))  # 0: free
-        self._records = array("I", bytes(4 * 64))
-        self._used = 0
-        self._previous = array("I")  # by record: the failed record of the same id before it, 0 for none
-
-    def add(self, message_id: str, record: int) -> None:
-        """A record is added once, or its id's chain of records would bite its own tail."""
-        if 3 * self._used >= 2 * len(self._hashes):
-            self._grow()
-        key, slot = self._find(message_id)
-        if self._hashes[slot]:
-            missing = record + 1 - len(self._previous)
-            self._previous.frombytes(bytes(self._previous.itemsize * max(missing, 0)))
-            self._previous[record] = self._records[slot]
-        else:
-            self._hashes[slot] = key
-            self._used += 1
-        self._records[slot] = record
-
-    def of(self, message_id: str) -> Iterator[int]:
-        """The failed records of this id, the latest first."""
-        if not self._used:
-            return
-        record = self._records[self._find(message_id)[1]]
-        while record:
-            yield record
-            record = self._previous[record] if record < len(self._previous) else 0
-
-    def _find(self, message_id: str) -> tuple[int, int]:
-        key = hash(message_id) & (2**64 - 1) or 1
-        return key, self._slot(key)
-
-    def _slot(self, key: int) -> int:
-        hashes = self._hashes
-        last = len(hashes) - 1
-        slot = key & last
-        while hashes[slot] not in (0, key):
-            slot = (slot + 1) & last
-        return slot
-
-    def _grow(self) -> None:
-        old = zip(self._hashes, self._records, strict=True)
-        size = 2 * len(self._hashes)
-        self._hashes = array("Q", bytes(8 * size))
-        self._records = array("I", bytes(4 * size))
-        for key, record in old:
-            if key:
-                slot = self._slot(key)
-                self._hashes[slot], self._records[slot] = key, record
-
-
-_OUTCOMES: Final = (None, *Outcome)
-_CODES: Final = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
-_HAS_FAILED: Final = 0x80
-"""Beside the code of a record that has failed at some time, and is known by its id since."""
-
-
-class States:
-    """How each record stands after the lines so far, the last line of a record counting: one byte a record.
-
-    A failed record whose id a later record has updated is superseded: sent now, it would bring old metadata back. With
-    ``digests`` (four bytes a record more) it also knows which record it was, for an input that has no fingerprint of its own.
-    """
-
-    def __init__(self, *, digests: bool = False) -> None:
-        self._states = bytearray()
-        self._digests = array("I") if digests else None
-        self._failed = _FailedIds()
-        self.counts: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
-
-    def __getitem__(self, record: int) -> Outcome | None:
-        return _OUTCOMES[self._states[record] & ~_HAS_FAILED] if record < len(self._states) else None
-
-    @property
-    def last(self) -> int:
-        """The highest record number that a line has named."""
-        return max(len(self._states) - 1, 0)
-
-    @property
-    def keeps_digests(self) -> bool:
-        """Whether :meth:`agrees` can tell."""
-        return self._digests is not None
-
-    def agrees(self, record: int, digest: str) -> bool:
-        """Whether this is the record that the lines were about, as far as anything is known of it."""
-        if self._digests is None or record >= len(self._digests) or not self._digests[record]:
-            return True
-        return self._digests[record] == _short(digest)
-
-    def superseded(self, record: int, message_id: str) -> list[Line]:
-        """What is to be written before the line that says that this record was updated."""
-        return [
-            Line(record=earlier, outcome=Outcome.SUPERSEDED, message_id=message_id, by=record)
-            for earlier in self._failed.of(message_id)
-            if earlier < record and self[earlier] is Outcome.FAILED
-        ]
-
-    def apply(self, line: Line) -> None:
-        """Takes one line into account."""
-        before = self[line.record]
-        if before is Outcome.SUPERSEDED:
-            return  # final; an older version of a line can only come from a journal that was put together by hand
-        self._set(line.record, line.outcome)
-        if self._digests is not None and line.digest is not None:
-            missing = line.record + 1 - len(self._digests)
-            self._digests.frombytes(bytes(self._digests.itemsize * max(missing, 0)))
-            self._digests[line.record] = _short(line.digest)
-        if line.message_id is None:
-            return
-        if line.outcome is Outcome.FAILED:
-            if not self._states[line.record] & _HAS_FAILED:
-                self._states[line.record] |= _HAS_FAILED
-                self._failed.add(line.message_id, line.record)
-        elif line.outcome is Outcome.UPDATED:
-            for earlier in self.superseded(line.record, line.message_id):
-                self._set(earlier.record, Outcome.SUPERSEDED)
-
-    def _set(self, record: int, outcome: Outcome) -> None:
-        missing = record + 1 - len(self._states)
-        if missing > 0:
-            self._states.extend(bytes(missing))
-        before = self[record]
-        if before is not None:
-            self.counts[before] -= 1
-        self.counts[outcome] += 1
-        self._states[record] = self._states[record] & _HAS_FAILED | _CODES[outcome]
-
-
-def _short(digest: str) -> int:
-    """Thirty-two bits of a digest, never 0."""
-    try:
-        return int(digest[:8], 16) or 1
-    except ValueError:
-        return 1
-
-
 class Journal:
-    """The file: locked for one job, appended to line by line, each line written before anybody hears of it."""
+    """The file: locked for one job, and appended to line by line.
+
+    Each line is in the file before anybody hears of the outcome. After :meth:`load` it is a
+    :class:`~.ledger.Ledger`.
+    """
 
     def __init__(self, path: Path, descriptor: int, *, fsync: bool) -> None:
         self._path = path
         self._descriptor = descriptor
         self._fsync = fsync
         self._size = 0
-        self._refusal: str | None = None  # why nothing is written any more
+        self._refusal: JournalError | None = None  # why nothing is written any more
+        self.states = States()
+        """How the records stand, once the journal is loaded."""
         self.cut = 0
         """Bytes of a torn last line that were cut off."""
 
@@ -328,15 +227,16 @@ class Journal:
     def open(cls, path: Path, *, fsync: bool = False) -> Self:
         """The journal at this path, made if it is not there, and locked. Raises JournalError."""
         if fcntl is None:
-            raise JournalError("a journal is locked in a way that only POSIX systems have")
+            raise JournalError(
+                "a journal is locked in a way that only POSIX systems have", JournalReason.PLACE
+            )
         try:
             # O_APPEND: whatever was taken back, the next byte comes to stand at the end.
-            descriptor = os.open(
-                path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600
-            )
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             raise JournalError(
-                f"{path}: no journal can be written there: {error.strerror}; name another place with --journal"
+                f"{path}: no journal can be written there: {error.strerror}", JournalReason.PLACE
             ) from None
         journal = cls(path, descriptor, fsync=fsync)
         try:
@@ -345,8 +245,12 @@ class Journal:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise JournalError(f"{path} cannot be locked: {error.strerror}") from None
-                raise JournalError(f"{path} is in use: another job works with it at this moment") from None
+                    raise JournalError(
+                        f"{path} cannot be locked: {error.strerror}", JournalReason.PLACE
+                    ) from None
+                raise JournalError(
+                    f"{path} is in use: another job works with it at this moment", JournalReason.IN_USE
+                ) from None
         except JournalError:
             journal.close()
             raise
@@ -369,34 +273,61 @@ class Journal:
         """Bytes of the file as it is now."""
         return os.fstat(self._descriptor).st_size
 
-    def load(self, header: Header, *, digests: bool = False) -> States:
-        """How the records stand by this journal, which begins here where there was none. Raises JournalError.
+    def load(self, header: Header, states: States) -> None:
+        """Brings the states to where the records stand by this journal. Raises JournalError.
 
-        One without any outcome yet may be of an input that was mended meanwhile: it begins anew.
-
-        A last line without its end was being written when the job was killed: it is cut off.
+        A journal without any outcome yet may be of an input that was mended meanwhile: it begins anew. A
+        last line without its end was being written when the job was killed: it is cut off.
         """
         try:
             with open(self._descriptor, "rb", closefd=False) as file:
-                states, whole, size = _load(file, header, self._path, digests=digests)
+                whole, size = _load(file, header, self._path, states.apply)
             self._size = whole
             if size > whole:
                 self.cut = size - whole if whole else 0  # of a header that is written anew nothing is lost
                 os.ftruncate(self._descriptor, whole)
         except OSError as error:
-            raise JournalError(f"{self._path} cannot be read: {error.strerror}") from None
+            raise JournalError(
+                f"{self._path} cannot be read: {error.strerror}", JournalReason.PLACE
+            ) from None
         if not whole:
             self._write(write_header(header))
             if self._fsync:
                 self._sync_folder()
-        return states
+        self.states = states
 
-    def write(self, lines: Iterable[Line]) -> None:
-        """Appends these lines, all or none. Raises JournalError, then and from then on: no outcome may be told that is not in it.
+    # A ledger
 
-        Where the disk does not even let a part be taken back, that part is the last thing in the file, and the next run cuts a torn line off.
+    @property
+    def counts(self) -> Mapping[Outcome, int]:
+        return self.states.counts
+
+    @property
+    def last(self) -> int:
+        return self.states.last
+
+    def state(self, record: int) -> Outcome | None:
+        return self.states[record]
+
+    def agrees(self, item: Numbered) -> bool:
+        return self.states.agrees(item)
+
+    async def write(self, entry: Entry) -> None:
+        """Appends the entry and those that it supersedes, all or none, and takes them into account."""
+        entries = [entry]
+        if entry.outcome is Outcome.UPDATED and entry.message_id is not None:
+            entries = [*self.states.superseded(entry.record, entry.message_id), entry]
+        self.append(entries)
+        for each in entries:
+            self.states.apply(each)
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Appends these lines, all or none. Raises JournalError, then and from then on.
+
+        If the disk does not even let a part be taken back, that part is the last thing in the file, and
+        the next run cuts a torn line off.
         """
-        self._write(b"".join(map(encode, lines)))
+        self._write(b"".join(map(encode, entries)))
 
     def _write(self, data: bytes) -> None:
         if self._refusal is None:
@@ -404,11 +335,11 @@ class Journal:
                 self._check_place()
                 self._append(data)
             except JournalError as error:
-                self._refusal = str(error)
+                self._refusal = error
             else:
                 self._size += len(data)
                 return
-        raise JournalError(self._refusal)
+        raise JournalError(str(self._refusal), self._refusal.reason)
 
     def _append(self, data: bytes) -> None:
         view = memoryview(data)
@@ -420,19 +351,24 @@ class Journal:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)
-            raise JournalError(f"{self._path} cannot be written: {error.strerror}") from None
+            raise JournalError(
+                f"{self._path} cannot be written: {error.strerror}", JournalReason.LOST
+            ) from None
 
     def _check_place(self) -> None:
-        """Whether what we write to is still what the next run will read."""
+        """Whether the file that is written is still the one that the next run will read."""
         ours = os.fstat(self._descriptor)
         try:
             there = os.stat(self._path)
         except OSError:
-            raise JournalError(f"{self._path} was removed while the job was running") from None
+            raise self._lost("removed") from None
         if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
-            raise JournalError(f"{self._path} was replaced by another file while the job was running")
+            raise self._lost("replaced by another file")
         if there.st_size != self._size:
-            raise JournalError(f"{self._path} was changed by somebody else while the job was running")
+            raise self._lost("changed by somebody else")
+
+    def _lost(self, how: str) -> JournalError:
+        return JournalError(f"{self._path} was {how} while the job was running", JournalReason.LOST)
 
     def _sync_folder(self) -> None:
         """A new file survives a power loss only once its folder has been written too (fsync(2))."""
@@ -444,66 +380,69 @@ class Journal:
                 os.close(folder)
         except OSError as error:
             raise JournalError(
-                f"{self._path}: its folder cannot be brought to the disk, as --fsync asks: {error.strerror}"
+                f"{self._path}: its folder cannot be brought to the disk: {error.strerror}",
+                JournalReason.PLACE,
             ) from None
 
 
-def look(path: Path, header: Header | None, *, digests: bool = False) -> States:
-    """How the records stand by the journal at this path, without locking or changing it; none where it is not there."""
+def look(path: Path, header: Header | None, states: States) -> bool:
+    """Brings the states to where the records stand by the journal at this path, without changing it.
+
+    False if it is not there. ``header`` None: whichever job it belongs to. Raises JournalError.
+    """
     try:
         _check_plain(path, path.stat())
         with path.open("rb") as file:
-            return _load(file, header, path, digests=digests)[0]
+            _load(file, header, path, states.apply)
     except FileNotFoundError:
-        return States()
+        return False
     except OSError as error:
-        raise JournalError(f"{path} cannot be read: {error.strerror}; name another with --journal") from None
+        raise JournalError(f"{path} cannot be read: {error.strerror}", JournalReason.PLACE) from None
+    return True
 
 
 def _check_plain(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise JournalError(f"{path} is not a plain file; name another place with --journal")
+        raise JournalError(f"{path} is not a plain file", JournalReason.PLACE)
 
 
 def _is_blank(text: bytes, file: BinaryIO) -> bool:
-    """Whether this and all that follows are NULs: what some file systems leave of a write after a power loss."""
+    """Whether this and all that follows are NULs: what some file systems leave after a power loss."""
     while text and not text.strip(b"\0"):
         text = file.read(MAX_LINE)
     return not text
 
 
-def _load(file: BinaryIO, header: Header | None, path: Path, *, digests: bool) -> tuple[States, int, int]:
-    """The states, the bytes of whole lines, and the bytes that are there."""
-    states = States(digests=digests)
-    whole = number = 0
-    found: Header | None = None
-    while text := file.readline(MAX_LINE):
-        number += 1
-        if found is not None and header is not None and number == 2:
-            header.check(found, path)
-        if not text.endswith(b"\n"):
-            size = os.fstat(file.fileno()).st_size
-            if number == 1 and not may_be_cut_header(text):
-                raise JournalError(f"{path} is not the journal of a bulk job; name another with --journal")
-            if len(text) == MAX_LINE and not _is_blank(text, file):
-                raise JournalError(
-                    f"line {number} of {path} is longer than any of a journal; with another --journal the job begins anew"
-                )
-            return states, whole, size
-        if number == 1:
-            try:
-                found = read_header(text)
-            except ValueError as error:
-                raise JournalError(f"{path} cannot be used: {error}; name another with --journal") from None
-        else:
-            try:
-                states.apply(decode(text))
-            except ValueError as error:
-                raise JournalError(
-                    f"line {number} of {path} is no line of a journal: {error}; with another --journal the job begins anew"
-                ) from None
+def _load(
+    file: BinaryIO, header: Header | None, path: Path, apply: Callable[[Entry], None]
+) -> tuple[int, int]:
+    """Applies each entry. The bytes of whole lines, and the bytes that are there."""
+    text = file.readline(MAX_LINE)
+    if not text.endswith(b"\n"):
+        if not may_be_cut_header(text) or len(text) == MAX_LINE:
+            raise JournalError(f"{path} is not the journal of a bulk job", JournalReason.NOT_A_JOURNAL)
+        return 0, os.fstat(file.fileno()).st_size
+    try:
+        found = read_header(text)
+    except ValueError as error:
+        raise JournalError(f"{path} cannot be used: {error}", JournalReason.NOT_A_JOURNAL) from None
+    whole = len(text)
+    text = file.readline(MAX_LINE)
+    if header is not None and not header.fits(found):
+        # Without any outcome yet, the input may have been mended meanwhile.
+        header.check(found if text else attrs.evolve(found, fingerprint=header.fingerprint), path)
+        return 0, whole
+    number = 2
+    while text.endswith(b"\n"):
+        try:
+            apply(decode(text))
+        except ValueError as error:
+            raise JournalError(
+                f"line {number} of {path} is no line of a journal: {error}", JournalReason.DAMAGED
+            ) from None
         whole += len(text)
-    if found is not None and header is not None and number == 1 and found != header:
-        header.check(attrs.evolve(found, fingerprint=header.fingerprint), path)
-        return states, 0, whole
-    return states, whole, whole
+        number += 1
+        text = file.readline(MAX_LINE)
+    if len(text) == MAX_LINE and not _is_blank(text, file):
+        raise JournalError(f"line {number} of {path} is longer than any of a journal", JournalReason.DAMAGED)
+    return whole, os.fstat(file.fileno()).st_size if text else whole

@@ -1,440 +1,285 @@
-"""One run of ``sinch-conv bulk`` from its files to its report: the input, the journal, the job, the signals, the failures.
+"""One run of a job: from records to outcomes, each written into the ledger before it is shown or counted.
 
-Prints nothing but progress; the report says the rest.
+A run is given a client, the records and a ledger. It does not know where the records come from or where
+the ledger keeps its entries. It may end at any moment; another run with the same ledger goes on.
+
+For each record, in the order of the input: skip it if its last outcome is final, else hand it to the
+client's bulk update. For each outcome, in the order in which they come: write the entry, count it, and
+stop reading if too many have failed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-import signal
+import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager
-from pathlib import Path
-from types import FrameType
-from typing import Any, Final, Literal
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from typing import Final, Literal
 
 import attrs
 
-from .._core.manager import SessionManager, SessionStats
-from ..bulk import MAX_OUTAGE, TO_GO_ON
+from ..bulk import BulkUpdate
 from ..client import ConversationClient
-from ..errors import AuthenticationError, InvalidArgumentError, SinchError, TokenError
-from .input import BadLine, InputError, Record, RecordReader, Source
-from .job import (
-    FailureLimit,
-    FromPipe,
-    Job,
-    Spool,
-    header_of,
-    layout_as_read,
-    survey,
-    write_failures,
-)
-from .journal import Journal, JournalError, Outcome, States
-from .progress import Progress, duration
+from ..errors import ApiError, InvalidArgumentError, SinchError, TokenError, TransportError
+from ..models import UpdateOutcome
+from .input import BadLine, InputError, InputReason, Record
+from .ledger import FINAL, Entry, Ledger, LedgerError, Outcome
+from .progress import Progress
 
-__all__ = [
-    "CONCURRENCY",
-    "INTERRUPTED",
-    "REFUSED",
-    "SOME_FAILED",
-    "USAGE",
-    "Report",
-    "Run",
-    "exit_code",
-    "header_of",
-    "sentence",
-    "survey",
-]
+__all__ = ["SHARE_FROM", "Counts", "FailureLimit", "OtherRecordError", "Run"]
 
-SOME_FAILED: Final = 1
-USAGE: Final = 2
-REFUSED: Final = 3
-INTERRUPTED: Final = 130
-"""128 and SIGINT, as shells have it."""
+SHARE_FROM: Final = 100
+"""Updates that must have ended before a share of failures means anything."""
 
-CONCURRENCY: Final = 256
-"""Updates under way at a time: enough for 800 a second with answers that take 300 ms."""
-
-TAKES_A_WHILE: Final = 10_000_000
-"""Bytes of a file that takes seconds to read, so that a person should be told what the program does."""
-
-
-def exit_code(error: SinchError) -> int:
-    """What a command ends with that ended with this error."""
-    if isinstance(error, InvalidArgumentError):
-        return USAGE
-    if isinstance(error, AuthenticationError):
-        return REFUSED
-    if isinstance(error, TokenError):
-        # An endpoint that is out says nothing about the credentials.
-        return REFUSED if error.refused else SOME_FAILED
-    return SOME_FAILED
-
-
-def sentence(error: SinchError) -> str:
-    """The error as a person reads it."""
-    # That advice is for who calls `update_many`; here the same command goes on, and says so at its end.
-    notes = (note.removesuffix(f" {TO_GO_ON}") for note in getattr(error, "__notes__", []))
-    return "\n".join([f"{type(error).__name__}: {error}", *notes])
+SHOW_EVERY: Final = 0.5
+"""Seconds between looks at a run in which nothing ends, so that an outage is seen."""
 
 
 @attrs.frozen
-class Report:
-    """How a run ended. The counts are those of all runs so far, by the journal; ``kinds`` and what follows are this run's."""
+class FailureLimit:
+    """A number of failed updates, or a share of those that have ended."""
 
-    exit_code: int
-    error: str | None
-    interrupted: bool
-    input: str
-    journal: str | None
-    records: int | None
-    updated: int
-    failed: int
-    invalid: int
-    superseded: int
-    failures: str | None
-    failures_written: int
-    kinds: Counter[str]
-    sent: int
-    retried: int
-    throttled: int
-    token_requests: int
-    seconds: float
-    rate: float
-    at_bad_line: bool = False
+    number: float
+    percent: bool = False
 
-    @property
-    def remaining(self) -> int | None:
-        """Records that no run has come to; None where the end of the input is not known."""
-        if self.records is None:
-            return None
-        return max(self.records - self.updated - self.failed - self.invalid - self.superseded, 0)
+    def exceeded(self, failed: int, ended: int) -> bool:
+        if self.percent:
+            return ended >= SHARE_FROM and 100 * failed > self.number * ended
+        return failed > self.number
 
-    def to_json(self) -> dict[str, Any]:
-        """For machines."""
-        return {
-            **attrs.asdict(self),
-            "kinds": dict(self.kinds),
-            "seconds": round(self.seconds, 3),
-            "rate": round(self.rate, 1),
-            "remaining": self.remaining,
-        }
-
-    def to_text(self) -> str:
-        """For people: a line for each thing that there is something to say of."""
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.kinds.most_common(5))
-        rows: list[tuple[str, str, str]] = [
-            ("updated", f"{self.updated:,}", "" if self.records is None else f"of {self.records:,}"),
-            ("failed", f"{self.failed:,}", f"this run: {kinds}" if kinds else ""),
-        ]
-        if self.invalid:
-            rows.append(("bad lines", f"{self.invalid:,}", "never sent"))
-        if self.superseded:
-            rows.append(
-                ("superseded", f"{self.superseded:,}", "failed, and a later record updated the message")
-            )
-        if self.remaining:
-            rows.append(("remaining", f"{self.remaining:,}", ""))
-        rows.append(
-            (
-                "retried",
-                f"{self.retried:,}",
-                f"answers 429 (too fast): {self.throttled:,}" if self.throttled else "",
-            )
-        )
-        rows.append(("tokens fetched", f"{self.token_requests:,}", ""))
-        rows.append(("rate", f"{self.rate:,.0f}/s", f"{self.sent:,} in {duration(self.seconds)}"))
-        lines = [f"{name:<14}  {number:>12}  {more}".rstrip() for name, number, more in rows]
-        if self.journal is not None:
-            lines.append(f"journal         {self.journal}")
-        if self.failures is not None:
-            lines.append(f"failures        {self.failures}  ({self.failures_written:,})")
-        return "\n".join(lines)
+    def __str__(self) -> str:
+        return f"{self.number:g}%" if self.percent else f"{self.number:.0f}"
 
 
 @attrs.define
+class Counts:
+    """What this run has done. What all runs together have done is in the ledger."""
+
+    updated: int = 0
+    failed: int = 0
+    kinds: Counter[str] = attrs.field(factory=Counter[str])
+    seconds: float = 0.0
+
+    @property
+    def sent(self) -> int:
+        """Updates that ended."""
+        return self.updated + self.failed
+
+    @property
+    def rate(self) -> float:
+        """Updates that ended, a second."""
+        return self.sent / self.seconds if self.seconds else 0.0
+
+
+class OtherRecordError(LedgerError):
+    """A record is not the one that the ledger knows by its number: the ledger is another input's."""
+
+
 class Run:
-    """One run, to be called once. Raises InputError and JournalError for what keeps it from beginning."""
+    """One run. :meth:`stop` may be called at any time, also before :meth:`go`.
 
-    source: Source
-    project_id: str
-    journal: Path
-    failures: Path | None = None
-    bad_lines: Literal["stop", "skip"] = "stop"
-    limit: FailureLimit | None = None
-    concurrency: int | None = None
-    max_outage: float = MAX_OUTAGE
-    fsync: bool = False
-    _stack: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack, init=False)
-    _signals: int = attrs.field(default=0, init=False)
-
-    def __call__(
-        self,
-        client: AbstractAsyncContextManager[ConversationClient],
-        manager: SessionManager,
-        progress: Progress,
-    ) -> Report:
-        """Runs, and tells how it ended."""
-        with self._stack:
-            journal = self._stack.enter_context(Journal.open(self.journal, fsync=self.fsync))
-            if self.source.is_pipe:
-                return self._run_pipe(journal, client, manager, progress)
-            return self._run_file(journal, client, manager, progress)
-
-    def _run_file(
-        self,
-        journal: Journal,
-        client: AbstractAsyncContextManager[ConversationClient],
-        manager: SessionManager,
-        progress: Progress,
-    ) -> Report:
-        source = self.source
-        before = source.status()
-        if before.st_size >= TAKES_A_WHILE:
-            progress.say(f"Checking {source.name} ({before.st_size / 1e6:,.0f} MB) before anything is sent.")
-        found = survey(source, progress.say)
-        if found.invalid and self.bad_lines == "stop":
-            lines, them = (
-                ("1 bad line", "it") if found.invalid == 1 else (f"{found.invalid:,} bad lines", "them")
-            )
-            raise InputError(
-                f"{source.name} has {lines}, so nothing was sent; --on-bad-line skip leaves {them} out"
-            )
-        if not found.records:
-            progress.say(f"{source.name} has no records.")
-        header = header_of(source, self.project_id, source.fingerprint(), found.layout)
-        states = self._load(journal, header, progress)
-        reader = self._stack.enter_context(source.open())
-
-        def records() -> Iterator[Record | BadLine]:
-            for item in reader:
-                # A line that is read of the file as it was surveyed is sent, and no other.
-                if states[item.number] in (None, Outcome.FAILED):
-                    _check_unchanged(source, before)
-                yield item
-            _check_unchanged(source, before)
-
-        _check_unchanged(source, before)
-        job = self._job(journal, states, progress, total=found.records)
-        code, error = self._go(job, records(), client, manager, progress)
-
-        def failed() -> Iterator[tuple[int, bytes]]:
-            if states.counts[Outcome.FAILED] or states.counts[Outcome.INVALID]:
-                _check_unchanged(source, before)
-                with source.open() as again:
-                    for item in again:
-                        yield item.number, item.raw
-                _check_unchanged(source, before)
-
-        return self._report(job, states, reader, failed(), manager, found.records, code, error)
-
-    def _run_pipe(
-        self,
-        journal: Journal,
-        client: AbstractAsyncContextManager[ConversationClient],
-        manager: SessionManager,
-        progress: Progress,
-    ) -> Report:
-        source = self.source
-        reader = self._stack.enter_context(source.open())
-        header = header_of(source, self.project_id, reader.fingerprint, layout_as_read(reader, source.layout))
-        states = self._load(journal, header, progress, digests=True)
-        spool = None
-        if self.failures is not None:
-            folder = self.failures.absolute().parent
-            try:
-                spool = self._stack.enter_context(Spool(folder))
-            except OSError as problem:
-                raise InputError(
-                    f"{folder}: no room for what fails, until --failures is written: {problem.strerror}"
-                ) from None
-        job = self._job(journal, states, progress, total=None, failures=spool)
-        code, error = self._go(job, reader, client, manager, progress, is_pipe=True)
-        records = job.read if job.exhausted else None
-        if spool is not None and job.unfinished and self.failures is not None and self.failures.exists():
-            progress.say(f"{self.failures} is left as it was: not every record of the input has been tried.")
-            spool = self.failures = None
-        return self._report(job, states, reader, spool or (), manager, records, code, error)
-
-    def _load(self, journal: Journal, header: Any, progress: Progress, *, digests: bool = False) -> States:
-        size = journal.length
-        if size >= TAKES_A_WHILE:
-            progress.say(f"Reading what was done before in {self.journal} ({size / 1e6:,.0f} MB).")
-        states = journal.load(header, digests=digests)
-        if journal.cut:
-            progress.say(f"The last line of {self.journal} was cut short; its record is sent again.")
-        if states.last:
-            counts = states.counts
-            progress.say(
-                f"Going on: {counts[Outcome.UPDATED]:,} updated and {counts[Outcome.FAILED]:,} failed before, by {self.journal}."
-            )
-        return states
-
-    def _job(
-        self,
-        journal: Journal,
-        states: States,
-        progress: Progress,
-        *,
-        total: int | None,
-        failures: Spool | None = None,
-    ) -> Job:
-        return Job(
-            journal,
-            states,
-            progress,
-            bad_lines=self.bad_lines,
-            limit=self.limit,
-            total=total,
-            failures=failures,
-        )
-
-    def _go(
-        self,
-        job: Job,
-        records: Iterable[Record | BadLine],
-        client: AbstractAsyncContextManager[ConversationClient],
-        manager: SessionManager,
-        progress: Progress,
-        *,
-        is_pipe: bool = False,
-    ) -> tuple[int, str | None]:
-        """Runs the job on an event loop of its own; the exit code and the error that ended it, if one did."""
-        try:
-            asyncio.run(self._work(job, records, client, manager, progress, is_pipe=is_pipe))
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            # The second signal, or one that came before the loop was ready for it, or while it was being closed.
-            self._signals += 1
-        except SinchError as error:
-            return exit_code(error), sentence(error)
-        except InputError as error:
-            return USAGE, str(error)
-        except JournalError as error:
-            return REFUSED, str(error)
-        if not job.unfinished:
-            return 0, None
-        if job.over_limit and not self._signals:
-            return SOME_FAILED, f"more than {self.limit} of the updates failed, so the rest was not tried"
-        return INTERRUPTED, None
-
-    async def _work(
-        self,
-        job: Job,
-        records: Iterable[Record | BadLine],
-        client: AbstractAsyncContextManager[ConversationClient],
-        manager: SessionManager,
-        progress: Progress,
-        *,
-        is_pipe: bool,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        this = asyncio.current_task()
-        assert this is not None
-
-        def interrupt() -> None:
-            self._signals += 1
-            if self._signals == 1:
-                progress.say("Finishing what is under way; once more ends it now.")
-                job.stop()
-            else:
-                this.cancel()
-
-        with _signals_call(functools.partial(loop.call_soon_threadsafe, interrupt)):
-            async with manager, client as opened:
-                await job.run(
-                    opened,
-                    FromPipe(records) if is_pipe else records,
-                    concurrency=self.concurrency,
-                    max_outage=self.max_outage,
-                )
-
-    def _report(
-        self,
-        job: Job,
-        states: States,
-        reader: RecordReader,
-        failed: Iterable[tuple[int, bytes]],
-        manager: SessionManager,
-        records: int | None,
-        code: int,
-        error: str | None,
-    ) -> Report:
-        counts = states.counts
-        failures: str | None = None
-        written = 0
-        # After the second signal nothing but the end is wanted.
-        if self.failures is not None and self._signals < 2:
-            try:
-                written = write_failures(self.failures, reader.header, failed, states)
-                failures = str(self.failures)
-            except OSError as problem:
-                error = error or f"{self.failures} could not be written: {problem}"
-                code = code or SOME_FAILED
-            except InputError as problem:
-                error = error or f"{self.failures} was not written: {problem}"
-                code = code or USAGE
-            except KeyboardInterrupt:
-                self._signals += 1
-                error = error or f"{self.failures} was not written: interrupted"
-                code = INTERRUPTED
-        if not code and (counts[Outcome.FAILED] or counts[Outcome.INVALID]):
-            code = SOME_FAILED
-        stats: SessionStats = manager.stats()
-        return Report(
-            exit_code=code,
-            error=error,
-            interrupted=bool(self._signals),
-            input=self.source.name,
-            journal=str(self.journal),
-            records=records,
-            updated=counts[Outcome.UPDATED],
-            failed=counts[Outcome.FAILED],
-            invalid=counts[Outcome.INVALID],
-            superseded=counts[Outcome.SUPERSEDED],
-            failures=failures,
-            failures_written=written,
-            kinds=job.counts.kinds,
-            sent=job.counts.updated + job.counts.failed,
-            retried=stats.retries,
-            throttled=stats.throttled,
-            token_requests=stats.token_requests,
-            seconds=job.counts.seconds,
-            rate=job.counts.rate,
-            at_bad_line=job.at_bad_line,
-        )
-
-
-@contextlib.contextmanager
-def _signals_call(interrupt: Callable[[], object]) -> Generator[None]:
-    """Ctrl-C and SIGTERM call this, and afterwards do what they did before.
-
-    Not by the loop's own ``add_signal_handler``: when the loop is closed, that leaves SIGTERM to kill the process without a word.
+    ``total``: the number of records, if it is known. ``bad_lines``: whether a bad line ends the run or is
+    left out. ``limit``: how many updates may fail before the rest is not tried. ``on_failure`` is told of
+    each record that failed and each bad line.
     """
 
-    def arrived(number: int, frame: FrameType | None) -> None:
-        interrupt()
+    def __init__(
+        self,
+        ledger: Ledger,
+        progress: Progress,
+        *,
+        total: int | None = None,
+        bad_lines: Literal["stop", "skip"] = "stop",
+        limit: FailureLimit | None = None,
+        on_failure: Callable[[Record | BadLine], None] | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._progress = progress
+        self._total = total
+        self._bad_lines = bad_lines
+        self._limit = limit
+        self._on_failure = on_failure
+        self._superseded_before = ledger.counts[Outcome.SUPERSEDED]
+        self._writing = asyncio.Lock()
+        self._bulk: BulkUpdate | None = None
+        self._stopping = False
+        self._under_way = 0  # records that were handed over and have no outcome
+        self.counts = Counts()
+        self.read = 0
+        """The number of the last record that was read."""
+        self.exhausted = False
+        """Whether the input was read to its end."""
+        self.over_limit = False
+        """Whether so many updates failed that the rest was not tried."""
 
-    before = {number: signal.signal(number, arrived) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    @property
+    def done(self) -> int:
+        """Records, of all runs, that are dealt with."""
+        counts = self._ledger.counts
+        # What was superseded in this run failed in this run: the records of one id keep their order.
+        superseded = counts[Outcome.SUPERSEDED] - self._superseded_before
+        return sum(counts[outcome] for outcome in FINAL) + self.counts.failed - superseded
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether some record, read or unread, has neither an outcome of this run nor a final one."""
+        if self._total is not None:
+            return self.done < self._total
+        return self._under_way > 0 or not self.exhausted
+
+    def stop(self) -> None:
+        """Reads no more. What is under way is finished, and then the run ends."""
+        self._stopping = True
+        if self._bulk is not None:
+            self._bulk.stop_reading()
+
+    async def go(
+        self,
+        client: ConversationClient,
+        records: Iterable[Record | BadLine] | AsyncIterable[Record | BadLine],
+        *,
+        concurrency: int | None,
+        max_outage: float,
+    ) -> None:
+        """Runs until the input ends or :meth:`stop` is called.
+
+        Raises SinchError, InputError or LedgerError for what ends the run before.
+        """
+        updates = self._to_send(_each(records))
+        self._progress.start(self._total, self.done)
+        began = time.monotonic()
+        try:
+            async with client.update_many(
+                updates, concurrency=concurrency, max_outage=max_outage
+            ) as self._bulk:
+                if self._stopping:
+                    self._bulk.stop_reading()
+                ticking = asyncio.create_task(self._tick())
+                try:
+                    async for outcome in self._bulk:
+                        await self._ended(outcome)
+                finally:
+                    ticking.cancel()
+        finally:
+            self.counts.seconds = time.monotonic() - began
+            self._show()
+            self._progress.stop()
+
+    async def _to_send(self, records: AsyncIterator[Record | BadLine]) -> AsyncIterator[Record]:
+        """The records that have no final outcome yet."""
+        async for item in records:
+            self.read = item.number
+            state = self._ledger.state(item.number)
+            if state is not None and not self._ledger.agrees(item):
+                raise OtherRecordError(
+                    f"line {item.line}: this is not the record that an earlier run came to: "
+                    "it is another input"
+                )
+            if isinstance(item, BadLine):
+                await self._left_out(item, state)
+            elif state is None or state is Outcome.FAILED:
+                self._under_way += 1
+                yield item
+        if self.read < self._ledger.last:
+            raise InputError(
+                f"the input ended after record {self.read:,}, but an earlier run came to record "
+                f"{self._ledger.last:,}; give the whole input again, from its first record on",
+                InputReason.ENDED_EARLY,
+            )
+        self.exhausted = True
+
+    async def _left_out(self, line: BadLine, state: Outcome | None) -> None:
+        if self._bad_lines == "stop":
+            raise InputError(
+                f"line {line.line}: {line.reason}; nothing after it was sent", InputReason.BAD_LINE
+            )
+        if self._total is None:
+            self._progress.say(f"line {line.line}: {line.reason}")
+        if self._on_failure is not None:
+            self._on_failure(line)
+        if state is not Outcome.INVALID:
+            await self._write(
+                Entry(
+                    record=line.number,
+                    outcome=Outcome.INVALID,
+                    line=line.line,
+                    digest=line.digest,
+                    reason=line.reason,
+                )
+            )
+
+    async def _ended(self, outcome: UpdateOutcome) -> None:
+        record = outcome.update
+        assert isinstance(record, Record)  # what was handed in comes back
+        await self._write(entry_of(record, outcome))
+        self._under_way -= 1
+        if outcome.error is None:
+            self.counts.updated += 1
+        else:
+            self._failed(record, outcome.error)
+        self._show()
+
+    def _failed(self, record: Record, error: SinchError) -> None:
+        counts = self.counts
+        counts.failed += 1
+        counts.kinds[_kind(error)] += 1
+        if self._on_failure is not None:
+            self._on_failure(record)
+        if self._limit is not None and not self.over_limit:
+            self.over_limit = self._limit.exceeded(counts.failed, counts.sent)
+            if self.over_limit:
+                self.stop()
+
+    async def _write(self, entry: Entry) -> None:
+        """Into the ledger first, and only then into what is counted and shown."""
+        async with self._writing:  # the input's bad lines and the outcomes come from two tasks
+            await self._ledger.write(entry)
+
+    def _show(self) -> None:
+        outage = self._bulk is not None and self._bulk.in_outage
+        self._progress.see(self.done, self.counts.failed, outage="" if outage else None)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(SHOW_EVERY)
+            self._show()
 
 
-def _check_unchanged(source: Source, before: Any) -> None:
-    """The journal's numbers are those of one input: another one in its place would be updated by chance."""
-    now = source.status()
-    if (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) != (
-        before.st_dev,
-        before.st_ino,
-        before.st_size,
-        before.st_mtime_ns,
-    ):
-        raise InputError(
-            f"{source.name} was changed while the job was running; the journal goes on with it only as it was"
-        )
+def entry_of(record: Record, outcome: UpdateOutcome) -> Entry:
+    """What the ledger remembers of an outcome."""
+    error = outcome.error
+    api = error if isinstance(error, ApiError) else None
+    word = Outcome.UPDATED if error is None else Outcome.FAILED
+    told = isinstance(error, TransportError | InvalidArgumentError | TokenError)
+    return Entry(
+        record=record.number,
+        outcome=word,
+        line=record.line,
+        message_id=record.message_id,
+        digest=record.digest,
+        attempts=outcome.attempts,
+        error=None if error is None else type(error).__name__,
+        http_status=None if api is None else api.http_status,
+        # The server's own sentence may quote the metadata; a status word or an id can hardly do so.
+        status=None
+        if api is None or api.status is None or not api.status.isidentifier()
+        else api.status[:64],
+        request_id=None if api is None else api.request_id,
+        reason=str(error) if told else None,
+    )
+
+
+def _kind(error: SinchError) -> str:
+    name = type(error).__name__
+    return f"{error.http_status} {name}" if isinstance(error, ApiError) else name
+
+
+async def _each(
+    records: Iterable[Record | BadLine] | AsyncIterable[Record | BadLine],
+) -> AsyncIterator[Record | BadLine]:
+    if isinstance(records, AsyncIterable):
+        async for item in records:
+            yield item
+    else:
+        for item in records:
+            yield item

@@ -186,7 +186,7 @@ async def test_the_first_signal_finishes_what_is_under_way(
     assert "To go on: sinch-conv bulk" in ended.err
     assert "remaining" in ended.out
     assert updated_in(journal) == set(range(1, CONCURRENCY + 1))
-    assert (tmp_path / "f").read_text() == "message_id,metadata\n"
+    assert (tmp_path / "f").read_text() == "message_id,metadata,_reason\n"
     ended = await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox)
     assert ended.code == 0
     assert len(sandbox.requests) == 40
@@ -278,18 +278,18 @@ async def test_a_signal_that_comes_when_all_is_under_way_interrupts_nothing(
 SIGNALLED = """
 import os, signal, sys
 from sinch_conv_async import cli
-from sinch_conv_async._job import run as _run
+from sinch_conv_async._job import local as _local
 
-write_failures = _run.write_failures
+write_failures = _local.write_failures
 
-def signalled(path, header, rows, states):
+def signalled(path, form, rows, states):
     def some():
         for row in rows:
             yield row
             os.kill(os.getpid(), signal.{})
-    return write_failures(path, header, some(), states)
+    return write_failures(path, form, some(), states)
 
-_run.write_failures = signalled
+_local.write_failures = signalled
 sys.exit(cli.run())
 """
 
@@ -418,12 +418,14 @@ async def test_an_input_that_is_changed_meanwhile_ends_the_job(sandbox: Sandbox,
         sandbox.release()
         ended = await command.ends()
     assert ended.code == 2
-    assert "was changed while the job was running; the journal goes on with it only as it was" in ended.err
+    assert (
+        "was changed while the job was running; its journal goes on only with the file as it was" in ended.err
+    )
     assert len(sandbox.requests) < 400  # found out at once, and not when all was sent
     assert "ID401" not in sandbox.messages
     ended = await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox)
     assert ended.code == 3
-    assert "this one has changed since" in ended.err
+    assert "belongs to another content of" in ended.err
 
 
 # As it is seen

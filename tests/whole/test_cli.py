@@ -20,7 +20,11 @@ import click
 import pytest
 
 from sinch_conv_async import MessagesSource, Region, __main__, cli
-from sinch_conv_async._job import run as _run
+from sinch_conv_async._job import local as _local
+from sinch_conv_async._job.report import Report
+from sinch_conv_async.cli import bulk as _bulk
+from sinch_conv_async.cli.access import read_credentials
+from sinch_conv_async.cli.words import to_text
 from sinch_conv_async.sandbox import Sandbox
 from tests.commands import COMMAND, Ended, Running, environment_of, sinch_conv
 
@@ -37,10 +41,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
         yield sandbox
 
 
-REPORT = _run.Report(
-    exit_code=0,
-    error=None,
-    interrupted=False,
+REPORT = Report(
     input="ids.csv",
     journal=None,
     records=20,
@@ -48,6 +49,7 @@ REPORT = _run.Report(
     failed=0,
     invalid=0,
     superseded=0,
+    unchanged=0,
     failures=None,
     failures_written=0,
     kinds=Counter(),
@@ -229,7 +231,7 @@ def test_a_job_lets_itself_open_as_many_files_as_it_may_have_connections(
     set_to: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
     monkeypatch.setattr(resource, "setrlimit", lambda kind, values: set_to.append(values))
-    cli._allow_files(wanted)
+    _bulk._allow_files(wanted)
     assert set_to == ([] if raised is None else [raised])
     said = capsys.readouterr().err
     assert warning in said
@@ -239,8 +241,8 @@ def test_a_job_lets_itself_open_as_many_files_as_it_may_have_connections(
 def test_a_system_without_such_limits_is_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "resource", None)
-    cli._allow_files(10**9)
+    monkeypatch.setattr(_bulk, "resource", None)
+    _bulk._allow_files(10**9)
     assert capsys.readouterr().err == ""
 
 
@@ -383,7 +385,9 @@ async def test_bulk_tries_again_what_failed_and_nothing_else(sandbox: Sandbox, t
     assert told["kinds"] == {"404 NotFoundError": 2}
     assert told["failures_written"] == 2
     assert (
-        failures.read_text() == f"message_id,metadata\nID3,{SECRET_METADATA}-3\nID17,{SECRET_METADATA}-17\n"
+        failures.read_text() == "message_id,metadata,_reason\n"
+        f"ID3,{SECRET_METADATA}-3,404 NotFoundError NOT_FOUND\n"
+        f"ID17,{SECRET_METADATA}-17,404 NotFoundError NOT_FOUND\n"
     )
     assert ended.err.splitlines() == [
         f"To try again what failed: sinch-conv bulk {path} --failures {failures} --output json"
@@ -395,7 +399,7 @@ async def test_bulk_tries_again_what_failed_and_nothing_else(sandbox: Sandbox, t
     assert ended.code == 0
     assert ended.err.startswith("Going on: 18 updated and 2 failed before")
     assert sorted(str(request.message_id) for request in sandbox.requests[sent:]) == ["ID17", "ID3"]
-    assert failures.read_text() == "message_id,metadata\n"
+    assert failures.read_text() == "message_id,metadata,_reason\n"
 
 
 async def test_metadata_and_secrets_are_never_shown(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -470,7 +474,7 @@ async def test_a_failed_record_that_a_later_one_updated_is_superseded(
         "superseded",
         "1",
     ]
-    assert failures.read_text() == "message_id,metadata\nB,first\n"
+    assert failures.read_text() == "message_id,metadata,_reason\nB,first,404 NotFoundError NOT_FOUND\n"
     ended = await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
     assert ended.code == 0
     assert sandbox.messages["A"].metadata == "second"
@@ -525,9 +529,9 @@ async def test_of_what_was_all_tried_nothing_is_said_to_be_left(sandbox: Sandbox
 
 def test_the_report_tells_answers_429_apart_from_retries() -> None:
     report = attrs.evolve(REPORT, retried=4, throttled=5)
-    assert "retried                    4  answers 429 (too fast): 5" in report.to_text().splitlines()
+    assert "retried                    4  answers 429 (too fast): 5" in to_text(report).splitlines()
     report = attrs.evolve(REPORT, retried=4)
-    assert "retried                    4" in report.to_text().splitlines()
+    assert "retried                    4" in to_text(report).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -568,7 +572,14 @@ def test_bad_words_to_bulk_are_usage_errors(
 async def test_input_that_cannot_be_read_ends_with_2(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "ids.csv").write_text("id,note\nA,m\n")
     ended = await sinch_conv("bulk", "ids.csv", folder=tmp_path, sandbox=sandbox)
-    assert (ended.code, "no column 'message_id'" in ended.err) == (2, True)
+    assert ended.code == 2
+    assert (
+        "ids.csv, line 1: the header has no column 'metadata'; it has 'id', 'note'; "
+        "--metadata-column names another one" in ended.err
+    )
+    (tmp_path / "ids.csv").write_text("message_id;metadata\nA;m\n")
+    ended = await sinch_conv("bulk", "ids.csv", folder=tmp_path, sandbox=sandbox)
+    assert (ended.code, "; --delimiter ';' would find it" in ended.err) == (2, True)
     ended = await sinch_conv("bulk", "nowhere.csv", folder=tmp_path, sandbox=sandbox)
     assert (ended.code, "nowhere.csv: No such file" in ended.err) == (2, True)
     ended = await sinch_conv("bulk", tmp_path, folder=tmp_path, sandbox=sandbox)
@@ -621,12 +632,12 @@ async def test_another_jobs_journal_is_refused_with_3(sandbox: Sandbox, tmp_path
 
     other = {"SINCH_PROJECT_ID": "other", "SINCH_KEY_ID": "other-key", "SINCH_KEY_SECRET": "other-secret"}
     await refused("belongs to project sandbox-project, this job to other", **other)
-    await refused("was begun with messages_source 'messages_source'", "--source-column", "where")
+    await refused("was begun with messages_source 'messages_source', not 'where'", "--source-column", "where")
     journal.write_text(kept.replace('"version": 1', '"version": 2', 1))
     await refused("its format has version 2")
     journal.write_text(kept)
     path.write_text(path.read_text() + "ID4,m\n")
-    await refused("belongs to another input")
+    await refused("belongs to another content of ")
     assert len(sandbox.requests) == 3
 
 
@@ -680,7 +691,7 @@ async def test_a_token_endpoint_that_is_out_is_no_matter_of_credentials(
 def test_a_large_input_is_checked_and_a_large_journal_read_with_a_word(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Here
 ) -> None:
-    monkeypatch.setattr(_run, "TAKES_A_WHILE", 10)
+    monkeypatch.setattr(_local, "TAKES_A_WHILE", 10)
     (tmp_path / "ids.csv").write_text("message_id,metadata\na/b,m\nc/d,m\n")
     nowhere = {
         "SINCH_PROJECT_ID": "p",
@@ -747,7 +758,12 @@ async def test_a_dry_run_knows_what_the_journal_says(sandbox: Sandbox, tmp_path:
         ended = await sinch_conv("bulk", path, "--dry-run", "--rate", "0.1", folder=tmp_path, sandbox=known)
         assert ended.code == 0
         said = [line.split()[:3] for line in ended.out.splitlines()]
-        assert said[2:5] == [["updated", "1", "by"], ["superseded", "1"], ["to", "send", "1"]]
+        assert said[2:6] == [
+            ["repeated", "1", "the"],
+            ["updated", "1", "by"],
+            ["superseded", "1"],
+            ["to", "send", "1"],
+        ]
         assert "0:10" in ended.out
     ended = await sinch_conv("bulk", path, "--dry-run", folder=tmp_path, env={"SINCH_PROJECT_ID": "other"})
     assert ended.code == 3
@@ -769,7 +785,9 @@ async def test_a_pipe_is_updated_and_gone_on_with(sandbox: Sandbox, tmp_path: Pa
     ended = await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox, given=data)
     assert ended.code == 1
     assert (ended.json["updated"], ended.json["failed"], ended.json["records"]) == (599, 1, 600)
-    assert (tmp_path / "failed.csv").read_text() == f"message_id,metadata\nID2,{SECRET_METADATA}-2\n"
+    assert (tmp_path / "failed.csv").read_text() == (
+        f"message_id,metadata,_reason\nID2,{SECRET_METADATA}-2,404 NotFoundError NOT_FOUND\n"
+    )
     assert "To try again what failed, with the same input: sinch-conv bulk - --journal j" in ended.err
     ended = await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox, given=data)
     assert ended.code == 0
@@ -817,7 +835,9 @@ async def test_a_bad_line_of_a_pipe_stops_there_or_is_skipped(sandbox: Sandbox, 
     assert ended.code == 1
     assert "line 3: 1 field, where the header has 2\n" in ended.err
     assert list(sandbox.messages) == ["A", "B"]
-    assert (tmp_path / "f").read_text() == "message_id,metadata\nonly-one-field\n"
+    assert (tmp_path / "f").read_text() == (
+        'message_id,metadata,_reason\nonly-one-field,"1 field, where the header has 2"\n'
+    )
 
 
 async def test_a_shells_file_that_is_a_pipe_is_one(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -833,11 +853,17 @@ async def test_a_shells_file_that_is_a_pipe_is_one(sandbox: Sandbox, tmp_path: P
 # The program
 
 
+def forget_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is imported anew."""
+    for name in [name for name in sys.modules if name.startswith("sinch_conv_async.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("sinch_conv_async.cli")
+
+
 def test_without_click_one_sentence_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "sinch_conv_async.cli")
-    monkeypatch.delattr("sinch_conv_async.cli")
+    forget_the_command_line(monkeypatch)
     monkeypatch.setitem(sys.modules, "click", None)
     with pytest.raises(SystemExit) as ended:
         __main__.main()
@@ -846,9 +872,8 @@ def test_without_click_one_sentence_says_what_is_missing(
 
 
 def test_what_else_is_missing_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "sinch_conv_async.cli")
-    monkeypatch.delattr("sinch_conv_async.cli")
-    monkeypatch.setitem(sys.modules, "sinch_conv_async._job.run", None)
+    forget_the_command_line(monkeypatch)
+    monkeypatch.setitem(sys.modules, "sinch_conv_async._job.local", None)
     with pytest.raises(ModuleNotFoundError):
         __main__.main()
 
@@ -940,7 +965,9 @@ async def test_failures_are_written_through_a_link(sandbox: Sandbox, tmp_path: P
     )
     assert ended.code == 1
     assert (tmp_path / "link.csv").is_symlink()
-    assert (tmp_path / "real.csv").read_text() == csv(tmp_path, 1).read_text()
+    assert (tmp_path / "real.csv").read_text() == (
+        f"message_id,metadata,_reason\nID1,{SECRET_METADATA}-1,400 BadRequestError INVALID_ARGUMENT\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -962,9 +989,13 @@ async def test_of_a_pipe_a_quote_that_is_never_closed_swallows_no_other_failure(
     given = b'message_id,metadata\nA,m\nB,m\nC,"never closed\n'
     options = ("--journal", "j", "--failures", "failed.csv", "--on-bad-line", "skip")
     ended = await sinch_conv("bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=given)
-    assert ended.code == 1
+    assert ended.code == 2
+    assert (
+        "Error: standard input, line 4: a quote in it is never closed, so it is unknown where the record "
+        "ends; nothing after it can be sent\nTo go on, mend that record in the input: sinch-conv bulk - "
+    ) in ended.err
     lines = (tmp_path / "failed.csv").read_text().splitlines()
-    assert (sorted(lines[1:3]), lines[3]) == (["A,m", "B,m"], 'C,"never closed')
+    assert sorted(lines[1:]) == [f"{name},m,400 BadRequestError INVALID_ARGUMENT" for name in "AB"]
 
 
 async def test_a_pipe_that_was_not_read_to_its_end_leaves_older_failures_alone(
@@ -999,7 +1030,7 @@ def test_failures_of_a_pipe_need_a_place_until_they_are_written(
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_run, "Spool", full)
+    monkeypatch.setattr(_local, "Spool", full)
     reading, writing = os.pipe()
     os.write(writing, b"message_id,metadata\nA,m\n")
     os.close(writing)
@@ -1015,7 +1046,7 @@ def test_failures_of_a_pipe_need_a_place_until_they_are_written(
         os.close(reading)
     assert ended.code == 2
     assert (
-        f"Error: {tmp_path}: no room for what fails, until --failures is written: No space left" in ended.err
+        f"Error: {tmp_path}: no room for what fails until failed.csv is written: No space left" in ended.err
     )
 
 
@@ -1060,7 +1091,7 @@ def test_a_number_that_is_none_is_refused(arguments: tuple[str, ...], tmp_path: 
 def test_a_file_of_credentials_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "credentials"
     path.write_bytes("SINCH_PROJECT_ID=p\n".encode("utf-8-sig"))
-    assert cli.read_credentials(path) == {"project_id": "p"}
+    assert read_credentials(path) == {"project_id": "p"}
 
 
 @pytest.mark.parametrize(

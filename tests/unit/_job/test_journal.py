@@ -20,29 +20,34 @@ from sinch_conv_async._job.journal import (
     Header,
     Journal,
     JournalError,
-    Line,
-    Outcome,
-    States,
+    JournalReason,
     decode,
     encode,
     look,
     may_be_cut_header,
+    moment,
     read_header,
     write_header,
 )
+from sinch_conv_async._job.ledger import Entry, Ledger, Outcome
+from sinch_conv_async._job.states import MAX_GAP, States
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 HEADER = Header(
-    project_id="project", input="ids.csv", fingerprint="sha256:0", layout={"format": "csv", "delimiter": ","}
+    project_id="project",
+    origin="https://us.conversation.api.sinch.com",
+    input="ids.csv",
+    fingerprint="sha256:0",
+    layout={"format": "csv", "delimiter": ","},
 )
-UPDATED, FAILED, INVALID, SUPERSEDED = Outcome
+UPDATED, FAILED, INVALID, SUPERSEDED, UNCHANGED = Outcome
 
 
-def line(record: int, outcome: Outcome, message_id: str | None = None, **more: Any) -> Line:
-    return Line(record=record, outcome=outcome, message_id=message_id, **more)
+def line(record: int, outcome: Outcome, message_id: str | None = None, **more: Any) -> Entry:
+    return Entry(record=record, outcome=outcome, message_id=message_id, **more)
 
 
 # Lines
@@ -79,7 +84,7 @@ def line(record: int, outcome: Outcome, message_id: str | None = None, **more: A
         ),
     ],
 )
-def test_a_line_is_one_json_object(value: Line, text: str) -> None:
+def test_a_line_is_one_json_object(value: Entry, text: str) -> None:
     assert encode(value) == text.encode() + b"\n"
     assert decode(text.encode()) == value
 
@@ -123,7 +128,8 @@ def test_whatever_a_line_holds_it_is_a_line_or_a_valueerror(text: bytes) -> None
 
 def test_the_header_is_the_first_line() -> None:
     text = write_header(HEADER)
-    assert json.loads(text) == {"journal": "sinch-conv bulk", "version": 1, **attrs.asdict(HEADER)}
+    known = {name: value for name, value in attrs.asdict(HEADER).items() if value is not None}
+    assert json.loads(text) == {"journal": "sinch-conv bulk", "version": 1, **known}
     assert text.endswith(b"}\n")
     assert read_header(text) == HEADER
 
@@ -135,6 +141,8 @@ def test_the_header_is_the_first_line() -> None:
         ({"project_id": None}, "its header lacks a field"),
         ({"fingerprint": 5}, "its header lacks a field"),
         ({"layout": "csv"}, "its header lacks a field"),
+        ({"origin": None}, "its header lacks a field"),
+        ({"size": "1000"}, "its header has a field of another type"),
     ],
 )
 def test_a_header_of_another_kind_is_refused(changes: dict[str, Any], reason: str) -> None:
@@ -147,13 +155,38 @@ def test_a_header_of_another_kind_is_refused(changes: dict[str, Any], reason: st
     ("changes", "reason"),
     [
         ({"project_id": "other"}, "belongs to project project, this job to other"),
+        (
+            {"origin": "http://127.0.0.1:8080"},
+            "a job that sent to https://us.conversation.api.sinch.com; this one sends to http://127.0.0.1:8080",
+        ),
         ({"fingerprint": "sha256:1"}, r"belongs to another input \(ids.csv\), or this one has changed since"),
-        ({"layout": {"format": "csv", "delimiter": ";"}}, "was begun with delimiter ','"),
+        ({"layout": {"format": "csv", "delimiter": ";"}}, "was begun with delimiter ',', not ';'$"),
+        (
+            {"layout": {"format": "csv", "delimiter": ",", "change": "merge"}},
+            "with change none, not 'merge'$",
+        ),
     ],
 )
 def test_another_jobs_header_says_what_differs(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(JournalError, match=reason):
         attrs.evolve(HEADER, **changes).check(HEADER, tmp_path)
+
+
+def test_a_header_says_what_changed_of_an_input(tmp_path: Path) -> None:
+    night = attrs.evolve(HEADER, size=1000, modified=moment(0))
+    next_night = attrs.evolve(night, fingerprint="sha256:1", size=2000, modified=moment(86_400))
+    with pytest.raises(JournalError) as refused:
+        next_night.check(night, tmp_path / "j")
+    assert refused.value.reason is JournalReason.OTHER_INPUT
+    assert str(refused.value) == (
+        f"{tmp_path}/j belongs to another content of ids.csv: "
+        "then 1,000 bytes, written 1970-01-01 00:00:00+00:00; "
+        "now 2,000 bytes, written 1970-01-02 00:00:00+00:00"
+    )
+    with pytest.raises(
+        JournalError, match=r"belongs to another input, ids.csv \(1,000 bytes, .*\); this job's is b"
+    ):
+        attrs.evolve(next_night, input="b").check(night, tmp_path / "j")
 
 
 def test_an_input_may_be_renamed(tmp_path: Path) -> None:
@@ -166,108 +199,21 @@ def test_a_header_may_be_cut_anywhere() -> None:
     assert not may_be_cut_header(b"message_id,metadata")
 
 
-# What follows from them
-
-
-@pytest.mark.parametrize(
-    ("lines", "states"),
-    [
-        ([], [None]),
-        ([line(1, UPDATED, "A"), line(3, FAILED, "B")], [UPDATED, None, FAILED, None]),
-        # The last line of a record counts.
-        ([line(1, FAILED, "A"), line(1, UPDATED, "A")], [UPDATED]),
-        ([line(1, FAILED, "A"), line(1, FAILED, "A")], [FAILED]),
-        # A later record of the id was updated: the failed one would bring old metadata back.
-        ([line(1, FAILED, "A"), line(2, UPDATED, "A")], [SUPERSEDED, UPDATED]),
-        (
-            [line(1, FAILED, "A"), line(2, FAILED, "A"), line(3, UPDATED, "A")],
-            [SUPERSEDED, SUPERSEDED, UPDATED],
-        ),
-        ([line(1, FAILED, "A"), line(2, UPDATED, "A"), line(3, FAILED, "A")], [SUPERSEDED, UPDATED, FAILED]),
-        # An earlier one, or another id, supersedes nothing.
-        ([line(2, FAILED, "A"), line(1, UPDATED, "A")], [UPDATED, FAILED]),
-        ([line(1, FAILED, "A"), line(2, UPDATED, "B")], [FAILED, UPDATED]),
-        ([line(1, FAILED, "A"), line(2, FAILED, "A")], [FAILED, FAILED]),
-        # Updated by the next run, before the later one.
-        (
-            [line(1, FAILED, "A"), line(2, FAILED, "A"), line(1, UPDATED, "A"), line(2, UPDATED, "A")],
-            [UPDATED, UPDATED],
-        ),
-        # Written out, it is final.
-        (
-            [line(1, FAILED, "A"), line(1, SUPERSEDED, "A", by=2), line(2, UPDATED, "A")],
-            [SUPERSEDED, UPDATED],
-        ),
-        ([line(1, SUPERSEDED, "A", by=2), line(1, FAILED, "A")], [SUPERSEDED]),
-        ([line(1, INVALID), line(2, UPDATED)], [INVALID, UPDATED]),
-    ],
-)
-def test_states_follow_from_the_lines(lines: list[Line], states: list[Outcome | None]) -> None:
-    found = States()
-    for each in lines:
-        found.apply(each)
-    assert [found[number] for number in range(1, len(states) + 1)] == states
-    assert found.counts == {outcome: states.count(outcome) for outcome in Outcome}
-    assert found.last == max((each.record for each in lines), default=0)
-
-
-def test_what_a_success_supersedes_is_written_before_it() -> None:
-    states = States()
-    for record in (1, 2, 4):
-        states.apply(line(record, FAILED, "A"))
-    assert states.superseded(3, "A") == [line(2, SUPERSEDED, "A", by=3), line(1, SUPERSEDED, "A", by=3)]
-    assert states.superseded(3, "B") == []
-
-
-@hypothesis.given(
-    st.lists(
-        st.tuples(st.integers(1, 40), st.sampled_from([UPDATED, FAILED]), st.integers(0, 8)), max_size=150
-    )
-)
-def test_states_agree_with_the_plain_rule(events: list[tuple[int, Outcome, int]]) -> None:
-    states, plain, ids = States(), {}, {}
-    for record, outcome, name in events:
-        if plain.get(record) in (UPDATED, SUPERSEDED):
-            continue  # final: no run would write it
-        message_id = ids.setdefault(record, str(name))
-        states.apply(line(record, outcome, message_id))
-        plain[record] = outcome
-        if outcome is UPDATED:
-            for earlier in plain:
-                if earlier < record and ids[earlier] == message_id and plain[earlier] is FAILED:
-                    plain[earlier] = SUPERSEDED
-    assert {record: states[record] for record in plain} == plain
-    assert sum(states.counts.values()) == len(plain)
-
-
-def test_a_hundred_thousand_failures_are_each_found_by_their_id() -> None:
-    states = States()
-    for record in range(1, 100_001):
-        states.apply(line(record, FAILED, f"id-{record % 90_000}"))
-    assert [found.record for found in states.superseded(100_001, "id-7")] == [90_007, 7]
-    assert [found.record for found in states.superseded(100_001, "id-80000")] == [80_000]
-
-
-def test_digests_tell_another_record_from_the_one_that_was_sent() -> None:
-    states = States(digests=True)
-    states.apply(line(2, UPDATED, "A", digest="00000000ffffffff"))
-    states.apply(line(3, FAILED, "A", digest="zz"))
-    states.apply(line(4, SUPERSEDED, "A"))
-    assert states.agrees(2, "00000000aaaaaaaa")  # 32 bits are kept
-    assert not states.agrees(2, "1111111100000000")
-    assert states.agrees(3, "00000001aaaaaaaa")  # nonsense is some number
-    assert states.agrees(1, "1111111100000000")  # never named
-    assert states.agrees(9, "1111111100000000")
-    assert States().agrees(2, "1111111100000000")
-
-
 # The file
+
+
+def seen(path: Path, header: Header | None) -> States:
+    """How the records stand by a journal that is only looked at."""
+    states = States()
+    look(path, header, states)
+    return states
 
 
 def opened(path: Path, header: Header = HEADER, **options: Any) -> tuple[Journal, States]:
     journal = Journal.open(path, **options)
     try:
-        return journal, journal.load(header)
+        journal.load(header, States())
+        return journal, journal.states
     except JournalError:
         journal.close()
         raise
@@ -283,7 +229,7 @@ def test_lines_are_there_as_soon_as_they_are_written(path: Path, *, fsync: bool)
     journal, states = opened(path, fsync=fsync)
     with journal:
         assert states.last == 0
-        journal.write([line(1, FAILED, "A"), line(2, UPDATED, "B")])
+        journal.append([line(1, FAILED, "A"), line(2, UPDATED, "B")])
         assert path.read_bytes() == write_header(HEADER) + encode(line(1, FAILED, "A")) + encode(
             line(2, UPDATED, "B")
         )
@@ -296,9 +242,9 @@ def test_the_next_run_goes_on_at_the_end(path: Path) -> None:
         journal, states = opened(path)
         with journal:
             assert states.last == record - 1
-            journal.write([line(record, UPDATED, "A")])
+            journal.append([line(record, UPDATED, "A")])
             assert journal.cut == 0
-    assert look(path, HEADER).counts[UPDATED] == 3
+    assert seen(path, HEADER).counts[UPDATED] == 3
 
 
 def test_a_torn_last_line_is_cut_off_wherever_it_tore(path: Path) -> None:
@@ -306,11 +252,11 @@ def test_a_torn_last_line_is_cut_off_wherever_it_tore(path: Path) -> None:
     torn = encode(line(2, UPDATED, "B"))
     for length in range(1, len(torn)):
         path.write_bytes(whole + torn[:length])
-        assert look(path, HEADER).last == 1
+        assert seen(path, HEADER).last == 1
         journal, states = opened(path)
         with journal:
             assert (states.last, journal.cut) == (1, length)
-            journal.write([line(2, UPDATED, "B")])
+            journal.append([line(2, UPDATED, "B")])
         assert path.read_bytes() == whole + torn
 
 
@@ -335,7 +281,14 @@ def test_a_torn_header_begins_anew(path: Path) -> None:
         (write_header(HEADER) + b"x" * 100_000, "line 2 of .* is longer than any of a journal"),
         (write_header(HEADER) + b"\0" * 100_000 + b"{", "line 2 of .* is longer than any of a journal"),
         (b"\0" * 100_000, "is not the journal of a bulk job"),
+        (write_header(HEADER)[:30] + b" " * 100_000, "is not the journal of a bulk job"),
         (write_header(attrs.evolve(HEADER, project_id="other")), "belongs to project other"),
+        (write_header(attrs.evolve(HEADER, origin="http://[::1]")), r"a job that sent to http://\[::1\]"),
+        (
+            write_header(HEADER) + encode(line(MAX_GAP + 1, UPDATED)),
+            "line 2 of .* is no line of a journal: record 1,000,001 cannot follow record 0",
+        ),
+        (write_header(HEADER) + encode(line(2**32 - 1, UPDATED)), "cannot follow record 0"),
     ],
 )
 def test_what_is_not_this_jobs_journal_is_refused_and_left_as_it_was(
@@ -345,7 +298,7 @@ def test_what_is_not_this_jobs_journal_is_refused_and_left_as_it_was(
     with pytest.raises(JournalError, match=reason):
         opened(path)
     with pytest.raises(JournalError, match=reason):
-        look(path, HEADER)
+        seen(path, HEADER)
     assert path.read_bytes() == data
 
 
@@ -363,13 +316,13 @@ def test_a_journal_without_any_outcome_begins_anew_with_an_input_that_was_mended
 def test_a_place_that_cannot_be_looked_at_is_said(path: Path) -> None:
     path.touch()
     with pytest.raises(JournalError, match="cannot be read: Not a directory"):
-        look(path / "deeper", HEADER)
+        seen(path / "deeper", HEADER)
 
 
 def test_a_fifo_is_no_journal_to_look_at(path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(JournalError, match="is not a plain file"):
-        look(path, HEADER)
+        seen(path, HEADER)
 
 
 @pytest.mark.parametrize("length", [1, 4096, 65_536, 200_000])
@@ -382,28 +335,30 @@ def test_nuls_that_a_power_loss_left_at_the_end_are_cut_off(path: Path, length: 
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize(
-    "outcomes", ["fuf", "ffu", "fufu", "fiffu"], ids=lambda outcomes: f"outcomes {outcomes}"
-)
-def test_a_record_that_fails_again_after_another_outcome_is_in_order(outcomes: str) -> None:
-    """Whoever writes a line by hand, to have a record sent again, may say so."""
-    words = {"f": Outcome.FAILED, "u": Outcome.UPDATED, "i": Outcome.INVALID}
-    states = States()
-    states.apply(line(1, Outcome.FAILED, "A"))
-    states.apply(line(2, Outcome.FAILED, "A"))
-    for outcome in outcomes:
-        states.apply(line(1, words[outcome], "A"))
-    assert states[1] is words[outcomes[-1]]
-    assert sum(states.counts.values()) == 2
-    assert [found.record for found in states.superseded(3, "A")] == ([1, 2] if outcomes == "fuf" else [2])[
-        ::-1
-    ]
-
-
 def test_a_look_needs_no_header_and_no_journal(path: Path) -> None:
-    assert look(path, None).last == 0
+    assert seen(path, None).last == 0
     path.write_bytes(write_header(HEADER) + encode(line(5, UPDATED, "A")))
-    assert look(path, None).last == 5
+    assert seen(path, None).last == 5
+
+
+async def test_as_a_ledger_it_writes_what_an_update_supersedes_before_the_update(path: Path) -> None:
+    journal, _ = opened(path)
+    ledger: Ledger = journal
+    with journal:
+        for entry in (line(1, FAILED, "A"), line(2, FAILED, "A"), line(3, INVALID), line(4, UPDATED, "A")):
+            await ledger.write(entry)
+        assert [ledger.state(record) for record in range(6)] == [
+            None, SUPERSEDED, SUPERSEDED, INVALID, UPDATED, None,
+        ]  # fmt: skip
+        assert ledger.last == 4
+        assert ledger.counts == {UPDATED: 1, FAILED: 0, INVALID: 1, SUPERSEDED: 2, UNCHANGED: 0}
+    assert [decode(text) for text in path.read_bytes().splitlines()[3:]] == [
+        line(3, INVALID),
+        line(1, SUPERSEDED, "A", by=4),
+        line(2, SUPERSEDED, "A", by=4),
+        line(4, UPDATED, "A"),
+    ]
+    assert seen(path, HEADER).counts == ledger.counts
 
 
 def test_a_second_job_is_kept_out(path: Path) -> None:
@@ -415,8 +370,8 @@ def test_a_second_job_is_kept_out(path: Path) -> None:
 def test_a_look_may_be_taken_while_a_job_works(path: Path) -> None:
     journal, _ = opened(path)
     with journal:
-        journal.write([line(1, UPDATED, "A")])
-        assert look(path, HEADER).last == 1
+        journal.append([line(1, UPDATED, "A")])
+        assert seen(path, HEADER).last == 1
 
 
 def test_a_place_that_cannot_hold_a_journal_is_refused(path: Path) -> None:
@@ -425,7 +380,7 @@ def test_a_place_that_cannot_hold_a_journal_is_refused(path: Path) -> None:
     with pytest.raises(JournalError, match="Is a directory"):
         Journal.open(path.parent)
     with pytest.raises(JournalError, match="is not a plain file"):
-        look(path.parent, None)
+        seen(path.parent, None)
     os.mkfifo(path)
     with pytest.raises(JournalError, match="is not a plain file"):
         Journal.open(path)
@@ -460,13 +415,13 @@ def room_for(size: int) -> Iterator[None]:
 def test_a_full_disk_is_noticed_and_leaves_whole_lines(path: Path) -> None:
     journal, _ = opened(path)
     with journal:
-        journal.write([line(1, UPDATED, "A")])
+        journal.append([line(1, UPDATED, "A")])
         before = path.read_bytes()
         with (
             room_for(len(before) + 10),
             pytest.raises(JournalError, match="cannot be written: File too large"),
         ):
-            journal.write([line(2, UPDATED, "B")])
+            journal.append([line(2, UPDATED, "B")])
         assert path.read_bytes() == before
 
 
@@ -474,18 +429,18 @@ def test_after_a_write_that_failed_nothing_is_written_any_more(path: Path) -> No
     """With room again, a line would come to stand behind a hole, and the next run would refuse the journal."""
     journal, _ = opened(path)
     with journal:
-        journal.write([line(1, UPDATED, "A")])
+        journal.append([line(1, UPDATED, "A")])
         before = path.read_bytes()
         with room_for(len(before) + 10), pytest.raises(JournalError):
-            journal.write([line(2, UPDATED, "B")])
+            journal.append([line(2, UPDATED, "B")])
         with pytest.raises(JournalError, match="cannot be written: File too large"):
-            journal.write([line(3, UPDATED, "C")])
+            journal.append([line(3, UPDATED, "C")])
     assert path.read_bytes() == before
     journal, states = opened(path)
     with journal:
         assert states.last == 1
-        journal.write([line(2, UPDATED, "B")])
-    assert look(path, HEADER).counts[UPDATED] == 2
+        journal.append([line(2, UPDATED, "B")])
+    assert seen(path, HEADER).counts[UPDATED] == 2
 
 
 def test_a_journal_that_comes_back_is_not_written_to_again(path: Path) -> None:
@@ -493,11 +448,11 @@ def test_a_journal_that_comes_back_is_not_written_to_again(path: Path) -> None:
     with journal:
         aside = path.rename(path.with_name("aside"))
         with pytest.raises(JournalError, match="was removed"):
-            journal.write([line(1, UPDATED, "A")])
+            journal.append([line(1, UPDATED, "A")])
         aside.rename(path)
         with pytest.raises(JournalError, match="was removed"):
-            journal.write([line(2, UPDATED, "B")])
-    assert look(path, HEADER).last == 0
+            journal.append([line(2, UPDATED, "B")])
+    assert seen(path, HEADER).last == 0
 
 
 def failing(*arguments: Any) -> Any:
@@ -509,12 +464,12 @@ def test_a_part_that_cannot_be_taken_back_is_cut_off_by_the_next_run(
 ) -> None:
     journal, _ = opened(path)
     with journal:
-        journal.write([line(1, UPDATED, "A")])
+        journal.append([line(1, UPDATED, "A")])
         size = path.stat().st_size
         with monkeypatch.context() as patched, room_for(size + 10):
             patched.setattr(os, "ftruncate", failing)
             with pytest.raises(JournalError, match="cannot be written: File too large"):
-                journal.write([line(2, UPDATED, "B")])
+                journal.append([line(2, UPDATED, "B")])
     assert path.stat().st_size == size + 10
     with monkeypatch.context() as patched:
         patched.setattr(os, "ftruncate", failing)
@@ -534,7 +489,7 @@ def test_a_folder_that_cannot_be_brought_to_the_disk_is_told(
         failing() if stat.S_ISDIR(os.fstat(descriptor).st_mode) else to_disk(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(JournalError, match="its folder cannot be brought to the disk, as --fsync asks"):
+    with pytest.raises(JournalError, match="its folder cannot be brought to the disk: Input/output error"):
         opened(path, fsync=True)
 
 
@@ -543,8 +498,8 @@ def test_a_write_that_takes_only_a_part_goes_on(path: Path, monkeypatch: pytest.
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
     with journal:
-        journal.write([line(1, UPDATED, "A"), line(2, UPDATED, "B")])
-    assert look(path, HEADER).counts[UPDATED] == 2
+        journal.append([line(1, UPDATED, "A"), line(2, UPDATED, "B")])
+    assert seen(path, HEADER).counts[UPDATED] == 2
 
 
 @pytest.mark.parametrize(
@@ -567,7 +522,7 @@ def test_a_write_that_takes_only_a_part_goes_on(path: Path, monkeypatch: pytest.
 def test_what_happens_to_the_file_meanwhile_is_noticed(path: Path, happens: Any, reason: str) -> None:
     journal, _ = opened(path)
     with journal:
-        journal.write([line(1, UPDATED, "A")])
+        journal.append([line(1, UPDATED, "A")])
         happens(path)
         with pytest.raises(JournalError, match=reason):
-            journal.write([line(2, UPDATED, "B")])
+            journal.append([line(2, UPDATED, "B")])

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from sinch_conv_async._job.progress import Bar, Lines, Progress, Rate, duration, progress_on
+from sinch_conv_async.cli.progress import Bar, Lines, Quiet, Rate, duration, progress_on
 
 
 class Terminal(io.StringIO):
@@ -58,7 +58,7 @@ def lines(total: int | None) -> tuple[Lines, io.StringIO, Clock]:
 def test_a_log_gets_a_line_every_five_seconds_without_control_characters() -> None:
     progress, stream, clock = lines(10_000)
     for done in range(0, 8001, 100):
-        progress.see(done, done // 1000, outage=False)
+        progress.see(done, done // 1000, outage=None)
         clock.now += 0.125
     progress.say("A sentence.")
     progress.stop()
@@ -73,19 +73,23 @@ def test_a_log_gets_a_line_every_five_seconds_without_control_characters() -> No
 def test_of_a_pipe_nobody_knows_how_much_is_left() -> None:
     progress, stream, clock = lines(None)
     clock.now += 5
-    progress.see(4000, 0, outage=False)
+    progress.see(4000, 0, outage=None)
     assert stream.getvalue() == "4,000, 800/s, 0 failed\n"
 
 
 def test_an_outage_is_said_and_no_time_left_is_guessed() -> None:
     progress, stream, clock = lines(0)
     clock.now += 5
-    progress.see(0, 0, outage=False)
+    progress.see(0, 0, outage=None)
     clock.now += 5
-    progress.see(0, 0, outage=True)
+    progress.see(0, 0, outage="")
+    clock.now += 5
+    progress.see(0, 0, outage="503 UNAVAILABLE")
     assert stream.getvalue().splitlines() == [
         "0 of 0 (0.0 %), 0/s, 0 failed",
         "0 of 0 (0.0 %), 0/s, 0 failed, the API takes no updates at the moment, waiting for it",
+        "0 of 0 (0.0 %), 0/s, 0 failed, the API takes no updates at the moment, waiting for it"
+        " (503 UNAVAILABLE)",
     ]
 
 
@@ -96,9 +100,9 @@ def test_a_terminal_gets_a_bar() -> None:
     bar.say("Before it began.")
     bar.start(1000, 200)
     bar.say("In between.")
-    bar.see(600, 0, outage=False)
-    bar.see(700, 3, outage=False)
-    bar.see(700, 3, outage=True)
+    bar.see(600, 0, outage=None)
+    bar.see(700, 3, outage=None)
+    bar.see(700, 3, outage="")
     bar.stop()
     bar.stop()
     shown = stream.getvalue()
@@ -117,24 +121,26 @@ def test_a_bar_keeps_its_clock_going_in_an_outage_and_says_what_it_waits_for(
     bar = Bar(stream)
     bar.start(total, 1305)
 
-    def shown(done: int, *, outage: bool) -> str:
+    def shown(done: int, *, outage: str | None) -> str:
         before = len(stream.getvalue())
         bar.see(done, 0, outage=outage)
         return stream.getvalue()[before:]
 
-    assert "waiting for the API]" in shown(1305, outage=True)  # at once, also where nothing was sent before
-    assert "waiting" not in shown(1305, outage=False)
+    assert "waiting for the API]" in shown(1305, outage="")  # at once, also where nothing was sent before
+    assert "waiting" not in shown(1305, outage=None)
     for done in (1800, 2300, 2800):
         clock.now += 1
-        assert "updates/s" in shown(done, outage=False)
-    assert "[00:03, waiting for the API]" in shown(2800, outage=True)
+        assert "updates/s" in shown(done, outage=None)
+    assert "[00:03, waiting for the API]" in shown(2800, outage="")
     for time in ("00:33", "01:03", "01:33"):
         clock.now += 30
-        line = shown(2800, outage=True)
+        line = shown(2800, outage="")
         assert f"[{time}, waiting for the API]" in line
         assert "2800" in line
         assert "updates/s" not in line
-    assert "updates/s]" in shown(2800, outage=False)
+    clock.now += 1
+    assert "waiting for the API (503 UNAVAILABLE)]" in shown(2800, outage="503 UNAVAILABLE")
+    assert "updates/s]" in shown(2800, outage=None)
     bar.stop()
 
 
@@ -142,18 +148,18 @@ def test_a_log_gets_lines_and_the_quiet_nothing() -> None:
     assert isinstance(progress_on(io.StringIO()), Lines)
     stream = Terminal()
     quiet = progress_on(stream, quiet=True)
-    assert type(quiet) is Progress
+    assert type(quiet) is Quiet
     quiet.start(1, 0)
-    quiet.see(1, 0, outage=False)
+    quiet.see(1, 0, outage=None)
     quiet.stop()
     assert stream.getvalue() == ""
     quiet.say("This much must be said.")
     assert stream.getvalue() == "This much must be said.\n"
 
 
-@pytest.mark.parametrize("make", [Lines, Bar, Progress])
+@pytest.mark.parametrize("make", [Lines, Bar, Quiet])
 @pytest.mark.parametrize("error", [BrokenPipeError, ValueError, OSError])
-def test_a_terminal_that_was_closed_harms_no_job(make: type[Progress], error: type[Exception]) -> None:
+def test_a_terminal_that_was_closed_harms_no_job(make: type[Quiet], error: type[Exception]) -> None:
     class Closed(Terminal):
         broken = False
 
@@ -168,7 +174,7 @@ def test_a_terminal_that_was_closed_harms_no_job(make: type[Progress], error: ty
     stream.broken = True
     if isinstance(progress, Lines):
         progress._next = 0.0
-    progress.see(5, 0, outage=False)
+    progress.see(5, 0, outage=None)
     progress.say("Nobody hears this.")
     progress.stop()
 
@@ -178,7 +184,7 @@ def test_a_standard_error_that_was_closed_before_shows_nothing_anywhere(
 ) -> None:
     progress = progress_on(None)
     progress.start(2, 0)
-    progress.see(1, 0, outage=False)
+    progress.see(1, 0, outage=None)
     progress.say("a sentence")
     progress.stop()
     assert capsys.readouterr() == ("", "")

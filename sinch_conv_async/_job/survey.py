@@ -1,0 +1,53 @@
+"""A first look at a whole input: how many records it has, and what is remarkable about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from .input import BadLine, Source
+from .states import IdMap
+
+__all__ = ["Survey", "survey"]
+
+MOST_BAD_LINES_SHOWN: Final = 10
+
+
+@attrs.frozen
+class Survey:
+    """What was found. ``emptied`` and ``repeated`` are counted only if ids were looked at.
+
+    ``emptied``: records with empty metadata, which clear what the message has. ``repeated``: records whose
+    message id an earlier record has.
+    """
+
+    records: int
+    invalid: int
+    layout: dict[str, str]
+    emptied: int = 0
+    repeated: int = 0
+
+
+def survey(source: Source, say: Callable[[str], None], *, ids: bool = False) -> Survey:
+    """Reads the input from end to end and tells of the first bad lines. Raises InputError.
+
+    ``ids``: look at each message id too, which takes up to 36 bytes of memory a record.
+    """
+    records = invalid = emptied = repeated = 0
+    seen = IdMap()
+    with source.open() as reader:
+        for item in reader:
+            records += 1
+            if isinstance(item, BadLine):
+                invalid += 1
+                if invalid <= MOST_BAD_LINES_SHOWN:
+                    say(f"line {item.line}: {item.reason}")
+            elif ids:
+                emptied += not item.metadata
+                repeated += seen[item.message_id] > 0
+                seen[item.message_id] = 1
+    if invalid > MOST_BAD_LINES_SHOWN:
+        say(f"and {invalid - MOST_BAD_LINES_SHOWN:,} more bad lines")
+    return Survey(records, invalid, reader.layout, emptied, repeated)

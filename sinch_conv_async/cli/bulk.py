@@ -1,0 +1,461 @@
+"""``sinch-conv bulk``: a file or a pipe of updates, with a journal."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import click
+
+from .._job.failures import part_of
+from .._job.input import InputError, InputReason, Layout, Source
+from .._job.journal import JournalError, look
+from .._job.ledger import FINAL, Outcome
+from .._job.local import LocalJob, header_of, run_local
+from .._job.report import Report
+from .._job.run import SHARE_FROM, FailureLimit
+from .._job.signals import terminated_as_interrupted
+from .._job.states import States
+from .._job.survey import survey
+from .._wire import http as _wire
+from .._wire import json as _json
+from ..bulk import MAX_OUTAGE
+from ..client import RATE_LIMIT
+from ..enums import MessagesSource
+from ..errors import InvalidArgumentError
+from .access import Access, Finite, access_of, with_access
+from .output import REFUSED, SOME_FAILED, USAGE, Ended, PrintingCommand, put, put_json, say
+from .progress import duration, progress_on
+from .words import error_of, sentence, to_json, to_text
+
+try:
+    import resource
+except ImportError:  # pragma: no cover  # Windows has no such module
+    resource = None  # type: ignore[assignment]  # mypy sees a module
+
+__all__ = ["CONCURRENCY", "bulk", "tell"]
+
+CONCURRENCY: Final = 256
+"""Updates under way at a time: enough for 800 a second with answers that take 300 ms."""
+
+FILES: Final = 32
+"""Files that a job has open beside its connections, and some to spare."""
+
+
+def _failure_limit(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> FailureLimit | None:
+    if value is None:
+        return None
+    number, percent, rest = value.partition("%")
+    if rest or not number.isascii() or not number.replace(".", "", int(bool(percent))).isdigit():
+        raise click.BadParameter("a whole number, or a percentage such as 2.5%")
+    if percent and float(number) > 100:
+        raise click.BadParameter("more than 100%")
+    return FailureLimit(float(number), bool(percent))
+
+
+def _delimiter(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    value = {"tab": "\t", "\\t": "\t"}.get(value, value) if value is not None else None
+    if value is not None and (len(value) != 1 or value in '\r\n"'):
+        raise click.BadParameter("one character, or 'tab'")
+    return value
+
+
+def _encoding(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """An encoding in which quotes, delimiters and line ends are the bytes that ASCII has for them."""
+    signs = "".join(map(chr, range(128)))
+    try:
+        name = codecs.lookup(value).name
+        if name == "utf-8-sig":
+            return "utf-8"  # a byte order mark is passed over anyway
+        fits = signs.encode(name) == signs.encode("ascii") and not name.startswith("iso2022")
+    except (LookupError, UnicodeError):
+        raise click.BadParameter(f"{value!r} is no encoding of text") from None
+    if not fits:
+        raise click.BadParameter(f"{value} does not contain ASCII; save the input as UTF-8")
+    return name
+
+
+def _constant(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The metadata of every record: JSON, so that a shell that ate its quotes is noticed."""
+    if value is None:
+        return None
+    try:
+        _json.loads(value.encode())
+        _wire.message_request("", "", "x", value)
+    except InvalidArgumentError as error:
+        raise click.BadParameter(str(error)) from None
+    except ValueError:
+        raise click.BadParameter("it is not JSON; put single quotes around it") from None
+    return value
+
+
+def _failures(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Where failures are written: by taking the place of a plain file, or of none, but of nothing else."""
+    if value is None:
+        return None
+    if value == Path("-"):
+        raise click.BadParameter("a file is wanted, not standard output")
+    if value.exists() and not value.is_file():
+        raise click.BadParameter(f"{value} is not a plain file")
+    return Path(os.path.realpath(value)) if value.is_symlink() else value
+
+
+@click.command(cls=PrintingCommand)
+@click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
+@click.option(
+    "--dry-run", is_flag=True, help="Check the whole input and say what would be done; needs no credentials."
+)
+@click.option(
+    "--journal",
+    # What is wrong with this file the journal says, and with exit code 3.
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="Where to write what became of each record.  [default: FILE.journal.jsonl]",
+)
+@click.option(
+    "--failures",
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
+    callback=_failures,
+    help="Where to write the records that failed, in the input's own format.",
+)
+@click.option(
+    "--on-bad-line",
+    "bad_lines",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What to do about a line that is no update.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "jsonl"]),
+    help="By default told from the name, else from the first line.",
+)
+@click.option(
+    "--delimiter",
+    callback=_delimiter,
+    metavar="CHAR",
+    help="Between the fields of a CSV.  [default: a comma; a tab for .tsv]",
+)
+@click.option(
+    "--encoding",
+    default="utf-8",
+    show_default=True,
+    callback=_encoding,
+    metavar="NAME",
+    help="Of the input, such as latin-1 or cp1252.",
+)
+@click.option(
+    "--id-column",
+    metavar="NAME",
+    help="Column or key of the message id.  [default: message_id, or id if there is none]",
+)
+@click.option(
+    "--metadata-column",
+    default="metadata",
+    show_default=True,
+    metavar="NAME",
+    help="Column or key of the metadata.",
+)
+@click.option(
+    "--source-column",
+    default="messages_source",
+    show_default=True,
+    metavar="NAME",
+    help="Column or key of the messages source; may be missing.",
+)
+@click.option(
+    "--messages-source",
+    type=click.Choice([str(source) for source in MessagesSource]),
+    help="Where the messages are kept whose record does not say it. The API assumes CONVERSATION_SOURCE.",
+)
+@click.option(
+    "--set",
+    "constant",
+    callback=_constant,
+    metavar="JSON",
+    help="The metadata of every record. The input then needs no metadata column.",
+)
+@click.option(
+    "--rate",
+    type=Finite(min=0, min_open=True),
+    metavar="N",
+    help=f"Requests a second.  [default: {RATE_LIMIT:g}, what the API allows a project]",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help=f"Updates under way at a time.  [default: {CONCURRENCY}]",
+)
+@click.option(
+    "--max-failures",
+    "limit",
+    callback=_failure_limit,
+    metavar="N|N%",
+    help=f"End the job when more than so many have failed; a percentage counts from {SHARE_FROM} updates on.",
+)
+@click.option(
+    "--max-outage",
+    type=Finite(min=0, min_open=True),
+    default=MAX_OUTAGE,
+    metavar="SECONDS",
+    help=f"How long to wait for an API that takes no updates.  [default: {MAX_OUTAGE:g}]",
+)
+@click.option(
+    "--fsync",
+    is_flag=True,
+    help="Bring each line of the journal to the disk at once: safe from power loss, and slower.",
+)
+@click.option(
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="The summary's form, on standard output.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+@with_access
+def bulk(
+    file: str,
+    dry_run: bool,
+    journal: Path | None,
+    failures: Path | None,
+    bad_lines: Literal["stop", "skip"],
+    form: Literal["csv", "jsonl"] | None,
+    delimiter: str | None,
+    encoding: str,
+    id_column: str | None,
+    metadata_column: str,
+    source_column: str,
+    messages_source: str | None,
+    constant: str | None,
+    rate: float | None,
+    concurrency: int | None,
+    limit: FailureLimit | None,
+    max_outage: float,
+    fsync: bool,
+    output: Literal["text", "json"],
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Update every message that FILE names: CSV with a header, or JSON Lines; - for standard input.
+
+    What became of each record is written to a journal. Started again, the job goes on where it was, and
+    tries again what failed. Ctrl-C finishes what is under way; a second Ctrl-C ends at once.
+
+    Exit code 0: all updated. 1: some failed. 2: bad arguments or input. 3: credentials or journal.
+    130: interrupted.
+    """
+    path = None if file == "-" else Path(file)
+    names = "" if path is None else path.name.removesuffix(".gz")
+    layout = Layout(
+        format=form or _format_of(names),
+        delimiter=delimiter or ("\t" if names.endswith(".tsv") else ","),
+        message_id=id_column,
+        metadata=metadata_column,
+        messages_source=source_column,
+        encoding=encoding,
+        source=messages_source,
+        constant=constant,
+    )
+    if len({id_column or "message_id", metadata_column, source_column}) < 3:
+        raise click.UsageError(
+            "--id-column, --metadata-column and --source-column must name different columns"
+        )
+    source = Source(path, layout)
+    with _told(output):
+        progress = progress_on(sys.stderr, quiet=quiet)
+        access = access_of(options, tell=progress.say)
+        is_pipe = source.is_pipe
+        if journal is None and not is_pipe:
+            assert path is not None  # standard input is a pipe
+            journal = path.with_name(path.name + ".journal.jsonl")
+        _check_places(source, journal, failures)
+        if dry_run:
+            return _dry_run(source, journal, access, bad_lines=bad_lines, rate=rate, output=output)
+        if journal is None:
+            raise click.UsageError("what comes from a pipe needs --journal FILE")
+        manager = access.manager(max_connections=concurrency or CONCURRENCY)
+        client = access.client(manager, rate=rate)  # without credentials nothing else is worth its time
+        _allow_files((concurrency or CONCURRENCY) + FILES)
+        job = LocalJob(
+            source,
+            access.known_project() or "",  # the client has refused to do without
+            access.known_origin() or "",  # the same
+            journal,
+            failures=failures,
+            bad_lines=bad_lines,
+            limit=limit,
+            concurrency=concurrency,
+            max_outage=max_outage,
+            fsync=fsync,
+        )
+        with terminated_as_interrupted():
+            report = run_local(job, client, manager, progress)
+    code = tell(report, output=output)
+    _say_what_to_do(report, is_pipe=is_pipe)
+    return code
+
+
+def _say_what_to_do(report: Report, *, is_pipe: bool) -> None:
+    if report.sent and report.kinds == {"404 NotFoundError": report.sent}:
+        say(
+            "Every update was answered 404. A message is known only in its own project and region: "
+            "is --region the region that the Conversation API app lives in?"
+        )
+    if report.remaining == 0 and not report.failed:
+        return
+    what = "To try again what failed" if report.remaining == 0 else "To go on"
+    how = ", with the same input" if is_pipe else ""
+    given = sys.argv[1:]
+    error = report.ended_by
+    if isinstance(error, InputError) and error.reason is InputReason.BAD_LINE:
+        how = ", mend that line in the input, or leave it out"
+        # Right behind the command's name: behind a -- it would be no option.
+        given[1:1] = ["--on-bad-line", "skip"]
+    elif isinstance(error, InputError) and error.reason is InputReason.NO_END:
+        how = ", mend that record in the input"
+    say(f"{what}{how}: {shlex.join(['sinch-conv', *given])}")
+
+
+@contextlib.contextmanager
+def _told(output: Literal["text", "json"]) -> Generator[None]:
+    """Ends the command for what keeps a job from beginning; with a document, if JSON is wanted."""
+    try:
+        yield
+        return
+    except InputError as error:
+        ended = Ended(sentence(error), USAGE)
+    except JournalError as error:
+        ended = Ended(sentence(error), REFUSED)
+    except Ended as error:
+        ended = error
+    if output == "json":
+        put_json({"exit_code": ended.exit_code, "error": ended.message}, code=ended.exit_code)
+    raise ended
+
+
+def tell(report: Report, *, output: Literal["text", "json"]) -> int:
+    """Prints the summary, and returns the command's exit code."""
+    code, error = error_of(report)
+    if error is not None:
+        say(f"Error: {error}")
+    done = "" if report.journal is None else f"; what became of each record is in {report.journal}"
+    if output == "json":
+        put_json(to_json(report), done=done, code=code)
+    else:
+        put(to_text(report), done=done, code=code)
+    return code
+
+
+def _allow_files(number: int) -> None:
+    """Lets the process open so many files: some systems begin with 256, fewer than the connections."""
+    if resource is None:
+        return
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in (limit, most) and most < number:
+        say(
+            f"Warning: this process may open {most:,} files only, and needs {number:,};"
+            f" --concurrency {max(most - FILES, 1)} would keep within that."
+        )
+        number = most
+    if limit != resource.RLIM_INFINITY and limit < number:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a limit beside this one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, most))
+
+
+def _format_of(name: str) -> Literal["csv", "jsonl"] | None:
+    if name.endswith((".csv", ".tsv")):
+        return "csv"
+    return "jsonl" if name.endswith((".jsonl", ".ndjson")) else None
+
+
+def _check_places(source: Source, journal: Path | None, failures: Path | None) -> None:
+    """Raises UsageError unless the three files differ and the failures can be written at the end."""
+    taken = [path for path in (source.path, journal) if path is not None]
+    if len(taken) == 2 and _are_one(*taken):
+        raise click.UsageError("--journal names the input; name a file that is not there yet")
+    if failures is None:
+        return
+    for place in (failures, part_of(failures)):
+        if any(_are_one(place, path) for path in taken):
+            raise click.UsageError(
+                f"--failures would overwrite {place}, which is the input or the journal; name another file"
+            )
+    if not os.access(failures.absolute().parent, os.W_OK | os.X_OK):
+        raise click.UsageError(f"--failures: no file can be made in {failures.absolute().parent}")
+
+
+def _are_one(path: Path, other: Path) -> bool:
+    """Whether these two are one file, by whatever names."""
+    try:
+        return path.samefile(other)
+    except OSError:  # one of them is not there yet
+        return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _dry_run(
+    source: Source,
+    journal: Path | None,
+    access: Access,
+    *,
+    bad_lines: Literal["stop", "skip"],
+    rate: float | None,
+    output: Literal["text", "json"],
+) -> int:
+    """Says what would be done. Locks nothing, writes nothing, sends nothing."""
+    found = survey(source, say, ids=True)
+    states = States(supersedes=not source.layout.merge)
+    project, origin = access.known_project(), access.known_origin()
+    if journal is not None and journal.exists():
+        header = None
+        if project is not None and not source.is_pipe:
+            header = header_of(source, project, origin or "", source.fingerprint(), found.layout)
+        look(journal, header, states)
+    counts = states.counts
+    final = sum(counts[outcome] for outcome in FINAL - {Outcome.INVALID})
+    to_send = max(found.records - found.invalid - final, 0)
+    seconds = to_send / (rate or RATE_LIMIT)
+    if output == "json":
+        put_json(
+            {
+                "dry_run": True,
+                "records": found.records,
+                "invalid": found.invalid,
+                "emptied": found.emptied,
+                "repeated": found.repeated,
+                "updated": counts[Outcome.UPDATED],
+                "superseded": counts[Outcome.SUPERSEDED],
+                "unchanged": counts[Outcome.UNCHANGED],
+                "to_send": to_send,
+                "seconds": round(seconds, 1),
+            }
+        )
+    else:
+        rows = [
+            ("records", found.records, ""),
+            ("bad lines", found.invalid, ""),
+            ("empty", found.emptied, "metadata is empty, which clears what is there"),
+            ("repeated", found.repeated, "the id stands in an earlier record too"),
+            ("updated", counts[Outcome.UPDATED], f"by {journal}"),
+            ("unchanged", counts[Outcome.UNCHANGED], f"by {journal}"),
+            ("superseded", counts[Outcome.SUPERSEDED], ""),
+            ("to send", to_send, f"in about {duration(seconds)}"),
+        ]
+        for name, number, more in rows:
+            if number or name in ("records", "bad lines", "to send"):
+                put(f"{name:<10}  {number:>12,}   {more}".rstrip())
+        put("Nothing was sent.")
+    if not found.invalid:
+        return 0
+    return USAGE if bad_lines == "stop" else SOME_FAILED

@@ -1,0 +1,44 @@
+"""The command ``sinch-conv`` and its subcommands."""
+
+from __future__ import annotations
+
+import contextlib
+
+import click
+
+from .._wire.http import VERSION
+from .bulk import bulk
+from .demo import demo
+from .output import INTERRUPTED, PrintingGroup, say
+from .sandbox import sandbox
+from .update import update
+
+__all__ = ["main", "run"]
+
+
+@click.group(cls=PrintingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, package_name="sinch-conv-async")
+def main() -> None:
+    """Change the metadata of messages in the Sinch Conversation API. Unofficial.
+
+    Credentials are read from SINCH_PROJECT_ID, SINCH_KEY_ID, SINCH_KEY_SECRET and
+    SINCH_CONVERSATION_REGION, or from a file of such lines (--credentials).
+    """
+
+
+for command in (update, bulk, sandbox, demo):
+    main.add_command(command)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    try:
+        code = main.main(arguments, prog_name="sinch-conv", standalone_mode=False)
+    except click.exceptions.Abort:
+        say("Interrupted.")
+        return INTERRUPTED
+    except click.ClickException as error:
+        with contextlib.suppress(OSError, ValueError):
+            error.show()
+        return error.exit_code
+    return code if isinstance(code, int) else 0

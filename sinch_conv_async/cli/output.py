@@ -1,0 +1,117 @@
+"""What a command says: its result on standard output, all else on standard error.
+
+What a command does, and its exit code, do not depend on who listens: a standard error that takes nothing
+changes neither. A standard output without room does, because the result is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import sys
+from collections.abc import Generator
+from typing import Any, Final, TextIO
+
+import click
+
+__all__ = [
+    "INTERRUPTED",
+    "REFUSED",
+    "SOME_FAILED",
+    "USAGE",
+    "Ended",
+    "PrintingCommand",
+    "PrintingGroup",
+    "printing",
+    "put",
+    "put_json",
+    "say",
+]
+
+SOME_FAILED: Final = 1
+USAGE: Final = 2
+REFUSED: Final = 3
+INTERRUPTED: Final = 130
+"""128 and SIGINT, as shells have it."""
+
+
+class Ended(click.ClickException):
+    """The command ends here, with this sentence and this exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # a class variable to mypy; click reads the instance's
+
+    def show(self, file: Any = None) -> None:
+        """Says the sentence."""
+        say(f"Error: {self.message}")
+
+
+@contextlib.contextmanager
+def printing(done: str = "", code: int = 0) -> Generator[None]:
+    """For what goes to standard output. If there is no room, the command says so and what is ``done``.
+
+    It then ends with ``code``, or with 1 instead of 0. A reader that has left is no error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            problem = f"standard output cannot be written: {error.strerror}{done}"
+            raise Ended(problem, code or SOME_FAILED) from None
+
+
+class PrintingCommand(click.Command):
+    """A command whose --help and --version are printed like everything else."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments that are left."""
+        with printing():
+            return super().parse_args(ctx, args)
+        raise click.exceptions.Exit(0)
+
+
+class PrintingGroup(PrintingCommand, click.Group):
+    """A group of such commands."""
+
+    command_class = PrintingCommand
+
+
+def put(text: str, *, done: str = "", code: int = 0) -> bool:
+    """Writes to standard output, and returns whether anybody still reads it.
+
+    A letter that its encoding lacks is written as an escape.
+    """
+    if sys.stdout is None or sys.stdout.closed:
+        return False
+    with printing(done, code):
+        _write(sys.stdout, text)
+        return True
+    return False
+
+
+def put_json(document: Any, *, indent: int | None = None, done: str = "", code: int = 0) -> bool:
+    """Writes a JSON document as :func:`put` does, with escapes for letters that the encoding lacks."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=indent)
+    return put(text, done=done, code=code)
+
+
+def say(sentence: str) -> None:
+    """Writes to standard error, if that takes it."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            _write(sys.stderr, sentence)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(f"{text}\n")
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()
