@@ -1,4 +1,4 @@
-"""Sphinx: four kinds of pages, every reference resolved, every warning an error (`nox -s docs`)."""
+"""Sphinx: five kinds of pages, every reference resolved, every warning an error (`nox -s docs`)."""
 
 from __future__ import annotations
 

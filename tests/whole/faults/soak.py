@@ -4,7 +4,7 @@ One client in this process, a sandbox in another, nginx between them. Every so o
 service answers 503 or 429 or drops connections, swaps answers, revokes tokens, stalls; callers cancel. Resident memory, descriptors and tasks are sampled
 each second and must be flat; every update must have its outcome, and what was reported as done must have been applied. Draws ``soak.svg``.
 
-``python -m tests.whole.faults.soak [--seconds 600] [--rate 800] [--plot docs/reference/soak.svg]``
+``python -m tests.whole.faults.soak [--seconds 600] [--rate 800] [--plot docs/evidence/soak.svg]``
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--rate", type=float, default=800.0)
-    parser.add_argument("--plot", type=Path, default=Path("docs/reference/soak.svg"))
+    parser.add_argument("--plot", type=Path, default=Path("docs/evidence/soak.svg"))
     arguments = parser.parse_args()
 
     # As Ctrl-C does, so that the servers end with it.
