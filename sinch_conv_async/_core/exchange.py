@@ -147,7 +147,7 @@ class Connections:
             timeout=NO_TIMEOUT,
             trust_env=False,
             auto_decompress=False,  # a decompression bomb is defused where the answer is read
-            trace_configs=list(options.trace_configs),
+            trace_configs=[*options.trace_configs, _tells_when_written()],
         )
         self._routes: dict[str, aiohttp.ClientRequest] = {}
         self._keeper = _keeper(self._session, made)
@@ -282,6 +282,28 @@ class Connections:
         else:
             _log.debug("access token for %.0f s", outcome.lifetime, extra={"key_id": credentials.key_id})
         return outcome
+
+
+def _tells_when_written() -> aiohttp.TraceConfig:
+    """The last of the session's trace configurations: it tells the exchange of its write.
+
+    aiohttp runs these hooks just before it writes, in the same step unless a user's hook waits. What
+    they schedule runs after that step.
+    """
+
+    async def on_body(session: aiohttp.ClientSession, context: object, params: object) -> None:
+        asyncio.get_running_loop().call_soon(current_exchange.get().written)
+
+    async def on_headers(
+        session: aiohttp.ClientSession, context: object, params: aiohttp.TraceRequestHeadersSentParams
+    ) -> None:
+        if "Content-Length" not in params.headers:  # no body follows
+            await on_body(session, context, params)
+
+    config = aiohttp.TraceConfig()
+    config.on_request_chunk_sent.append(on_body)
+    config.on_request_headers_sent.append(on_headers)
+    return config
 
 
 async def _keeper(

@@ -40,15 +40,20 @@ NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
 """One timeout around a whole exchange is the send loop's."""
 
 
+def _nothing() -> None:
+    """For a request whose departure nobody counts."""
+
+
 @attrs.define(eq=False)
 class Exchange:
     """What is known of one exchange's connection, for the send loop to judge a failure by.
 
-    ``connected``: a connection was handed over, so the request may have been sent. ``reused``: it
+    ``written`` is called when the request has been written to the socket. ``connected``: a connection was handed over, so the request may have been sent. ``reused``: it
     has carried an answer before. ``answered``: the head of an answer came. ``transport``: the
     connection is back in the pool before anybody can have read the answer.
     """
 
+    written: Callable[[], None] = _nothing
     connected: bool = False
     reused: bool = False
     answered: bool = False
@@ -239,6 +244,7 @@ class Connector(aiohttp.TCPConnector):
             assert transport is not None
             protocol.set_response_params(read_until_eof=True, auto_decompress=False)
             transport.write(data)
+            known.written()
             while True:
                 message, payload = await protocol.read()
                 # Interim answers (RFC 9110, section 15.2) come before the real one. 101 was not

@@ -22,8 +22,12 @@ from sinch_conv_async import (
     SessionManager,
     TransportError,
 )
+from sinch_conv_async._core.exchange import ConnectionOptions, Connections, Exchange
+from sinch_conv_async._core.tokens import BasicAuthorization
+from sinch_conv_async._wire.failure import Failure
+from sinch_conv_async._wire.http import Credentials, Request
 from sinch_conv_async.sandbox import Sandbox
-from tests.servers import AT_ONCE, ID, NEVER, Server, answering, client_of, served
+from tests.servers import AT_ONCE, ID, NEVER, Server, answering, client_of, served, updated
 
 
 def client_elsewhere(origin: str, manager: SessionManager, **options) -> ConversationClient:
@@ -190,6 +194,49 @@ async def test_what_a_trace_hook_raises_says_where_it_was_raised(name):
     assert [frame.name for frame in frames][-2:] == ["failing_hook", "inner"]
     assert frames[-1].line == 'raise ZeroDivisionError("the user\'s own")'
     assert frames[-1].filename == __file__
+
+
+# When a request leaves
+
+
+@pytest.mark.parametrize("method", ["PATCH", "GET"])
+@pytest.mark.parametrize("traces", [(), (aiohttp.TraceConfig(),)], ids=["direct", "traced"])
+async def test_an_exchange_tells_once_that_its_request_is_written_before_the_answer_comes(method, traces):
+    written = []
+    told = asyncio.Event()
+
+    def tell() -> None:
+        written.append(method)
+        told.set()
+
+    async def script(peer):
+        while True:
+            await peer.receive()
+            await told.wait()
+            await peer.send(updated())
+
+    async with Server(script) as server:
+        connections = Connections(ConnectionOptions(trace_configs=traces))
+        request = Request(method, server.origin, "/", b"{}" if method == "PATCH" else b"")
+        token = BasicAuthorization(Credentials("k", "s")).token
+        for _ in range(2):
+            told.clear()
+            response = await connections.exchange(request, token, Exchange(tell), timeout=5)
+            assert response.status == 200
+        await connections.aclose()
+    assert written == [method] * 2
+
+
+@pytest.mark.parametrize("traces", [(), (aiohttp.TraceConfig(),)], ids=["direct", "traced"])
+async def test_a_request_that_finds_no_connection_is_never_written(traces):
+    written = []
+    connections = Connections(ConnectionOptions(trace_configs=traces, resolver=NoAddress()))
+    request = Request("PATCH", "https://api.invalid", "/", b"{}")
+    token = BasicAuthorization(Credentials("k", "s")).token
+    failure = await connections.exchange(request, token, Exchange(lambda: written.append(1)), timeout=5)
+    assert isinstance(failure, Failure)
+    await connections.aclose()
+    assert written == []
 
 
 # Resolvers
