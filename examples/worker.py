@@ -5,7 +5,8 @@
 The queue is a table, so that the example needs no broker. What matters is the same
 with any: a job is claimed, done, and only then marked as done. A job that a killed
 worker had claimed is claimed again, so it may be done twice, which a metadata update
-does not mind.
+does not mind. Of two jobs for one message the later one is claimed only when the
+earlier one has ended: a retry of the earlier one would bring old metadata back.
 """
 
 from __future__ import annotations
@@ -50,8 +51,12 @@ class Queue:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute(
             "create table if not exists jobs (number integer primary key, "
-            "message_id text, metadata text, state text default 'new', error text, "
-            "not_before real default 0)"
+            "message_id text collate nocase, metadata text, state text default 'new', "
+            "error text, not_before real default 0)"
+        )
+        self._db.execute(
+            "create index if not exists open_jobs on jobs (message_id, number) "
+            "where state in ('new', 'claimed')"
         )
 
     def close(self) -> None:
@@ -67,8 +72,10 @@ class Queue:
 
     def claim(self) -> Job | None:
         rows = self._db.execute(
-            "update jobs set state = 'claimed' where number = (select number from jobs "
-            "where state = 'new' and not_before <= ? order by number limit 1) "
+            "update jobs set state = 'claimed' where number = (select number from jobs j "
+            "where state = 'new' and not_before <= ? and not exists (select * from jobs e "
+            "where e.message_id = j.message_id and e.number < j.number "
+            "and e.state in ('new', 'claimed')) order by number limit 1) "
             "returning number, message_id, metadata",
             (time.time(),),
         ).fetchall()

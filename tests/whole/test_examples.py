@@ -429,6 +429,23 @@ async def test_a_worker_looks_at_a_job_that_failed_in_passing_again_later(
     assert queue.claim() == job
 
 
+def test_a_worker_claims_no_job_before_an_earlier_one_for_the_same_message_has_ended(queue: Any) -> None:
+    """Else its retry would bring old metadata back; and two workers could hold both."""
+    queue.put("same", "old")
+    queue.put("SAME", "new")
+    queue.put("other", "x")
+    old = queue.claim()
+    assert old.metadata == "old"
+    assert queue.claim().message_id == "other"
+    assert queue.claim() is None
+    queue.put_back(old, 60)
+    assert queue.claim() is None
+    queue.put_back(old, 0)
+    assert queue.claim() == old
+    queue.finish(old, "done")
+    assert queue.claim().metadata == "new"
+
+
 @posix
 async def test_a_worker_whose_key_may_do_nothing_ends_and_fails_no_job(
     sandbox: Sandbox, jobs_path: str, queue: Any
