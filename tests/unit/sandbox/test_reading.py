@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from typing import TYPE_CHECKING, Any
+from unittest.mock import ANY
 from urllib.parse import urlencode
 
 import pytest
@@ -185,6 +186,9 @@ async def test_a_view_without_metadata_leaves_it_out(sandbox, reader):
         ("start_time=yesterday", "start_time"),
         ("end_time=2026-03-01T00:00:00", "end_time"),
         ("start_time=2026-03-02T00:00:00Z&end_time=2026-03-01T00:00:00Z", "start_time"),
+        ("page_token=W10=", "page_token"),
+        (f"page_token={base64.urlsafe_b64encode(b'[1.5, 0, 0]').decode()}", "page_token"),
+        ("channel=PIGEON", "channel"),
         ("direction=UP", "direction"),
         ("view=ALL", "view"),
         ("only_recipient_originated=yes", "only_recipient_originated"),
@@ -197,11 +201,26 @@ async def test_a_query_that_cannot_be_right_gets_400_that_names_the_field(reader
     assert answer["error"]["details"][0]["field_violations"][0]["field"] == field
 
 
-async def test_a_page_token_belongs_to_its_filters_and_the_oldest_are_forgotten(sandbox, reader):
+async def test_a_page_token_belongs_to_its_filters_and_is_never_forgotten(sandbox, reader):
     fill(sandbox, 3)
     _, token = await reader.page(page_size=1)
     status, answer = await reader.get(f"{LIST}?page_token={token}&channel=SMS")
     assert (status, answer["error"]["details"][0]["field_violations"][0]["field"]) == (400, "page_token")
     for _ in range(64):
         await reader.page(page_size=1)
-    assert (await reader.get(f"{LIST}?page_token={token}"))[0] == 400
+    assert await reader.page(page_size=1, page_token=token) == (["m0001"], ANY)
+    assert await reader.page(page_size=2, page_token=token) == (["m0001", "m0000"], "")
+
+
+async def test_messages_that_are_added_between_two_pages_move_nothing(sandbox, reader):
+    fill(sandbox, 4)
+    _, token = await reader.page(page_size=2)
+    sandbox.add_message("newer", accept_time="2026-03-02T00:00:00Z")
+    assert await reader.page(page_size=2, page_token=token) == (["m0001", "m0000"], "")
+    sandbox.messages["m0001"].accept_time = "2026-02-01T00:00:00Z"
+    assert await reader.page(page_size=2, page_token=token) == (["m0000", "m0001"], "")
+
+
+async def test_an_empty_filter_or_page_token_counts_as_none(sandbox, reader):
+    fill(sandbox, 1)
+    assert await reader.ids(conversation_id="", app_id="", page_token="") == ["m0000"]

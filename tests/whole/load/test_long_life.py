@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import random
-import threading
 import warnings
 
 import attrs
@@ -154,29 +153,8 @@ async def test_a_forked_child_is_refused_at_once_and_the_parent_goes_on(sandbox)
         assert len(sandbox.requests) == 2
 
 
-class Elsewhere:
-    """A sandbox on a loop of its own, in a thread: a client's loops come and go."""
-
-    def __enter__(self) -> Sandbox:
-        self.ready = threading.Event()
-        self.thread = threading.Thread(target=asyncio.run, args=(self.serve(),))
-        self.thread.start()
-        self.ready.wait()
-        return self.sandbox
-
-    async def serve(self) -> None:
-        async with Sandbox(auto_create=True) as self.sandbox:
-            self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
-            self.ready.set()
-            await self.over.wait()
-
-    def __exit__(self, *exc: object) -> None:
-        self.loop.call_soon_threadsafe(self.over.set)
-        self.thread.join()
-
-
 def test_after_its_event_loop_the_client_serves_the_next_and_keeps_its_token():
-    with Elsewhere() as sandbox:
+    with Sandbox(auto_create=True) as sandbox:
         client = client_of(sandbox)
         for number in range(5):
             asyncio.run(client.update_message_metadata(f"m{number}", "x"))
@@ -187,7 +165,7 @@ def test_after_its_event_loop_the_client_serves_the_next_and_keeps_its_token():
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_loop_that_is_closed_over_calls_under_way_and_waiting_harms_no_later_one(caplog):
     """They are torn down by the garbage collector, when it comes to it, and counted by nobody any more."""
-    with Elsewhere() as sandbox:
+    with Sandbox(auto_create=True) as sandbox:
         client = client_of(sandbox, rate_limit=20)
         sandbox.hold()
         loop = asyncio.new_event_loop()
@@ -213,13 +191,9 @@ def test_a_loop_that_is_closed_over_calls_under_way_and_waiting_harms_no_later_o
             assert (stats.in_flight, stats.waiting) == (0, 0)
             await client.close()
 
-        release(sandbox)
+        sandbox.release()
         asyncio.run(go_on())
     caplog.clear()  # asyncio's word on tasks that were destroyed
-
-
-def release(sandbox: Sandbox) -> None:
-    sandbox._gate = None  # its loop is another one: what is held stays held, what comes now is answered
 
 
 # The end

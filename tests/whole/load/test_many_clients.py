@@ -21,7 +21,7 @@ def options(sandbox, number):
 
 @pytest.fixture
 async def sandbox():
-    async with Sandbox(auto_create=True) as sandbox:
+    async with Sandbox(auto_create=True, token_rate=1000) as sandbox:
         for number in range(PROJECTS):
             sandbox.add_project(f"project-{number}", key_id=f"key-{number}", key_secret=f"secret-{number}")
         yield sandbox
@@ -34,7 +34,6 @@ async def test_500_projects_with_their_own_keys_and_rates_on_one_manager(sandbox
     """A hundred times as quick as Sinch's endpoint (30 at once and 10 a second), in proportion; also where it allows less than it says."""
     monkeypatch.setattr(tokens, "ENDPOINT_RATE", tokens.ENDPOINT_RATE * 100 * given_wrongly)
     monkeypatch.setattr(tokens, "_RETRY", tokens.RetryPolicy(base_delay=0.05, max_delay=0.2))
-    sandbox._token_rate = 1000.0
     async with SessionManager(max_connections=50) as manager:
         clients = [
             client_of(sandbox, session_manager=manager, **options(sandbox, number))
