@@ -8,11 +8,11 @@
 
 from ._core.manager import ProjectStats, SessionManager, SessionStats
 from ._core.retry import RetryPolicy
-from ._wire.http import VERSION as __version__
+from ._wire.requests import VERSION as __version__
 from ._wire.structure import to_dict
 from .bulk import BulkUpdate
 from .client import ConversationClient
-from .enums import Channel, Direction, MessagesSource, ProcessingMode, Region
+from .enums import Channel, Direction, MessagesSource, MessagesView, ProcessingMode, Region
 from .errors import (
     ApiError,
     AuthenticationError,
@@ -55,6 +55,7 @@ __all__ = [
     "ErrorDetail",
     "InvalidArgumentError",
     "MessagesSource",
+    "MessagesView",
     "MetadataUpdate",
     "NotFoundError",
     "NotUpdated",

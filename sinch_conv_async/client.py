@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Self, TypedDict, Unpack
 from ._core.manager import SessionManager
 from ._core.retry import RetryPolicy
 from ._core.send import Call, Sender
-from ._wire import http as _wire
+from ._wire.arguments import checked_credentials, checked_id, checked_origin, regional_origin
 from .bulk import MAX_OUTAGE, BulkUpdate, Updates, update_many
 from .enums import MessagesSource, Region
 from .errors import InvalidArgumentError
@@ -87,22 +87,22 @@ class ConversationClient:
         conversation_origin: str | None = None,
         auth_origin: str | None = None,
     ) -> None:
-        credentials = _wire.checked_credentials(key_id, key_secret)
+        credentials = checked_credentials(key_id, key_secret)
         # This frame is part of the errors' tracebacks below, and crash reporters collect its variables.
         del key_secret
         if isinstance(credentials, str):
             raise InvalidArgumentError(credentials)
-        project_id = _wire.checked_id("project_id", project_id)
+        project_id = checked_id("project_id", project_id)
         if conversation_origin is not None:
-            origin = _wire.checked_origin("conversation_origin", conversation_origin)
+            origin = checked_origin("conversation_origin", conversation_origin)
         elif conversation_region is None:
             raise InvalidArgumentError(
                 "conversation_region is missing: the region that the Conversation API app lives in"
             )
         else:
-            origin = _wire.regional_origin(conversation_region)
+            origin = regional_origin(conversation_region)
         if conversation_region is not None:
-            _wire.regional_origin(conversation_region)
+            regional_origin(conversation_region)
         if auth not in ("oauth2", "basic"):
             raise InvalidArgumentError("auth must be 'oauth2' or 'basic'")
         if session_manager is not None and not isinstance(session_manager, SessionManager):
@@ -123,9 +123,7 @@ class ConversationClient:
             credentials=credentials,
             auth=auth,
             origin=origin,
-            auth_origin=_wire.checked_origin(
-                "auth_origin", AUTH_ORIGIN if auth_origin is None else auth_origin
-            ),
+            auth_origin=checked_origin("auth_origin", AUTH_ORIGIN if auth_origin is None else auth_origin),
             rate_limit=_positive("rate_limit", rate_limit),
             policy=retry or RetryPolicy(),
             attempt_timeout=exchange_seconds,

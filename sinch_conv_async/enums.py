@@ -1,12 +1,46 @@
-"""The closed word lists of the API.
+"""The words of the API.
 
-Members equal their wire text. A word that is not listed here is no error: models keep it as plain text,
-because a server adds words long before its clients learn them.
+Members equal their text on the wire. A word of an answer that is not listed here is no error: models keep it as plain text,
+because a server adds words long before its clients learn them. An argument may also be the text of a member, in any case of its
+letters; the ``...Name`` types tell type checkers which texts there are.
 """
 
 from enum import StrEnum
+from typing import Literal
 
-__all__ = ["Channel", "Direction", "MessagesSource", "ProcessingMode", "Region"]
+__all__ = [
+    "Channel",
+    "ChannelName",
+    "Direction",
+    "DirectionName",
+    "MessagesSource",
+    "MessagesSourceName",
+    "MessagesView",
+    "MessagesViewName",
+    "ProcessingMode",
+    "Region",
+    "RegionName",
+]
+
+ChannelName = Literal[
+    "WHATSAPP",
+    "RCS",
+    "SMS",
+    "MESSENGER",
+    "VIBERBM",
+    "MMS",
+    "INSTAGRAM",
+    "TELEGRAM",
+    "KAKAOTALK",
+    "KAKAOTALKCHAT",
+    "LINE",
+    "WECHAT",
+    "APPLEBC",
+]
+DirectionName = Literal["TO_APP", "TO_CONTACT"]
+MessagesSourceName = Literal["CONVERSATION_SOURCE", "DISPATCH_SOURCE"]
+MessagesViewName = Literal["WITH_METADATA", "WITHOUT_METADATA"]
+RegionName = Literal["us", "eu", "br", "US", "EU", "BR"]
 
 
 class Channel(StrEnum):
@@ -42,13 +76,23 @@ class ProcessingMode(StrEnum):
 
 
 class MessagesSource(StrEnum):
-    """Where the message to update is kept (query parameter ``messages_source``).
+    """Where the message is kept (query parameter ``messages_source``).
 
     The API assumes ``CONVERSATION_SOURCE`` when the parameter is left out.
     """
 
     CONVERSATION_SOURCE = "CONVERSATION_SOURCE"
     DISPATCH_SOURCE = "DISPATCH_SOURCE"
+
+
+class MessagesView(StrEnum):
+    """Whether the messages of the list have their metadata (query parameter ``view``).
+
+    The API assumes ``WITH_METADATA`` when the parameter is left out.
+    """
+
+    WITH_METADATA = "WITH_METADATA"
+    WITHOUT_METADATA = "WITHOUT_METADATA"
 
 
 class Region(StrEnum):

@@ -115,11 +115,13 @@ class TokenError(SinchError):
     """No access token could be had.
 
     ``error`` is the OAuth 2.0 error code of the token endpoint where it gave one, such as ``invalid_client``
-    (RFC 6749, section 5.2); ``http_status`` its last HTTP status, ``None`` where it gave no answer.
+    (RFC 6749, section 5.2); ``http_status`` is its last HTTP status, ``None`` if it gave no answer. ``extra`` holds all other fields of
+    its answer, such as ``error_description`` and ``error_hint``.
     """
 
     error: str | None = None
     http_status: int | None = None
+    extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
     @property
     def refused(self) -> bool:
@@ -170,6 +172,7 @@ class ApiError(SinchError):
     retry_after: float | None = None
     request_id: str | None = None
     body: str = attrs.field(default="", repr=False)
+    extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
     def __str__(self) -> str:
         status = f" {_shown(self.status)}" if self.status else ""

@@ -1,6 +1,6 @@
 """What the API sends and what a bulk job takes, as frozen values.
 
-Nothing here knows JSON or HTTP: turning answers into these is ``_convert``'s business.
+Nothing here knows JSON or HTTP: ``_wire/structure.py`` makes these of the API's answers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .errors import SinchError
 __all__ = [
     "ChannelIdentity",
     "ConversationMessage",
+    "MessagePage",
     "MetadataUpdate",
     "NotUpdated",
     "Unchanged",
@@ -26,7 +27,7 @@ __all__ = [
 
 
 def _extra() -> Any:
-    # Left out of hash (a dict has none) and of repr (app_message and contact_message are message contents).
+    # Not part of the hash (a dict has none) nor of the repr (app_message and contact_message are message contents).
     return attrs.field(factory=dict, hash=False, repr=False)
 
 
@@ -34,9 +35,9 @@ def _extra() -> Any:
 class ChannelIdentity:
     """Who the recipient is on one channel.
 
-    ``identity`` is a phone number on SMS, WhatsApp and Viber, something else elsewhere. ``app_id`` is set on
-    app-scoped channels (Messenger, Instagram, LINE, WeChat). A channel that :class:`Channel` does not
-    list is its text. ``extra`` holds the fields that the specification does not name.
+    ``identity`` is a phone number on SMS, WhatsApp and Viber; on other channels it is something else. ``app_id`` is set on app-scoped
+    channels (Messenger, Instagram, LINE, WeChat). ``channel`` is plain text if :class:`Channel` does not list it. ``extra`` holds the
+    fields that the specification does not name.
     """
 
     identity: str | None = None
@@ -45,15 +46,21 @@ class ChannelIdentity:
     extra: Mapping[str, Any] = _extra()
 
 
-@attrs.frozen
-class ConversationMessage:
-    """A message as the API answers it after an update; every field may be missing, and is ``None`` then.
+class _TimeText:
+    """Keeps the text that ``accept_time`` was read from, for ``to_dict``. It is not part of the value."""
 
-    ``accept_time`` is an aware :class:`~datetime.datetime` (nanoseconds are cut to microseconds).
-    ``metadata`` is at most 1,024 characters. ``direction``, ``processing_mode`` and the channel are enum
-    members, or plain text where the enum does not know the word. ``sender_id`` is the recipient of a contact message, on
-    channels that support it. Fields that the specification does not name (``app_message``,
-    ``contact_message`` and whatever comes) are in ``extra`` as they came.
+    __slots__ = ("accept_time_text",)
+
+
+@attrs.frozen
+class ConversationMessage(_TimeText):
+    """A message as the API answers it. Every field may be missing; its attribute is ``None`` then.
+
+    ``accept_time`` is an aware :class:`~datetime.datetime`. It is ``None`` if the API's text is empty or no timestamp; the text of the
+    latter is ``extra["accept_time"]``, and so is a text whose digits go beyond microseconds. ``metadata`` has at most 1,024
+    characters. ``direction``, ``processing_mode`` and the channel are enum members, or plain text if the enum does not list the word.
+    ``sender_id`` is the recipient of a contact message, on channels that support it. Fields that the specification does not name
+    (``app_message``, ``contact_message``, new ones) are in ``extra`` as they came.
 
     Source: *Update message metadata*, fields of the 200 answer.
     """
@@ -69,6 +76,23 @@ class ConversationMessage:
     sender_id: str | None = None
     processing_mode: ProcessingMode | str | None = None
     extra: Mapping[str, Any] = _extra()
+
+    # attrs makes these two for the fields alone: a copy would lose the text of accept_time.
+    def __getstate__(self) -> dict[str, Any]:
+        names = [field.name for field in attrs.fields(ConversationMessage)]
+        return {name: getattr(self, name) for name in (*names, "accept_time_text") if hasattr(self, name)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+
+@attrs.frozen
+class MessagePage:
+    """One page of the list. ``next_page_token`` names the page after it; ``None`` or empty on the last one."""
+
+    messages: tuple[ConversationMessage, ...] = ()
+    next_page_token: str | None = attrs.field(default=None, repr=False)
 
 
 @attrs.frozen

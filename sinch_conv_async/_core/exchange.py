@@ -37,9 +37,10 @@ import attrs
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from .._wire import http as _wire
+from .._wire.arguments import Credentials, Proxy, checked_proxy
 from .._wire.failure import Failure
-from .._wire.http import MAX_ANSWER, Credentials, Proxy, Request, Response, TokenResponse
+from .._wire.requests import VERSION, Request, request_headers, serialized
+from .._wire.responses import Response, TokenResponse, read_token_response
 from ..errors import (
     CallTimeoutError,
     InvalidArgumentError,
@@ -59,7 +60,7 @@ KEEPALIVE: Final = 30.0
 """Seconds that an idle connection is kept. The pool notices if the server closes it meanwhile."""
 
 USER_AGENT: Final = (
-    f"sinch-conv-async/{_wire.VERSION} "
+    f"sinch-conv-async/{VERSION} "
     f"(Python/{sys.version_info[0]}.{sys.version_info[1]}; aiohttp/{aiohttp.__version__})"
 )
 
@@ -88,9 +89,9 @@ class ConnectionOptions:
         cls, *, ssl: object, proxy: str | URL | None, resolver: Any, trace_configs: Any
     ) -> ConnectionOptions | str:
         """The options, or what is wrong with them. Returned, not raised: ``proxy`` may hold a password."""
-        checked_proxy = _wire.checked_proxy(proxy)
-        if isinstance(checked_proxy, str):
-            return checked_proxy
+        found_proxy = checked_proxy(proxy)
+        if isinstance(found_proxy, str):
+            return found_proxy
         if ssl is not None and not isinstance(ssl, tls.SSLContext | aiohttp.Fingerprint):
             return (
                 "ssl must be an ssl.SSLContext, an aiohttp.Fingerprint or None: "
@@ -103,7 +104,7 @@ class ConnectionOptions:
         traces = list(trace_configs) if isinstance(trace_configs, Iterable) else [trace_configs]
         if not all(isinstance(trace, aiohttp.TraceConfig) for trace in traces):
             return "trace_configs must be aiohttp.TraceConfig objects"
-        return cls(ssl, checked_proxy, resolver, traces)
+        return cls(ssl, found_proxy, resolver, traces)
 
     def check_origin(self, name: str, origin: str) -> None:
         """Raises InvalidArgumentError if plain text for this machine would go to a proxy elsewhere."""
@@ -207,8 +208,8 @@ class Connections:
             return failure
         if whole or answer.status >= 400:
             return answer
-        if len(answer.body) > MAX_ANSWER:
-            problem = f"the answer is longer than {MAX_ANSWER:,} bytes"
+        if len(answer.body) > request.max_response:
+            problem = f"the answer is longer than {request.max_response:,} bytes"
             return Failure(
                 ResponseFormatError(problem, http_status=answer.status),
                 retryable=False,
@@ -224,9 +225,9 @@ class Connections:
         """The answer, and whether its body is complete, by the connector's own round trip."""
         status, headers, body, whole = await self._connector.round_trip(
             self._route(request),
-            _wire.serialized(request, token.head(request, user_agent=USER_AGENT)),
+            serialized(request, token.head(request, user_agent=USER_AGENT)),
             known,
-            limit=MAX_ANSWER,
+            limit=request.max_response,
         )
         return Response(status, headers, body), whole
 
@@ -250,7 +251,7 @@ class Connections:
                 request.method,
                 request.url,
                 data=request.body,
-                headers={**_wire.request_headers(request, token.authorization, USER_AGENT), **plain},
+                headers={**request_headers(request, token.authorization, USER_AGENT), **plain},
                 allow_redirects=False,
                 proxy=None if proxy is None else proxy.url,
                 proxy_headers=None if proxy is None else proxy.headers(),
@@ -262,7 +263,7 @@ class Connections:
         known.answered = True
         whole = False
         try:
-            body, whole = await read_body(response.content, limit=MAX_ANSWER)
+            body, whole = await read_body(response.content, limit=request.max_response)
             return Response(response.status, response.headers, body), whole
         finally:
             if not whole:
@@ -276,7 +277,7 @@ class Connections:
             error = TokenError(f"the token endpoint gave no answer: {answer.error}")
             outcome: TokenResponse | Failure = Failure(error, retryable=answer.retryable)
         else:
-            outcome = _wire.read_token_answer(answer, scrub=credentials.scrub)
+            outcome = read_token_response(answer, scrub=credentials.scrub)
         if isinstance(outcome, Failure):
             _log.warning("no access token: %s", outcome.error, extra={"key_id": credentials.key_id})
         else:

@@ -22,9 +22,10 @@ import attrs
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from .._wire import http as _wire
+from .._wire.arguments import Credentials
 from .._wire.failure import Failure
-from .._wire.http import Credentials, Request, TokenResponse
+from .._wire.requests import Request, token_request
+from .._wire.responses import TokenResponse, read_message
 from ..errors import (
     ClientStateError,
     InvalidArgumentError,
@@ -343,9 +344,10 @@ class SessionManager:
         if isinstance(answer, Failure):
             outcome: ConversationMessage | Failure = answer
         else:
-            outcome = _wire.read_answer(
+            outcome = read_message(
                 answer,
                 call.request,
+                reused=known.reused,
                 scrub=lambda text: token.scrub(member.authorization.credentials.scrub(text)),
             )
         if isinstance(outcome, Failure) and outcome.crossed:
@@ -376,7 +378,7 @@ class SessionManager:
     ) -> Callable[[Credentials], Awaitable[TokenResponse | Failure]]:
         """What the token cache asks with. It holds the manager weakly, so that one that is forgotten is freed, and says so, at once."""
         ask = weakref.WeakMethod(self._request_token)
-        request = _wire.token_request(auth_origin)
+        request = token_request(auth_origin)
 
         async def request_token(credentials: Credentials) -> TokenResponse | Failure:
             request_of_manager = ask()

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Protocol, TypeVar
 
+from .._wire.arguments import Credentials
 from .._wire.failure import Failure
-from .._wire.http import Credentials, Request, Response
+from .._wire.requests import Request
+from .._wire.responses import Response
 from ..errors import SinchError
 from .lifetime import Lifetime
 from .tokens import Token

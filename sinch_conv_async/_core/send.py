@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import attrs
 
-from .._wire import http as _wire
+from .._wire.arguments import Credentials
 from .._wire.failure import Failure
-from .._wire.http import Credentials, Request
+from .._wire.operations import UpdateMetadata
+from .._wire.requests import Request, messages_path
 from ..enums import MessagesSource
 from ..errors import (
     ApiError,
@@ -109,7 +110,7 @@ class Sender:
             manager=manager,
             project_id=project_id,
             origin=origin,
-            path=_wire.messages_path(project_id),
+            path=messages_path(project_id),
             policy=policy,
             attempt_timeout=attempt_timeout,
             project=manager._project(origin, project_id),
@@ -123,7 +124,7 @@ class Sender:
         self, message_id: str, metadata: str, messages_source: MessagesSource | str | None
     ) -> Request:
         """The request for one update, or InvalidArgumentError."""
-        return _wire.message_request(self.origin, self.path, message_id, metadata, messages_source)
+        return UpdateMetadata.of(self.origin, self.path, message_id, metadata, messages_source).request
 
     async def leave(self) -> None:
         """Closes this client's calls and no other's."""

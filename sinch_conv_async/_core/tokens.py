@@ -12,12 +12,14 @@ import math
 from collections.abc import Awaitable, Callable, Hashable
 from random import Random
 from typing import Final
-from urllib.parse import quote
 
 import attrs
 
+from .._wire.arguments import Credentials, basic_authorization
 from .._wire.failure import Failure
-from .._wire.http import Credentials, Head, Request, TokenResponse, basic_authorization, request_head
+from .._wire.requests import Head, Request, request_head
+from .._wire.responses import TokenResponse
+from .._wire.scrub import forms, scrub
 from ..errors import SinchError, TokenError
 from .lifetime import Lifetime, closed_error
 from .retry import RetryPolicy
@@ -54,6 +56,10 @@ class Token:
     renew_at: float
     accepted_for: set[Hashable] = attrs.field(factory=set, repr=False)
     _heads: dict[str, Head] = attrs.field(factory=dict, init=False, repr=False)
+    _forms: tuple[str, ...] = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._forms = forms(self.authorization.partition(" ")[2])
 
     def head(self, request: Request, *, user_agent: str) -> Head:
         """What the heads of all requests to the request's origin have in common; made once."""
@@ -63,9 +69,8 @@ class Token:
         return head
 
     def scrub(self, text: str) -> str:
-        """The text with every spelling of the token cut out of it."""
-        token = self.authorization.partition(" ")[2]
-        return text.replace(token, "[redacted]").replace(quote(token, safe=""), "[redacted]")
+        """The text without the token, however it is spelled there."""
+        return scrub(text, self._forms)
 
 
 class BasicAuthorization:

@@ -29,8 +29,8 @@ from typing import Any, BinaryIO, Final, Literal, Self, cast
 
 import attrs
 
-from .._wire import http as _wire
 from .._wire import json as _json
+from .._wire.operations import UpdateMetadata
 from ..errors import InvalidArgumentError
 from ..models import MetadataUpdate
 from .quoting import Place, RecordEnd
@@ -609,7 +609,7 @@ class RecordReader:
                 return f"{layout.metadata} must be a JSON object to be merged"
             metadata = change
         try:
-            _wire.message_request("", "", fields.message_id, "" if layout.merge else metadata, source)
+            UpdateMetadata.of("", "", fields.message_id, "" if layout.merge else metadata, source)
         except InvalidArgumentError as refused:
             return str(refused)
         return Record(fields.message_id, metadata, source, number=number, line=taken.line, raw=taken.raw)

@@ -1,21 +1,37 @@
-"""The operations of the API: what is asked, how its answer is read, and whether it is safe to repeat.
+"""The operations of the API: what is asked, how the response is read, and whether a repeat is safe.
 
-Each class fulfils the protocol ``Operation`` of ``_core/seams.py``. Pure: sends nothing.
+Each class implements the protocol ``Operation`` of ``_core/seams.py``. ``of`` checks the arguments and raises
+:class:`InvalidArgumentError` for one that cannot be right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Final
+from urllib.parse import quote
 
 import attrs
 
-from ..enums import MessagesSource
-from ..models import ConversationMessage
+from ..enums import Channel, Direction, MessagesSource, MessagesView
+from ..errors import InvalidArgumentError
+from ..models import ConversationMessage, MessagePage
+from . import json as _json
+from .arguments import (
+    checked_filter,
+    checked_id,
+    checked_metadata,
+    checked_moment,
+    checked_page_size,
+    checked_word,
+)
 from .failure import Failure
-from .http import Request, Response, message_request, read_answer
+from .requests import Request
+from .responses import Response, read_message, read_page
 
-__all__ = ["UpdateMetadata"]
+__all__ = ["GetMessage", "ListMessages", "UpdateMetadata"]
+
+MAX_PAGE: Final = 16 * 1024 * 1024
+"""Bytes of a page: a thousand messages with contents of some KiB each."""
 
 
 @attrs.frozen
@@ -30,18 +46,123 @@ class UpdateMetadata:
 
     @classmethod
     def of(
-        cls,
-        origin: str,
-        path: str,
-        message_id: str,
-        metadata: str,
-        messages_source: MessagesSource | str | None = None,
+        cls, origin: str, path: str, message_id: object, metadata: object, messages_source: object = None
     ) -> UpdateMetadata:
-        """The operation for a message under ``path`` (:func:`messages_path`), or InvalidArgumentError."""
-        return cls(message_request(origin, path, message_id, metadata, messages_source))
+        """The operation for a message under ``path`` (:func:`messages_path`)."""
+        target = _message_target(path, message_id, messages_source)
+        body = b'{"metadata": ' + _json.dump_text(checked_metadata(metadata)) + b"}"
+        return cls(Request("PATCH", origin, target, body, message_id=str(message_id)))
 
     def read(
         self, response: Response, *, scrub: Callable[[str], str], reused: bool
     ) -> ConversationMessage | Failure:
-        """The updated message, or the failure that the response tells of."""
-        return read_answer(response, self.request, scrub=scrub, reused=reused)
+        """The message after the update, or a Failure."""
+        return read_message(response, self.request, scrub=scrub, reused=reused)
+
+
+@attrs.frozen
+class GetMessage:
+    """Read one message."""
+
+    request: Request
+    safe: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, origin: str, path: str, message_id: object, messages_source: object = None) -> GetMessage:
+        """The operation for a message under ``path`` (:func:`messages_path`)."""
+        target = _message_target(path, message_id, messages_source)
+        return cls(Request("GET", origin, target, message_id=str(message_id)))
+
+    def read(
+        self, response: Response, *, scrub: Callable[[str], str], reused: bool
+    ) -> ConversationMessage | Failure:
+        """The message, or a Failure."""
+        return read_message(response, self.request, scrub=scrub, reused=reused)
+
+
+@attrs.frozen
+class ListMessages:
+    """Read one page of the messages that pass some filters, the newest first."""
+
+    request: Request
+    safe: ClassVar[bool] = True
+
+    @classmethod
+    def of(
+        cls,
+        origin: str,
+        path: str,
+        *,
+        conversation_id: object = None,
+        contact_id: object = None,
+        app_id: object = None,
+        channel_identity: object = None,
+        channel: object = None,
+        direction: object = None,
+        start_time: object = None,
+        end_time: object = None,
+        only_recipient_originated: object = None,
+        view: object = None,
+        messages_source: object = None,
+        page_size: object = 100,
+    ) -> ListMessages:
+        """The operation for the first page of the messages under ``path`` (:func:`messages_path`)."""
+        texts = {
+            "conversation_id": conversation_id,
+            "contact_id": contact_id,
+            "app_id": app_id,
+            "channel_identity": channel_identity,
+        }
+        words = {
+            "channel": (Channel, channel),
+            "direction": (Direction, direction),
+            "view": (MessagesView, view),
+            "messages_source": (MessagesSource, messages_source),
+        }
+        query = {
+            "page_size": str(checked_page_size(page_size)),
+            **{name: checked_filter(name, text) for name, text in texts.items() if text is not None},
+            **{
+                name: checked_word(name, known, word)
+                for name, (known, word) in words.items()
+                if word is not None
+            },
+            **_period(start_time, end_time),
+        }
+        if only_recipient_originated is not None:
+            if type(only_recipient_originated) is not bool:
+                raise InvalidArgumentError("only_recipient_originated must be True or False")
+            query["only_recipient_originated"] = str(only_recipient_originated).lower()
+        # Every value is escaped, so a filter can name nothing but its own parameter.
+        target = (
+            path.rstrip("/")
+            + "?"
+            + "&".join(f"{name}={quote(text, safe='')}" for name, text in query.items())
+        )
+        return cls(Request("GET", origin, target, max_response=MAX_PAGE))
+
+    def next(self, page_token: str) -> ListMessages:
+        """The operation for the page that the ``next_page_token`` of this one names."""
+        first = self.request.target.partition("&page_token=")[0]
+        target = f"{first}&page_token={quote(page_token, safe='')}"
+        return ListMessages(attrs.evolve(self.request, target=target))
+
+    def read(self, response: Response, *, scrub: Callable[[str], str], reused: bool) -> MessagePage | Failure:
+        """The page, or a Failure."""
+        return read_page(response, self.request, scrub=scrub)
+
+
+def _message_target(path: str, message_id: object, messages_source: object) -> str:
+    target = path + checked_id("message_id", message_id)
+    if messages_source is None:
+        return target
+    return f"{target}?messages_source={checked_word('messages_source', MessagesSource, messages_source)}"
+
+
+def _period(start_time: object, end_time: object) -> dict[str, str]:
+    """The query parameters of a period, as RFC 3339 in UTC."""
+    given = {"start_time": start_time, "end_time": end_time}
+    moments = {name: checked_moment(name, value) for name, value in given.items() if value is not None}
+    if len(moments) == 2 and moments["start_time"] >= moments["end_time"]:
+        raise InvalidArgumentError("start_time must be before end_time")
+    return {name: moment.isoformat().replace("+00:00", "Z") for name, moment in moments.items()}

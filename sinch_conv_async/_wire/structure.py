@@ -1,7 +1,10 @@
-"""JSON values to models and errors, and back, through one cattrs converter.
+"""JSON values to models and errors, and back, all through one cattrs converter.
 
-The hooks live in :func:`_configure`. Strict about types (an ``id`` that is a number is not the API's), tolerant of words and fields that
-came later. Knows nothing of HTTP beyond the status that an error is filed under.
+cattrs generates the function that structures each class; :func:`_converter` says how. The generated functions note where they are, so
+that an answer that does not fit is explained (``expected a string @ $.channel_identity.channel``) without a second try.
+
+Strict about types: an ``id`` that is a number is not the API's. Tolerant of words and fields that came later: what a class does not
+name is kept in its ``extra``. Knows nothing of HTTP except the status that an error is filed under.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import copy
 import datetime
 import functools
-import json
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final, TypeVar
@@ -29,10 +32,12 @@ from ..errors import (
     RateLimitedError,
     ServerError,
     SinchError,
+    TokenError,
 )
 from ..models import (
     ChannelIdentity,
     ConversationMessage,
+    MessagePage,
     MetadataUpdate,
     NotUpdated,
     Unchanged,
@@ -40,8 +45,10 @@ from ..models import (
     UpdateOutcome,
 )
 from . import json as _json
+from .arguments import encodes
+from .envelope import error_fields
 
-__all__ = ["structure_error", "structure_message", "to_dict"]
+__all__ = ["structure_error", "structure_message", "structure_page", "to_dict"]
 
 _ERROR_CLASSES: Final = {
     400: BadRequestError,
@@ -51,233 +58,288 @@ _ERROR_CLASSES: Final = {
     429: RateLimitedError,
 }
 
-_DETAILS_KEPT: Final = 100
-"""Details of an error. A mebibyte has room for half a million, which would take a hundred times as much as objects."""
+_BODY_KEPT: Final = 2048
+"""Characters of an error's body: enough for any error envelope, too little to fill a log by accident."""
 
-_BODY_KEPT: Final = 2048  # characters; enough for any error envelope, too little to fill a log by accident
+_MARGIN: Final = 16 * 1024
+"""Characters of a body that are searched beyond those kept, so that no credential is cut in half before it is found."""
+
+_MAX_PAGE_TOKEN: Final = 4096
+"""Characters. It becomes a part of the next request's target, and servers refuse heads of more than 8 KiB."""
 
 # What the API and problem documents call a detail's type when they do not call it type_url.
 _TYPE_NAMES: Final = ("@type", "type")
 
-_T = TypeVar("_T")
+_MICROSECONDS: Final = len("2026-03-01T12:30:15.250000Z")
+# More digits than microseconds, or a leap second.
+_BEYOND_DATETIME: Final = re.compile(r"[.,][0-9]{7}|:60")
 
-# A key that holds the leftovers while cattrs builds a model. A field of this name on the wire is one of the leftovers itself.
 _EXTRA: Final = "extra"
 
+_T = TypeVar("_T")
 
-def _text(value: Any, _: object = None) -> str | None:
+Hook = Callable[[Any, Any], Any]
+"""What cattrs calls with a value and the type to make of it."""
+
+
+# Values
+
+
+def _text(value: Any, _: object) -> str | None:
     if value is None or type(value) is str:
         return value
     raise TypeError("expected a string")
 
 
-def _flag(value: Any, _: object = None) -> bool | None:
+def _flag(value: Any, _: object) -> bool | None:
     if value is None or type(value) is bool:
         return value
     raise TypeError("expected true or false")
 
 
-def _timestamp(value: Any, _: object = None) -> datetime.datetime | None:
-    """RFC 3339, whose ``t`` and ``z`` may be small; ``fromisoformat`` reads nanoseconds too, and cuts them to microseconds.
+def _timestamp(value: Any, _: object) -> datetime.datetime | None:
+    """The moment that an RFC 3339 text names; None for a text that names none.
 
-    A leap second is read as the second before it: Python has none.
+    ``fromisoformat`` reads nanoseconds too, and cuts them to microseconds.
     """
-    if value is None:
-        return None
-    if type(value) is str:
-        text = value.upper()
-        if text[16:19] == ":60":
-            text = f"{text[:17]}59{text[19:]}"
-        try:
-            moment = datetime.datetime.fromisoformat(text)
-        except ValueError:
-            pass
-        else:
-            # CPython stops reading at a NUL, and takes no notice of what stands behind it.
-            if moment.tzinfo is not None and "\0" not in value:
-                return moment
-    raise TypeError("expected an RFC 3339 timestamp")
-
-
-def _word(known: type[Channel | Direction | ProcessingMode]) -> Callable[[Any, object], Any]:
-    """A word of an enum, or the text itself where the enum does not know it."""
-    members = {member.value: member for member in known}
-
-    def structure(value: Any, _: object = None) -> Any:
+    if type(value) is not str:
         if value is None:
             return None
+        raise TypeError("expected an RFC 3339 timestamp")
+    try:
+        moment = datetime.datetime.fromisoformat(value)
+    except ValueError:
+        # RFC 3339 allows a small "t" and "z". A leap second is read as the second before it: Python has none.
+        text = value.upper()
+        other = f"{text[:17]}59{text[19:]}" if text[16:19] == ":60" else text
+        return None if other == value else _timestamp(other, None)
+    # CPython stops reading at a NUL, and ignores what follows it.
+    return None if moment.tzinfo is None or "\0" in value else moment
+
+
+def _word(known: type[StrEnum]) -> Hook:
+    """Structures a word of an enum; a word that the enum does not list stays text."""
+    members: dict[str, StrEnum] = {member.value: member for member in known}
+
+    def structure(value: Any, _: object) -> str | None:
         if type(value) is str:
             return members.get(value, value)
+        if value is None:
+            return None
         raise TypeError("expected a string")
 
     return structure
 
 
-_CHANNELS: Final = {member.value: member for member in Channel}
-_DIRECTIONS: Final = {member.value: member for member in Direction}
-_PROCESSING_MODES: Final = {member.value: member for member in ProcessingMode}
+def _page_token(value: Any, _: object) -> str | None:
+    token = _text(value, None)
+    if token is not None and not (len(token) <= _MAX_PAGE_TOKEN and encodes(token)):
+        raise TypeError(f"expected at most {_MAX_PAGE_TOKEN:,} characters that encode to UTF-8")
+    return token
 
 
-def _identity(value: Any, _: object = None) -> ChannelIdentity | None:
-    if value is None:
-        return None
-    if type(value) is not dict:
-        raise TypeError
-    take = value.pop
-    identity, channel, app_id = take("identity", None), take("channel", None), take("app_id", None)
-    for text in (identity, channel, app_id):
-        if type(text) is not str and text is not None:
-            raise TypeError
-    return ChannelIdentity(identity, _CHANNELS.get(channel, channel), app_id, value)
-
-
-def _message(value: Any, _: object = None) -> ConversationMessage:
-    """A message, in straight lines: a third of the time of the hook that cattrs makes, for every answer of every call.
-
-    Takes the object apart, and what is left of it is ``extra``. Says only that something is wrong: what and where, :func:`_explain` finds out
-    with the other hook. That the two agree on every value is a property that is tested.
-    """
-    if type(value) is not dict:
-        raise TypeError
-    take = value.pop
-    message_id, contact_id = take("id", None), take("contact_id", None)
-    conversation_id = take("conversation_id", None)
-    direction, metadata = take("direction", None), take("metadata", None)
-    sender_id, processing_mode = take("sender_id", None), take("processing_mode", None)
-    for text in (message_id, contact_id, conversation_id, direction, metadata, sender_id, processing_mode):
-        if type(text) is not str and text is not None:
-            raise TypeError
-    return ConversationMessage(
-        message_id,
-        _timestamp(take("accept_time", None)),
-        _identity(take("channel_identity", None)),
-        contact_id,
-        conversation_id,
-        _DIRECTIONS.get(direction, direction),
-        metadata,
-        _flag(take("injected", None)),
-        sender_id,
-        _PROCESSING_MODES.get(processing_mode, processing_mode),
-        value,
-    )
-
-
-def _keeping_extra(cls: type[Any], base: Callable[[dict[str, Any], Any], Any]) -> Callable[[Any, Any], Any]:
-    """Wraps a structure function so that fields which the model does not name end up in ``extra``."""
-    named = frozenset(field.name for field in attrs.fields(cls)) - {_EXTRA}
-
-    def structure(value: Any, _: Any = cls) -> Any:
-        if type(value) is not dict:
-            raise TypeError("expected an object")
-        extra = {name: field for name, field in value.items() if name not in named}
-        return base({**value, _EXTRA: extra}, cls)
-
-    return structure
+# The converter
 
 
 @functools.cache
-def _explaining() -> cattrs.Converter:
-    """A converter that keeps track of where it is, at a price: it says what is wrong with an answer that has already failed."""
+def _converter() -> cattrs.Converter:
+    """The converter of models and errors. Made when first needed, because importing the package must cost little."""
     converter = cattrs.Converter(detailed_validation=True)
-
-    def register(cls: type[Any], **hooks: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        overrides = {
-            field.name: override(struct_hook=hooks.get(field.name, _text)) for field in attrs.fields(cls)
-        }
-        overrides[_EXTRA] = override(struct_hook=lambda value, _: value)
-        base = make_dict_structure_fn(cls, converter, **overrides)  # type: ignore[arg-type]  # cattrs types its overrides and its flags as one **kwargs
-        structure = _keeping_extra(cls, base)
-        converter.register_structure_hook(cls, structure)
-        return structure
-
-    identity = register(ChannelIdentity, channel=_word(Channel))
-    register(
+    identity = _keeping_extra(ChannelIdentity, _generated(converter, ChannelIdentity, channel=_word(Channel)))
+    converter.register_structure_hook(ChannelIdentity, identity)
+    message = _generated(
+        converter,
         ConversationMessage,
         accept_time=_timestamp,
-        channel_identity=lambda value, cls: None if value is None else identity(value, cls),
+        channel_identity=_optional(identity),
         direction=_word(Direction),
         injected=_flag,
         processing_mode=_word(ProcessingMode),
     )
+    message = _keeping_accept_time(_keeping_extra(ConversationMessage, message))
+    converter.register_structure_hook(ConversationMessage, message)
+    every = converter.get_structure_hook(tuple[ConversationMessage, ...])
+
+    def messages(value: Any, cls: Any) -> Any:
+        if value is not None and type(value) is not list:
+            raise TypeError("expected a list")
+        return every(value or [], cls)
+
+    page = _generated(converter, MessagePage, messages=messages, next_page_token=_page_token)
+
+    def checked_page(value: Any, cls: object) -> Any:
+        if type(value) is not dict:
+            raise TypeError("expected an object")
+        return page(value, cls)
+
+    converter.register_structure_hook(MessagePage, checked_page)
+    converter.register_structure_hook(ErrorDetail, _detail)
+
+    def error_hook(cls: type[ApiError]) -> Hook:
+        return _generated_error(converter, cls)
+
+    converter.register_structure_hook_factory(_is_api_error, error_hook)
+    _register_unstructuring(converter)
     return converter
 
 
 @functools.cache
-def _configure() -> cattrs.Converter:
-    """The converter of models and errors; made when first needed, since importing the package must cost no more than it has to."""
-    converter = cattrs.Converter(detailed_validation=False)
-    converter.register_structure_hook(ConversationMessage, _message)
-    converter.register_structure_hook(ChannelIdentity, _identity)
-    # Errors are read from an envelope that _envelope has made tidy: what is left of it cannot fail.
-    as_it_is = override(struct_hook=lambda value, _: value)
+def _hook(cls: Any) -> Hook:
+    return _converter().get_structure_hook(cls)
 
-    def error_hook(cls: type[ApiError]) -> Callable[[Any, Any], Any]:
-        return make_dict_structure_fn(
-            cls,
-            converter,
-            code=as_it_is,
-            message=as_it_is,
-            status=as_it_is,
-            details=override(struct_hook=_details),
-        )
 
-    converter.register_structure_hook_factory(
-        lambda cls: isinstance(cls, type) and issubclass(cls, ApiError), error_hook
+def _generated(converter: cattrs.Converter, cls: type[Any], **hooks: Hook) -> Hook:
+    """The function that cattrs generates to structure ``cls``. A field without a hook is text; ``extra`` is left out."""
+    overrides = {
+        field.name: override(struct_hook=hooks.get(field.name, _text), omit=field.name == _EXTRA)
+        for field in attrs.fields(cls)
+    }
+    return make_dict_structure_fn(cls, converter, **overrides)  # type: ignore[arg-type]  # cattrs types its overrides and its flags as one **kwargs
+
+
+def _is_api_error(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, ApiError)
+
+
+def _optional(base: Hook) -> Hook:
+    def structure(value: Any, cls: object) -> Any:
+        return None if value is None else base(value, cls)
+
+    return structure
+
+
+def _keeping_extra(cls: type[Any], base: Hook) -> Hook:
+    """Wraps a structure function so that the fields which the class does not name end up in ``extra``."""
+    named = frozenset(field.name for field in attrs.fields(cls)) - {_EXTRA}
+
+    def structure(value: Any, _: object) -> Any:
+        if type(value) is not dict:
+            raise TypeError("expected an object")
+        model = base(value, cls)
+        extra = model.extra
+        for name, field in value.items():
+            if name not in named:
+                extra[name] = field
+        return model
+
+    return structure
+
+
+def _keeping_accept_time(base: Hook) -> Hook:
+    """Wraps the messages' structure function so that nothing of the text of ``accept_time`` is lost."""
+    set_attribute = object.__setattr__  # the class is frozen
+
+    def structure(value: Any, cls: object) -> ConversationMessage:
+        message: ConversationMessage = base(value, cls)
+        text = value.get("accept_time")
+        if text:
+            set_attribute(message, "accept_time_text", text)
+            beyond = len(text) > _MICROSECONDS or ":60" in text
+            if message.accept_time is None or (beyond and _BEYOND_DATETIME.search(text)):
+                message.extra["accept_time"] = text  # type: ignore[index]  # a dict, as the model made it
+        return message
+
+    return structure
+
+
+def _generated_error(converter: cattrs.Converter, cls: type[ApiError]) -> Hook:
+    """The function that structures an error. Its fields have been made tidy by :func:`error_fields`, so it cannot fail."""
+
+    def as_it_is(value: Any, _: object) -> Any:
+        return value
+
+    return make_dict_structure_fn(
+        cls,
+        converter,
+        **{name: override(struct_hook=as_it_is) for name in ("message", "code", "status", _EXTRA)},  # type: ignore[arg-type]  # the same as above
     )
-    converter.register_unstructure_hook(datetime.datetime, _rfc3339)
-    for model in (ConversationMessage, ChannelIdentity, MetadataUpdate):
-        converter.register_unstructure_hook(model, lambda value: _named_fields(converter, value))
-    converter.register_unstructure_hook(ErrorDetail, _unstructure_detail)
-    converter.register_unstructure_hook_func(
-        lambda cls: isinstance(cls, type) and issubclass(cls, SinchError), _unstructure_error
-    )
-    for outcome in (Updated, NotUpdated, Unchanged):
-        converter.register_unstructure_hook(
-            outcome, lambda value: {"ok": value.ok, **_named_fields(converter, value)}
-        )
-    return converter
 
 
-def _detail(value: Any) -> ErrorDetail:
+def _detail(value: Any, _: object) -> ErrorDetail:
     """One entry of ``details``, whatever it is: nothing that the server says is lost."""
     extra = dict(value) if type(value) is dict else {"value": value}
     text = extra.pop("value") if type(extra.get("value")) is str else None
-    type_url = _first(str, extra, "type_url", *_TYPE_NAMES)
-    # It stays where it is when a sibling says the same: _unstructure_detail could not tell that there were two.
-    if type(extra.get("type_url")) is str and type_url != _first(str, extra, *_TYPE_NAMES):
+    implied = _type_name(extra)
+    type_url = extra["type_url"] if type(extra.get("type_url")) is str else implied
+    # It stays in extra when a sibling says the same: _unstructure_detail could not tell that there were two.
+    if type(extra.get("type_url")) is str and type_url != implied:
         del extra["type_url"]
     return ErrorDetail(type_url=type_url, value=text, extra=extra)
 
 
-def _details(value: list[Any], _: object) -> tuple[ErrorDetail, ...]:
-    return tuple(map(_detail, value[:_DETAILS_KEPT]))
+def _type_name(fields: Mapping[str, Any]) -> str | None:
+    return next((fields[name] for name in _TYPE_NAMES if type(fields.get(name)) is str), None)
 
 
-def _first(kind: type[_T], value: Mapping[str, Any], *names: str) -> _T | None:
-    """The first of these members that has the type asked for; JSON's true is no number."""
-    return next((value[name] for name in names if type(value.get(name)) is kind), None)
+# Answers
 
 
-def _envelope(value: Any) -> dict[str, Any]:
-    """The documented error object of whatever a server sent in its place.
+def structure_message(body: bytes) -> ConversationMessage | str:
+    """The message that a 200 answer holds, or what is wrong with it and where (``expected a string @ $.id``)."""
+    return _structured(body, ConversationMessage)
 
-    Known beside the envelope: its fields without ``error`` around them (the specification's own examples), RFC 9457 problem documents,
-    ``{"error": "text"}`` (OAuth's form too), ``code``/``text`` and ``errorCode``/``message`` of other Sinch products, a bare string.
+
+def structure_page(body: bytes) -> MessagePage | str:
+    """The page that a 200 answer of the list holds, or what is wrong with it and where."""
+    return _structured(body, MessagePage)
+
+
+def _structured(body: bytes, cls: Callable[..., _T]) -> _T | str:
+    """The words name types and places, never what was found there.
+
+    They are returned, not raised: a traceback would carry the body along in its frames.
     """
-    inner = value.get("error") if type(value) is dict else value
-    if type(inner) is dict:
-        value = inner
-    elif type(inner) is str:
-        value = {**(value if type(value) is dict else {}), "title": inner}
-    if type(value) is not dict:
-        return {"details": value if type(value) is list else []}
-    details = _first(list, value, "details", "errors")
-    return {
-        "code": _first(int, value, "code", "status", "errorCode"),
-        "message": _first(str, value, "message", "detail", "text", "error_description", "title") or "",
-        "status": _first(str, value, "status", "code"),
-        "details": details or [],
-    }
+    try:
+        value = _json.loads(body)
+    except ValueError:
+        return "not readable as JSON @ $"
+    try:
+        return _hook(cls)(value, cls)  # type: ignore[no-any-return]  # the hook makes a `cls`
+    except (TypeError, cattrs.BaseValidationError) as error:  # one hook's own, or a group of them
+        return "; ".join(cattrs.transform_error(error, format_exception=lambda found, _: str(found)))
+
+
+def structure_error(http_status: int, body: bytes, *, scrub: Callable[[str], str]) -> ApiError:
+    """The error that an answer holds, whatever its form; never fails.
+
+    ``scrub`` cuts credentials out of a text, in case the server has repeated one.
+    """
+    try:
+        said = _json.loads(body)
+    except (ValueError, RecursionError):
+        said = {}
+    default = ServerError if http_status >= 500 else ApiError
+    cls = _ERROR_CLASSES.get(http_status, default)
+    error: ApiError = _converter().structure(error_fields(said, scrub), cls)
+    error.http_status = http_status
+    error.body = _beginning(body.decode("utf-8", "replace"), scrub)
+    return error
+
+
+def _beginning(text: str, scrub: Callable[[str], str]) -> str:
+    """What an error keeps of a body."""
+    searched = scrub(text[: _BODY_KEPT + _MARGIN])
+    if len(text) > _BODY_KEPT + _MARGIN:
+        searched = searched[:-_MARGIN]  # half a credential at its end would not have been found
+    return searched[:_BODY_KEPT]
+
+
+# Back to plain data
+
+
+def _register_unstructuring(converter: cattrs.Converter) -> None:
+    converter.register_unstructure_hook(datetime.datetime, _rfc3339)
+    converter.register_unstructure_hook(ConversationMessage, lambda value: _message_fields(converter, value))
+    for model in (ChannelIdentity, MetadataUpdate):
+        converter.register_unstructure_hook(model, lambda value: _named_fields(converter, value))
+    for outcome in (Updated, NotUpdated, Unchanged):
+        converter.register_unstructure_hook(
+            outcome, lambda value: {"ok": value.ok, **_named_fields(converter, value)}
+        )
+    converter.register_unstructure_hook(ErrorDetail, _unstructure_detail)
+    converter.register_unstructure_hook_func(
+        lambda cls: isinstance(cls, type) and issubclass(cls, SinchError), _unstructure_error
+    )
 
 
 def _rfc3339(moment: datetime.datetime) -> str:
@@ -285,8 +347,17 @@ def _rfc3339(moment: datetime.datetime) -> str:
     return f"{text.removesuffix('+00:00')}Z" if text.endswith("+00:00") else text
 
 
+def _message_fields(converter: cattrs.Converter, message: ConversationMessage) -> dict[str, Any]:
+    """The message's fields, with ``accept_time`` as the text that the answer had."""
+    fields = _named_fields(converter, message)
+    text = getattr(message, "accept_time_text", None)
+    if text is not None:
+        fields["accept_time"] = text
+    return fields
+
+
 def _named_fields(converter: cattrs.Converter, value: Any) -> dict[str, Any]:
-    """The fields that are there, under the wire's names, and the ones that the model does not name beside them."""
+    """The fields that are there, under the wire's names, and beside them those that the model does not name."""
     fields = {name: getattr(value, name) for name in (field.name for field in attrs.fields(type(value)))}
     extra = copy.deepcopy(fields.pop(_EXTRA, {}))  # the model keeps its own
     named = {name: _plain(converter, field) for name, field in fields.items() if field is not None}
@@ -300,76 +371,23 @@ def _plain(converter: cattrs.Converter, value: Any) -> Any:
 
 def _unstructure_detail(detail: ErrorDetail) -> dict[str, Any]:
     # type_url may have been read from "@type" or "type", which are in extra as they came.
-    implied = _first(str, detail.extra, *_TYPE_NAMES)
+    implied = _type_name(detail.extra)
     named = {"type_url": None if detail.type_url == implied else detail.type_url, "value": detail.value}
     return {**{name: text for name, text in named.items() if text is not None}, **copy.deepcopy(detail.extra)}
 
 
 def _unstructure_error(error: SinchError) -> dict[str, Any]:
-    if isinstance(error, ApiError):
-        return {
-            "code": error.code,
-            "message": error.message,
-            "status": error.status,
-            "details": [_unstructure_detail(detail) for detail in error.details],
-        }
-    return {"status": type(error).__name__, "message": str(error)}
-
-
-def structure_message(body: bytes) -> ConversationMessage | str:
-    """The message that a 200 answer holds, or what is wrong with it and where (``expected a string @ $.id``).
-
-    The words name types and places, never what was found there. Returned, not raised: a traceback would carry the body along in its frames.
-    """
-    try:
-        value = _json.loads(body)
-    except ValueError:
-        return "not readable as JSON @ $"
-    try:
-        return _message(value)
-    except TypeError:
-        return _explain(body)
-
-
-def _explain(body: bytes) -> str:
-    """Structures once more, with a converter that keeps track of where it is."""
-    try:
-        _explaining().structure(_json.loads(body), ConversationMessage)
-    except (TypeError, cattrs.BaseValidationError) as error:  # a hook's own, or a group of theirs
-        return "; ".join(cattrs.transform_error(error, format_exception=lambda found, _: str(found)))
-    raise AssertionError("both converters have the same hooks")  # pragma: no cover  # a proof, not a path
-
-
-def structure_error(http_status: int, body: bytes, *, scrub: Callable[[str], str]) -> ApiError:
-    """The error that an answer holds, whatever its form; never fails.
-
-    ``scrub`` cuts credentials out of a text, should the server have echoed them.
-    """
-    text = body.decode("utf-8", "replace")
-    try:
-        said = _json.loads(body)
-        value = _scrubbed(said, scrub)
-        if value != said:
-            # JSON can spell a credential in more ways than anyone can look for in its text.
-            text = json.dumps(value, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        value = None
-    text = scrub(text)[:_BODY_KEPT]  # in this order: half a credential is not found
-    default = ServerError if http_status >= 500 else ApiError
-    error: ApiError = _configure().structure(_envelope(value), _ERROR_CLASSES.get(http_status, default))
-    error.http_status = http_status
-    error.body = text
-    return error
-
-
-def _scrubbed(value: Any, scrub: Callable[[str], str]) -> Any:
-    if type(value) is str:
-        return scrub(value)
-    if type(value) is dict:
-        return {scrub(name): _scrubbed(field, scrub) for name, field in value.items()}
-    if type(value) is list:
-        return [_scrubbed(item, scrub) for item in value]
-    return value
+    extra = copy.deepcopy(error.extra) if isinstance(error, ApiError | TokenError) else {}
+    if not isinstance(error, ApiError):
+        return {**extra, "status": type(error).__name__, "message": str(error)}
+    named = {
+        "code": error.code,
+        "message": error.message,
+        "status": error.status,
+        "details": [_unstructure_detail(detail) for detail in error.details],
+    }
+    # A field of the wrong type has stayed in extra, and its attribute is empty.
+    return {**named, **extra, **{name: value for name, value in named.items() if value}}
 
 
 def to_dict(
@@ -377,7 +395,8 @@ def to_dict(
 ) -> dict[str, Any]:
     """Plain JSON-ready data of a model or an error, with the wire's names.
 
-    Fields that are ``None`` are left out, those in ``extra`` stand beside the named ones, timestamps are RFC 3339 text. An
-    :class:`ApiError` always gives its ``code``, ``message``, ``status`` and ``details``, any other error its class as ``status`` and its ``message``.
+    Fields that are ``None`` are left out. Those in ``extra`` stand beside the named ones. ``accept_time`` is the text that the answer
+    had; where a message was not read from an answer, it is RFC 3339 text. An :class:`ApiError` always gives its ``code``, ``message``,
+    ``status`` and ``details``; any other error gives its class as ``status`` and its ``message``.
     """
-    return _configure().unstructure(model)  # type: ignore[no-any-return]  # the hooks above all give dicts
+    return _converter().unstructure(model)  # type: ignore[no-any-return]  # the hooks above all give dicts

@@ -17,7 +17,7 @@ import attrs
 import click
 
 from .._core.manager import SessionManager
-from .._wire import http as _wire
+from .._wire.arguments import checked_origin, regional_origin
 from ..client import _ENVIRONMENT, ClientOptions, ConversationClient
 from ..enums import Region
 from ..errors import InvalidArgumentError
@@ -94,8 +94,8 @@ class Access:
         region = self._known("conversation_region", self.region)
         try:
             if origin is not None:
-                return _wire.checked_origin("conversation_origin", origin)
-            return None if region is None else _wire.regional_origin(region)
+                return checked_origin("conversation_origin", origin)
+            return None if region is None else regional_origin(region)
         except InvalidArgumentError:
             return None
 
@@ -135,7 +135,7 @@ def _origin(context: click.Context, parameter: click.Parameter, value: str | Non
     if value is None:
         return None
     try:
-        return _wire.checked_origin("it", value)
+        return checked_origin("it", value)
     except InvalidArgumentError as error:
         raise click.BadParameter(str(error)) from None
 

@@ -23,8 +23,8 @@ from .._job.run import SHARE_FROM, FailureLimit
 from .._job.signals import terminated_as_interrupted
 from .._job.states import States
 from .._job.survey import survey
-from .._wire import http as _wire
 from .._wire import json as _json
+from .._wire.operations import UpdateMetadata
 from ..bulk import MAX_OUTAGE
 from ..client import RATE_LIMIT
 from ..enums import MessagesSource
@@ -89,7 +89,7 @@ def _constant(context: click.Context, parameter: click.Parameter, value: str | N
         return None
     try:
         _json.loads(value.encode())
-        _wire.message_request("", "", "x", value)
+        UpdateMetadata.of("", "", "x", value)
     except InvalidArgumentError as error:
         raise click.BadParameter(str(error)) from None
     except ValueError:

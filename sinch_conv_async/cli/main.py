@@ -6,7 +6,7 @@ import contextlib
 
 import click
 
-from .._wire.http import VERSION
+from .._wire.requests import VERSION
 from .bulk import bulk
 from .demo import demo
 from .output import INTERRUPTED, PrintingGroup, say

@@ -31,7 +31,7 @@ import attrs
 
 if TYPE_CHECKING:
     from .._wire.failure import Failure
-    from .._wire.http import TokenResponse
+    from .._wire.responses import TokenResponse
 
 __all__ = [
     "Fleet",

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 import attrs
 
 from .._wire.failure import Failure
-from .._wire.http import TokenResponse
+from .._wire.responses import TokenResponse
 from . import FleetError, TokenKey
 from ._seal import Seal
 

@@ -24,7 +24,7 @@ import hypothesis
 from hypothesis import strategies
 
 from .._wire.failure import Failure
-from .._wire.http import TokenResponse
+from .._wire.responses import TokenResponse
 from ..errors import TokenError
 from . import Fleet, ProjectKey, Share, State, TokenKey, Wish, allot
 

@@ -20,7 +20,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from .._wire.failure import Failure
-from .._wire.http import TokenResponse
+from .._wire.responses import TokenResponse
 from ..errors import InvalidArgumentError
 from . import (
     INTERVAL,

@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from .._wire.failure import Failure
-from .._wire.http import TokenResponse
+from .._wire.responses import TokenResponse
 from . import (
     INTERVAL,
     KEPT_BACK,

@@ -59,6 +59,7 @@ VALUES = {
     "retry_after": 1.5,
     "request_id": "request-1",
     "body": "<html>",
+    "extra": {"traceId": "trace-1", "errors": [{"pointer": "/x"}]},
 }
 AGAIN = {
     "copy": copy.copy,

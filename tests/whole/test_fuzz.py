@@ -28,7 +28,7 @@ from sinch_conv_async import (
     SinchError,
     to_dict,
 )
-from sinch_conv_async._wire.http import basic_authorization, checked_credentials
+from sinch_conv_async._wire.arguments import basic_authorization, checked_credentials
 from tests.servers import ID, Peer, Server, http, updated
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from sinch_conv_async import (
 )
 from sinch_conv_async._core.exchange import ConnectionOptions, Connections, Exchange
 from sinch_conv_async._core.tokens import BasicAuthorization
+from sinch_conv_async._wire.arguments import Credentials
 from sinch_conv_async._wire.failure import Failure
-from sinch_conv_async._wire.http import Credentials, Request
+from sinch_conv_async._wire.requests import Request
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import AT_ONCE, ID, NEVER, Server, answering, client_of, served, updated
 

@@ -11,8 +11,9 @@ import pytest
 from sinch_conv_async import ClientStateError, SessionManager, TokenError
 from sinch_conv_async._core.lifetime import Lifetime
 from sinch_conv_async._core.tokens import BasicAuthorization, EndpointPace, Token, TokenSource
+from sinch_conv_async._wire.arguments import Credentials
 from sinch_conv_async._wire.failure import Failure
-from sinch_conv_async._wire.http import Credentials, TokenResponse
+from sinch_conv_async._wire.responses import TokenResponse
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import ID, Time, client_of
 
@@ -508,9 +509,9 @@ def test_basic_credentials_are_always_there_and_never_renewed():
 
 
 def test_a_token_shows_no_secret():
-    token = Token("Bearer canary", 1.0, 2.0)
+    token = Token("Bearer canary-token", 1.0, 2.0)
     assert "canary" not in repr(token)
-    assert token.scrub("it was canary, you see") == "it was [redacted], you see"
+    assert token.scrub("it was canary-token, you see") == "it was [redacted], you see"
 
 
 @pytest.mark.parametrize("fields", [{}, {"expires_in": None}, {"expires_in": "3599"}, {"expires_in": 3600.5}])

@@ -33,6 +33,7 @@ def confused(what: str) -> Server:
     nobody = http(404, b'{"error":{"code":404,"status":"NOT_FOUND","message":"No such message."}}', JSON)
 
     async def script(peer: Peer) -> None:
+        shifted = False  # nothing can be shifted before the first answer of a connection
         while True:
             received = await peer.receive()
             if received.target == "/oauth2/token":
@@ -40,7 +41,8 @@ def confused(what: str) -> Server:
                 await peer.send(http(200, TOKEN_ANSWER.encode(), JSON))
                 continue
             usual = answer(received.message_id)
-            if rng.random() >= 0.02:
+            if not shifted or rng.random() >= 0.02:
+                shifted = True
                 await peer.send(usual)
             elif what == "swapped":
                 await peer.send(stranger)

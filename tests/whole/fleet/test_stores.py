@@ -14,7 +14,7 @@ import redis.asyncio
 
 from sinch_conv_async import InvalidArgumentError, TokenError
 from sinch_conv_async._wire.failure import Failure
-from sinch_conv_async._wire.http import TokenResponse
+from sinch_conv_async._wire.responses import TokenResponse
 from sinch_conv_async.fleet import FleetError, ProjectKey, TokenKey, Wish
 from sinch_conv_async.fleet.conformance import check_shares, check_tokens
 from sinch_conv_async.fleet.postgres import PostgresFleet

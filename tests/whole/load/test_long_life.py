@@ -14,7 +14,8 @@ import pytest
 from sinch_conv_async import ClientStateError, SessionManager, TransportError
 from sinch_conv_async._core.lifetime import Lifetime
 from sinch_conv_async._core.tokens import EndpointPace, TokenSource
-from sinch_conv_async._wire.http import Credentials, TokenResponse
+from sinch_conv_async._wire.arguments import Credentials
+from sinch_conv_async._wire.responses import TokenResponse
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import Time, client_of
 
