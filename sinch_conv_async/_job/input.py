@@ -30,7 +30,8 @@ from typing import Any, BinaryIO, Final, Literal, Self, cast
 import attrs
 
 from .._wire import json as _json
-from .._wire.operations import UpdateMetadata
+from .._wire.arguments import checked_id, checked_metadata, checked_word
+from ..enums import MessagesSource
 from ..errors import InvalidArgumentError
 from ..models import MetadataUpdate
 from .quoting import Place, RecordEnd
@@ -609,7 +610,11 @@ class RecordReader:
                 return f"{layout.metadata} must be a JSON object to be merged"
             metadata = change
         try:
-            UpdateMetadata.of("", "", fields.message_id, "" if layout.merge else metadata, source)
+            checked_id("message_id", fields.message_id)
+            if not layout.merge:
+                checked_metadata(metadata)
+            if source is not None:
+                checked_word("messages_source", MessagesSource, source)
         except InvalidArgumentError as refused:
             return str(refused)
         return Record(fields.message_id, metadata, source, number=number, line=taken.line, raw=taken.raw)

@@ -27,7 +27,7 @@ _WAITS: Final = 0x80
 class IdMap:
     """Whole numbers by message id: a hash table of 12 bytes a slot, where a dict takes some 170 an id.
 
-    It keeps 64 bits of an id's hash. Of ten million ids, two are mixed up once in 400,000 jobs. 0 stands
+    Ids have no case. It keeps 64 bits of an id's hash. Of ten million ids, two are mixed up once in 400,000 jobs. 0 stands
     for no number.
     """
 
@@ -69,7 +69,7 @@ class IdMap:
 
 
 def _hash(message_id: str) -> int:
-    return hash(message_id) & (2**64 - 1) or 1
+    return hash(message_id.lower()) & (2**64 - 1) or 1
 
 
 class _FailedRecords:

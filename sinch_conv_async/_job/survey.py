@@ -19,6 +19,7 @@ MOST_BAD_LINES_SHOWN: Final = 10
 class Survey:
     """What was found. ``emptied`` and ``repeated`` are counted only if ids were looked at.
 
+    ``beginning``: the fingerprint of a pipe.
     ``emptied``: records with empty metadata, which clear what the message has. ``repeated``: records whose
     message id an earlier record has.
     """
@@ -26,6 +27,7 @@ class Survey:
     records: int
     invalid: int
     layout: dict[str, str]
+    beginning: str
     emptied: int = 0
     repeated: int = 0
 
@@ -50,4 +52,4 @@ def survey(source: Source, say: Callable[[str], None], *, ids: bool = False) -> 
                 seen[item.message_id] = 1
     if invalid > MOST_BAD_LINES_SHOWN:
         say(f"and {invalid - MOST_BAD_LINES_SHOWN:,} more bad lines")
-    return Survey(records, invalid, reader.layout, emptied, repeated)
+    return Survey(records, invalid, reader.layout, reader.fingerprint, emptied, repeated)

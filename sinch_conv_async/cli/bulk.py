@@ -24,7 +24,7 @@ from .._job.signals import terminated_as_interrupted
 from .._job.states import States
 from .._job.survey import survey
 from .._wire import json as _json
-from .._wire.operations import UpdateMetadata
+from .._wire.arguments import checked_metadata
 from ..bulk import MAX_OUTAGE
 from ..client import RATE_LIMIT
 from ..enums import MessagesSource
@@ -89,7 +89,7 @@ def _constant(context: click.Context, parameter: click.Parameter, value: str | N
         return None
     try:
         _json.loads(value.encode())
-        UpdateMetadata.of("", "", "x", value)
+        checked_metadata(value)
     except InvalidArgumentError as error:
         raise click.BadParameter(str(error)) from None
     except ValueError:
@@ -419,8 +419,9 @@ def _dry_run(
     project, origin = access.known_project(), access.known_origin()
     if journal is not None and journal.exists():
         header = None
-        if project is not None and not source.is_pipe:
-            header = header_of(source, project, origin or "", source.fingerprint(), found.layout)
+        if project is not None:
+            fingerprint = found.beginning if source.is_pipe else source.fingerprint()
+            header = header_of(source, project, origin or "", fingerprint, found.layout)
         look(journal, header, states)
     counts = states.counts
     final = sum(counts[outcome] for outcome in FINAL - {Outcome.INVALID})

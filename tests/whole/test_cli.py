@@ -814,6 +814,12 @@ async def test_a_pipe_that_is_another_one_is_refused(sandbox: Sandbox, tmp_path:
         assert ended.code == 3
         assert "another input" in ended.err
     assert len(sandbox.requests) == 2
+    options = ("--journal", "j", "--dry-run")
+    ended = await sinch_conv("bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=first)
+    assert (ended.code, ended.out.splitlines()[-2].split()[:3]) == (0, ["to", "send", "0"])
+    other = b"message_id,metadata\nC,m\n"
+    ended = await sinch_conv("bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=other)
+    assert ended.code == 3
 
 
 async def test_a_bad_line_of_a_pipe_stops_there_or_is_skipped(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -1224,3 +1230,154 @@ def test_a_demo_counts_what_it_lost(
     said = capsys.readouterr()
     assert ("3 messages do not hold what they should" in said.err) == (lies == 3)
     assert ("All 100 messages hold the right metadata." in said.out) == (lies == 0)
+
+
+# Where it was sent, who is to be heard, and what a terminal can show
+
+
+async def test_a_rehearsal_leaves_the_real_job_all_its_work(sandbox: Sandbox, tmp_path: Path) -> None:
+    """With the same project and the same file; only the origin differs."""
+    path = csv(tmp_path, 3)
+    async with Sandbox(auto_create=True) as mock:
+        there = ("--conversation-origin", mock.origin, "--auth-origin", mock.origin)
+        assert (await sinch_conv("bulk", path, *there, folder=tmp_path, sandbox=sandbox)).code == 0
+        assert (len(mock.requests), len(sandbox.requests)) == (3, 0)
+        for options in ((), ("--dry-run",)):
+            ended = await sinch_conv("bulk", path, *options, folder=tmp_path, sandbox=sandbox)
+            assert (ended.code, ended.out) == (3, "")
+            assert (
+                f"belongs to a job that sent to {mock.origin}; this one sends to {sandbox.origin}; "
+                "name another with --journal" in ended.err
+            )
+        ended = await sinch_conv("bulk", path, "--journal", "real", folder=tmp_path, sandbox=sandbox)
+        assert (ended.code, len(sandbox.requests)) == (0, 3)
+        ended = await sinch_conv("bulk", path, *there, folder=tmp_path, sandbox=sandbox)
+        assert (ended.code, len(mock.requests)) == (0, 3)
+
+
+async def test_a_customers_text_is_never_sent_as_an_update_of_its_own(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    path = tmp_path / "ids.csv"
+    path.write_bytes(b'message_id,metadata\nm1,"caf\xe9 order:\nVICTIM,overwritten\nthanks"\nm2,two\n')
+    ended = await sinch_conv("bulk", path, "--on-bad-line", "skip", folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 1
+    assert "line 2: not UTF-8 (lines 2 to 4)\n" in ended.err
+    assert {name: message.metadata for name, message in sandbox.messages.items()} == {"m2": "two"}
+    path.write_bytes(b'message_id,metadata\nm2,two\nm1,"order:\nVICTIM,overwritten\n')
+    options = ("--on-bad-line", "skip", "--journal", "j")
+    ended = await sinch_conv("bulk", path, *options, folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 2
+    assert "ids.csv, line 3: a quote in it is never closed" in ended.err
+    assert list(sandbox.messages) == ["m2"]
+    ended = await sinch_conv("bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=path.read_bytes())
+    assert (ended.code, list(sandbox.messages)) == (2, ["m2"])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+async def test_a_letter_that_standard_output_lacks_ends_nothing(
+    encoding: str, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    env = {"PYTHONIOENCODING": encoding, "LC_ALL": "C.UTF-8"}
+    ended = await sinch_conv("update", ID, "Straße → 🚚", folder=tmp_path, sandbox=sandbox, env=env)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.json["metadata"] == "Straße → 🚚"
+    path = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    path.write_text("message_id,metadata\nA,m\n")
+    for number, options in enumerate(((), ("--output", "json"), ("--dry-run",))):
+        arguments = ("bulk", path, "--journal", f"{path}.{number}", *options)
+        ended = await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox, env=env)
+        assert (ended.code, ended.err) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_that_the_shell_ignores_stays_ignored(
+    number: signal.Signals, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.hold()
+    ignoring = ("bash", "-c", f'trap "" {number.name}; exec "$@"', "bash", *COMMAND)
+    async with Running(["bulk", csv(tmp_path, 20)], environment_of(sandbox), tmp_path, ignoring) as command:
+        await sandbox.wait_for_requests(20)
+        command.send(number)
+        sandbox.release()
+        ended = await command.ends()
+    assert (ended.code, ended.err) == (0, "")
+    async with Running(["sandbox"], environment_of(None), tmp_path, ignoring) as command:
+        assert command.process.stdout is not None
+        for _ in range(5):
+            await command.process.stdout.readline()
+        command.send(number)
+        command.send(signal.SIGTERM if number is signal.SIGINT else signal.SIGINT)
+        assert (await command.ends()).code == 0
+
+
+async def test_a_wrong_region_is_guessed_when_everything_is_404(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        ended = await sinch_conv("bulk", csv(tmp_path, 3), folder=tmp_path, sandbox=sandbox)
+        assert ended.code == 1
+        assert "Every update was answered 404. " in ended.err
+        assert "is --region the region that the Conversation API app lives in?" in ended.err
+        sandbox.add_message("ID1")
+        ended = await sinch_conv("bulk", csv(tmp_path, 3), folder=tmp_path, sandbox=sandbox)
+        assert "Every update was answered 404" not in ended.err
+
+
+async def test_one_metadata_and_one_source_for_a_whole_file(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "ids.csv").write_text("id,messages_source\nA,\nB,CONVERSATION_SOURCE\n", encoding="utf-8")
+    options = ("--set", '{"tag": "x"}', "--messages-source", "DISPATCH_SOURCE")
+    ended = await sinch_conv("bulk", "ids.csv", *options, folder=tmp_path, sandbox=sandbox)
+    assert (ended.code, ended.err) == (0, "")
+    assert {
+        (request.message_id, request.metadata, request.messages_source) for request in sandbox.requests
+    } == {("A", '{"tag": "x"}', "DISPATCH_SOURCE"), ("B", '{"tag": "x"}', "CONVERSATION_SOURCE")}
+    other = ("--set", '{"tag": "y"}', "--messages-source", "DISPATCH_SOURCE")
+    ended = await sinch_conv("bulk", "ids.csv", *other, folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 3
+    assert "was begun with metadata of all " in ended.err
+    assert "give the same options, or another --journal" in ended.err
+
+
+async def test_an_encoding_may_be_named(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "ids.csv").write_bytes(b"message_id,metadata\nA,caf\xe9 \x80\n")
+    ended = await sinch_conv("bulk", "ids.csv", "--encoding", "CP1252", folder=tmp_path, sandbox=sandbox)
+    assert (ended.code, sandbox.messages["A"].metadata) == (0, "café €")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--encoding", "utf-16"], "utf-16 does not contain ASCII"),
+        (["--encoding", "iso2022_jp"], "iso2022_jp does not contain ASCII"),
+        (["--encoding", "rot13"], "'rot13' is no encoding of text"),
+        (["--encoding", "klingon"], "'klingon' is no encoding of text"),
+        (["--set", "{tag: x}"], "it is not JSON; put single quotes around it"),
+        (["--set", f'"{"x" * 1024}"'], "metadata must be at most 1,024 characters"),
+        (["--proxy", "socks5://x"], "--proxy: "),
+    ],
+)
+def test_a_bad_value_of_an_option_is_a_usage_error(
+    arguments: list[str], words: str, tmp_path: Path, here: Here
+) -> None:
+    env = {"PROJECT_ID": "p", "KEY_ID": "k", "KEY_SECRET": "s", "CONVERSATION_REGION": "us"}
+    known = {f"SINCH_{name}": value for name, value in env.items()}
+    ended = here("bulk", csv(tmp_path), *arguments, **known)
+    assert (ended.code, ended.out) == (2, "")
+    assert words in " ".join(ended.err.split())
+
+
+def test_a_dry_run_counts_what_would_clear_and_what_comes_twice(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "ids.csv").write_text("message_id,metadata\nA,one\nB,\nA,two\nA,\nC,three\n")
+    ended = here("bulk", "ids.csv", "--dry-run", "--output", "json", "--encoding", "utf-8-sig")
+    assert (ended.json["records"], ended.json["emptied"], ended.json["repeated"]) == (5, 2, 2)
+    said = here("bulk", "ids.csv", "--dry-run").out.splitlines()
+    assert said[2] == "empty                  2   metadata is empty, which clears what is there"
+    assert said[3] == "repeated               2   the id stands in an earlier record too"
+
+
+async def test_what_is_logged_is_asked_for(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.fail_next(503)
+    ended = await sinch_conv("update", ID, "new", "-vv", folder=tmp_path, sandbox=sandbox)
+    assert ended.code == 0
+    assert " DEBUG " in ended.err
+    assert "503" in ended.err
+    assert sandbox.client_options()["key_secret"] not in ended.err

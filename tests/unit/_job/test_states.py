@@ -205,7 +205,13 @@ def test_more_reasons_than_are_kept_leave_the_last_ones_out() -> None:
     assert states.reason(2**16) == ""
 
 
-@hypothesis.given(st.dictionaries(st.text(max_size=4), st.integers(1, 2**32 - 1)))
+def test_ids_have_no_case() -> None:
+    states = States()
+    states.apply(line(1, FAILED, "01ABC"))
+    assert states.superseded(2, "01abc") == [line(1, SUPERSEDED, "01abc", by=2)]
+
+
+@hypothesis.given(st.dictionaries(st.text("abcdé", max_size=4), st.integers(1, 2**32 - 1)))
 def test_an_id_map_is_a_map(numbers: dict[str, int]) -> None:
     found = IdMap()
     for name, number in numbers.items():
