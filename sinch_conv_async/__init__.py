@@ -8,6 +8,7 @@
 
 from ._core.manager import ProjectStats, SessionManager, SessionStats
 from ._core.retry import RetryPolicy
+from ._wire.merge import merge_json
 from ._wire.requests import VERSION as __version__
 from ._wire.structure import to_dict
 from .bulk import BulkUpdate
@@ -76,5 +77,6 @@ __all__ = [
     "UpdateOutcome",
     "Updated",
     "__version__",
+    "merge_json",
     "to_dict",
 ]

@@ -22,6 +22,7 @@ from ..errors import InvalidArgumentError
 from .scrub import forms, scrub
 
 __all__ = [
+    "MAX_METADATA",
     "Credentials",
     "Proxy",
     "basic_authorization",

@@ -386,8 +386,10 @@ def _unstructure_error(error: SinchError) -> dict[str, Any]:
         "status": error.status,
         "details": [_unstructure_detail(detail) for detail in error.details],
     }
-    # A field of the wrong type has stayed in extra, and its attribute is empty.
-    return {**named, **extra, **{name: value for name, value in named.items() if value}}
+    # A field of the wrong type has stayed in extra, and its attribute is empty. A second field of a name has stayed there, too.
+    found = {name: value for name, value in named.items() if value}
+    twice = {name: extra[name] for name in found if name in extra}
+    return {**named, **extra, **found, **({_EXTRA: twice} if twice else {})}
 
 
 def to_dict(
