@@ -39,6 +39,9 @@ GATE = ("3.11", "3.12", "3.13")
 ALL = ".[cli,jobs,redis,speedups]"  # the package with all its extras
 CODE = ["sinch_conv_async", "tests", "docs", "examples", "benchmarks", "noxfile.py", "conftest.py"]
 
+# Hundreds of processes of the command line are started: none shall compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 covered: list[str] = []
 
 
@@ -72,17 +75,18 @@ def typing(session: nox.Session) -> None:
     session.run("pyright", env=quiet)
 
 
-def run_pytest(session: nox.Session, name: str, which: str, *options: str) -> None:
-    """The tests that ``which`` selects, with branch coverage; arguments after -- go to pytest instead, then without it."""
+def run_pytest(session: nox.Session, name: str, *runs: tuple[str, ...]) -> None:
+    """Pytest, once with each of these arguments, with branch coverage. Arguments after -- are run instead, without it."""
     session.install("-e", ALL, *group("tests"), *group("examples"))
     if session.posargs:
-        session.run("python", "-m", "pytest", *session.posargs)
+        session.run("python", "-m", "pytest", "--numprocesses=auto", *session.posargs)
         return
     for old in ROOT.glob(f".coverage.{name}.*"):
         old.unlink()
     # The whole path, since the command line's processes are started in other folders.
     data = str(ROOT / f".coverage.{name}")
-    session.run("coverage", "run", "-m", "pytest", "-m", which, *options, env={"COVERAGE_FILE": data})
+    for arguments in runs:
+        session.run("coverage", "run", "-m", "pytest", *arguments, env={"COVERAGE_FILE": data})
     covered.append(name)
     session.notify("coverage")
 
@@ -91,15 +95,17 @@ def run_pytest(session: nox.Session, name: str, which: str, *options: str) -> No
 def tests(session: nox.Session) -> None:
     """The tests and the pages' snippets on each Python, but for those that ``once`` runs."""
     # By files, since a page's snippets follow one another.
-    run_pytest(
-        session, str(session.python), "not full and not once", "--numprocesses=auto", "--dist=loadfile"
-    )
+    which = ("-m", "not full and not once", "--numprocesses=auto", "--dist=loadfile")
+    run_pytest(session, str(session.python), which)
 
 
 @nox.session
 def once(session: nox.Session) -> None:
     """The tests whose subject is a server, a process or a load, and not the Python: on one Python only."""
-    run_pytest(session, "once", "once and not full")
+    # Most of these wait for a server or a process, so that several share a core. Those that use up a core come last.
+    workers = str(3 * (os.cpu_count() or 1))
+    shared = ("-m", "once and not full and not alone", f"--numprocesses={workers}", "--dist=worksteal")
+    run_pytest(session, "once", (*shared, "tests"), ("-m", "once and not full and alone", "tests"))
 
 
 @nox.session
@@ -181,11 +187,10 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def faults_full(session: nox.Session) -> None:
-    """The whole fault matrix, with the rows that need heavy or rare programs (by hand)."""
+    """The whole fault matrix: heavy and rare programs too, and each row first shows that its fault bites (by hand)."""
     session.install("-e", ALL, *group("tests"))
-    session.run(
-        "python", "-m", "pytest", "tests/whole/faults", "-s", "-m", "full or not full", *session.posargs
-    )
+    which = ("-s", "-m", "full or not full", *session.posargs)
+    session.run("python", "-m", "pytest", "tests/whole/faults", *which, env={"FAULTS_NAIVE": "1"})
 
 
 @nox.session

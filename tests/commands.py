@@ -113,6 +113,11 @@ class Running:
                 return line
         raise AssertionError(f"it never said {words!r}: {''.join(self._err)}")
 
+    async def line(self) -> str:
+        """The next line on standard output."""
+        assert self.process.stdout is not None
+        return (await self.process.stdout.readline()).decode()
+
     def write(self, data: bytes) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(data)

@@ -276,12 +276,12 @@ class Table:
         how: str,
         side: Side,
         *,
-        naive: int | str,
+        naive: int | str | None,
         recovery: float | None = None,
         calls: int | None = None,
         ours: str | None = None,
     ) -> None:
-        """``ours`` is, unless it is said otherwise, the number of calls that did not succeed and by which typed error they ended."""
+        """``naive``: None where that half of the row did not run. ``ours`` is, unless it is said otherwise, the number of calls that did not succeed and by which typed error they ended."""
         if ours is None:
             errors = ", ".join(f"{name} {number:,}" for name, number in sorted(side.errors.items()))
             ours = f"{side.calls - side.succeeded:,}" + (f" ({errors})" if errors else "")
@@ -290,7 +290,7 @@ class Table:
                 fault=fault,
                 how=how,
                 calls=side.calls if calls is None else calls,
-                naive=f"{naive:,}" if isinstance(naive, int) else naive,
+                naive=f"{naive:,}" if isinstance(naive, int) else naive or "not run",
                 ours=ours,
                 attempts=side.attempts_per_call,
                 recovery=recovery,

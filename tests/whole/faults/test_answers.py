@@ -133,11 +133,12 @@ async def test_answers_that_are_no_answers(table, what):
     def applied(server: Server) -> Counter[str]:
         return Counter(received.message_id for received in server.received)
 
-    async with serving(what, always=False) as server:
-        plain = await naive.loop(options(server.origin), calls, patience=2, concurrency=100)
-        bitten = plain.failures(applied(server))
-    if not readable:
-        assert bitten
+    bitten = None
+    if naive.RUN:
+        async with serving(what, always=False) as server:
+            plain = await naive.loop(options(server.origin), calls, patience=2, concurrency=100)
+            bitten = plain.failures(applied(server))
+        assert bitten or readable
 
     memory = forget_peak()  # which the naive side has set
     impatient = {"attempt_timeout": 0.3} if what == "dribbled" else {}

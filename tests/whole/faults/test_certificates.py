@@ -43,14 +43,17 @@ async def test_a_server_that_cannot_prove_who_it_is_gets_nothing(table, authorit
     calls = updates(100, family="TLS")
     with nginx(api(certificate, listen="127.0.0.1:@port ssl")) as server:
         there = options(f"https://localhost:{server.port}")
-        await naive.loop(there, calls, request={"ssl": False})
-        given_away = sum(line.authorized for line in server.log())
-        assert given_away > len(calls)
+        told = None
+        if naive.RUN:
+            await naive.loop(there, calls, request={"ssl": False})
+            given_away = sum(line.authorized for line in server.log())
+            assert given_away > len(calls)
+            told = f"{len(calls)} (with ssl=False: {given_away} secrets given away)"
 
-        verified = await naive.loop(
-            there, calls, session={"connector": aiohttp.TCPConnector(ssl=authority.context())}
-        )
-        assert verified.failures([]) == len(calls)
+            verified = await naive.loop(
+                there, calls, session={"connector": aiohttp.TCPConnector(ssl=authority.context())}
+            )
+            assert verified.failures([]) == len(calls)
 
         before = len(server.log())
         ours = await single({**there, "auth": "basic"}, calls, manager={"ssl": authority.context()})
@@ -59,12 +62,7 @@ async def test_a_server_that_cannot_prove_who_it_is_gets_nothing(table, authorit
         assert {end.error.sent for end in ours.ended} == {"no"}
         assert ours.attempts == len(calls)
         assert server.log()[before:] == []
-        table.add(
-            FAULTS[what],
-            "single",
-            ours,
-            naive=f"{len(calls)} (with ssl=False: {given_away} secrets given away)",
-        )
+        table.add(FAULTS[what], "single", ours, naive=told)
 
 
 @pytest.mark.full
@@ -73,21 +71,22 @@ async def test_a_server_that_speaks_only_tls_1_1_gets_nothing(table, authority):
     calls = updates(50, family="OLD")
     with nginx(api(old, listen="127.0.0.1:@port ssl")) as server:
         there = options(f"https://localhost:{server.port}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # that is the point
-            lax = authority.context()
-            lax.minimum_version = ssl.TLSVersion.TLSv1
-            lax.set_ciphers("ALL@SECLEVEL=0")
-        plain = await naive.loop(there, calls, session={"connector": aiohttp.TCPConnector(ssl=lax)})
-        assert plain.failures(server.applied()) == 0
-        given_away = sum(line.authorized for line in server.log())
-        assert given_away > len(calls)
+        told = None
+        if naive.RUN:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # that is the point
+                lax = authority.context()
+                lax.minimum_version = ssl.TLSVersion.TLSv1
+                lax.set_ciphers("ALL@SECLEVEL=0")
+            plain = await naive.loop(there, calls, session={"connector": aiohttp.TCPConnector(ssl=lax)})
+            assert plain.failures(server.applied()) == 0
+            given_away = sum(line.authorized for line in server.log())
+            assert given_away > len(calls)
+            told = f"{given_away} secrets sent over it, where it is allowed to"
 
         before = len(server.log())
         ours = await single({**there, "auth": "basic"}, calls, manager={"ssl": authority.context()})
         judge(ours, [])
         assert set(ours.errors) == {"TransportError"}
         assert server.log()[before:] == []
-        table.add(
-            "TLS 1.1 only", "single", ours, naive=f"{given_away} secrets sent over it, where it is allowed to"
-        )
+        table.add("TLS 1.1 only", "single", ours, naive=told)

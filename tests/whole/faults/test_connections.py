@@ -17,21 +17,23 @@ pytestmark = pytest.mark.needs_program("nginx")
 
 async def test_keep_alive_connections_that_the_server_closes_cost_no_call(table):
     """A keep-alive timeout of 50 ms and callers that come back after just that time."""
-    calls = updates(5000, family="KEEPALIVE")
+    calls = updates(5000 if naive.RUN else 1500, family="KEEPALIVE")
     rng = random.Random(1)
     short = api("keepalive_timeout 50ms;")
 
     def pause():
         return rng.uniform(0.048, 0.053)
 
-    # Whether a call meets the closing of its connection is chance: some 20 of 5,000 do, on one machine.
-    for _ in range(5):
-        with nginx(short) as server:
-            plain = await naive.loop(server.options, calls, concurrency=100, pause=pause)
-            bitten = plain.failures(server.applied())
-        if bitten:
-            break
-    assert bitten
+    bitten = None
+    if naive.RUN:
+        # Whether a call meets the closing of its connection is chance: some 20 of 5,000 do, on one machine.
+        for _ in range(5):
+            with nginx(short) as server:
+                plain = await naive.loop(server.options, calls, concurrency=100, pause=pause)
+                bitten = plain.failures(server.applied())
+            if bitten:
+                break
+        assert bitten
 
     with nginx(short) as server:
         ours = await single({**server.options, "rate_limit": None}, calls, concurrency=100, pause=pause)
@@ -78,11 +80,12 @@ async def test_a_server_that_is_reloaded_or_killed_and_restarted_costs_a_job_not
     with backend(latency=LATENCY) as sandbox, nginx(proxied(sandbox.port), main=hurried) as server:
         options = {**sandbox.options, "conversation_origin": server.origin}
 
-        plain, _ = await meanwhile(naive.loop(options, calls, rate=600), disturb(server, what))
-        bitten = plain.failures(sandbox.applied())
-        assert bitten
-
-        sandbox.forget()
+        bitten = None
+        if naive.RUN:
+            plain, _ = await meanwhile(naive.loop(options, calls, rate=600), disturb(server, what))
+            bitten = plain.failures(sandbox.applied())
+            assert bitten
+            sandbox.forget()
         job, restored = await meanwhile(bulk(options, calls, rate=600), disturb(server, what))
         applied = sandbox.applied()
         judge_bulk(job, applied, exempt=RELOADS * 50)

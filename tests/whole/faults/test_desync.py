@@ -57,7 +57,7 @@ def confused(what: str) -> Server:
 
 @pytest.mark.parametrize("what", FAULTS)
 async def test_an_answer_that_belongs_to_another_call_is_given_to_none(table, what):
-    calls = updates(250 if what == "late error" else 2000, family="DESYNC")
+    calls = updates(250 if what == "late error" else 1000, family="DESYNC")
     # An error has no id by which to tell whose it is, so one that comes while a call is under way is taken for that call's by every HTTP/1.1 client.
     # What can be told is that nothing had been asked: here each call leaves its connection idle for a while.
     # It is idle for much longer than the error takes, also on a machine that stalls.
@@ -66,14 +66,16 @@ async def test_an_answer_that_belongs_to_another_call_is_given_to_none(table, wh
     def applied(server: Server) -> Counter[str]:
         return Counter(received.message_id for received in server.received)
 
-    async with confused(what) as server:
-        plain = await naive.loop(options(server.origin), calls, **traffic)
-        wrong = sum(
-            end.misattributed or type(end.error).__name__ == "ClientResponseError" for end in plain.ended
-        )
-        bitten = plain.failures(applied(server))
-        assert bitten == wrong > 0
-        told = f"{bitten:,} (all given to the wrong call)"
+    told = None
+    if naive.RUN:
+        async with confused(what) as server:
+            plain = await naive.loop(options(server.origin), calls, **traffic)
+            wrong = sum(
+                end.misattributed or type(end.error).__name__ == "ClientResponseError" for end in plain.ended
+            )
+            bitten = plain.failures(applied(server))
+            assert bitten == wrong > 0
+            told = f"{bitten:,} (all given to the wrong call)"
 
     if what != "late error":
         async with confused(what) as server:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.whole.faults import naive
 from tests.whole.faults.caller import caller
 from tests.whole.faults.matrix import Side, judge, judge_bulk, meanwhile
 from tests.whole.faults.programs import Backend, Nginx, api, backend, nginx
@@ -65,10 +66,14 @@ async def test_a_wall_clock_that_jumps_an_hour_costs_no_call(table, tmp_path, fa
             refused = sum(request.status == 401 for request in sandbox.requests())
             return side, leapt, sandbox.applied(), refused
 
-    (plain, _, done, _), *ours = await asyncio.gather(row("cached"), row("bulk"), row("single"))
-    bitten = plain.failures(done)
-    assert bitten
-    for how, (side, leapt, applied, refused) in zip(("bulk", "single"), ours, strict=True):
+    rows = ("bulk", "single", "cached") if naive.RUN else ("bulk", "single")
+    ours = dict(zip(rows, await asyncio.gather(*map(row, rows)), strict=True))
+    bitten = None
+    if naive.RUN:
+        plain, _, done, _ = ours.pop("cached")
+        bitten = plain.failures(done)
+        assert bitten
+    for how, (side, leapt, applied, refused) in ours.items():
         judge_bulk(side, applied, exempt=refused)
         table.add(fault, how, side, naive=bitten, recovery=side.recovered(leapt))
 
@@ -101,14 +106,16 @@ async def test_a_process_that_is_out_of_descriptors_loses_nothing(table):
 
     # A connection serves for one call, so that each needs a descriptor of its own.
     with nginx(api("keepalive_timeout 0;")) as server:
-        rows = {"naive": "FDNAIVE", "bulk": "FDBULK", "single": "FDSINGLE"}
-        sides = await asyncio.gather(*(row(server, how, family) for how, family in rows.items()))
+        rows = ("bulk", "single", "naive") if naive.RUN else ("bulk", "single")
+        ended = await asyncio.gather(*(row(server, how, f"FD{how.upper()}") for how in rows))
+        sides = dict(zip(rows, ended, strict=True))
         applied = server.applied()
-    bitten = sides[0][0].failures(applied)
-    assert bitten
-    for how, (side, restored) in zip(rows, sides, strict=True):
-        if how != "naive":
-            (judge_bulk if how == "bulk" else judge)(side, applied)
-            table.add(
-                "out of file descriptors for 1 s", how, side, naive=bitten, recovery=side.recovered(restored)
-            )
+    bitten = None
+    if naive.RUN:
+        plain, _ = sides.pop("naive")
+        bitten = plain.failures(applied)
+        assert bitten
+    for how, (side, restored) in sides.items():
+        (judge_bulk if how == "bulk" else judge)(side, applied)
+        recovery = side.recovered(restored)
+        table.add("out of file descriptors for 1 s", how, side, naive=bitten, recovery=recovery)

@@ -99,19 +99,15 @@ async def test_a_network_that_is_gone_and_comes_back_costs_a_job_nothing(table, 
             net.heal()
             return time.monotonic()
 
-        calls = updates(700, family="NAIVE")
-        plain, _ = await meanwhile(
-            naive.loop(
-                place.options,
-                calls,
-                session={**place.session, "timeout": aiohttp.ClientTimeout(total=0.5)},
-                rate=rate,
-                concurrency=500,
-            ),
-            fault(),
-        )
-        bitten = plain.failures(place.applied(calls))
-        assert bitten
+        bitten = None
+        if naive.RUN:
+            calls = updates(700, family="NAIVE")
+            session = {**place.session, "timeout": aiohttp.ClientTimeout(total=0.5)}
+            plain, _ = await meanwhile(
+                naive.loop(place.options, calls, session=session, rate=rate, concurrency=500), fault()
+            )
+            bitten = plain.failures(place.applied(calls))
+            assert bitten
 
         impatient = {**place.options, "attempt_timeout": 0.5}
         calls = updates(700, family="JOB")
@@ -138,24 +134,21 @@ async def test_the_first_of_two_addresses_that_is_dead_costs_no_call(table, auth
             net.drop_dead("reject with tcp reset")
 
         place = Place(server, authority, (DEAD, SERVER))
-        calls = updates(200, family="NAIVE")
-        alone = Place(server, authority, (DEAD,))
-        plain = await naive.loop(
-            place.options,
-            calls,
-            session={**alone.session, "timeout": aiohttp.ClientTimeout(total=1)},
-            patience=5,
-        )
-        bitten = plain.failures(place.applied(calls))
-        assert bitten == len(calls)
+        told = None
+        if naive.RUN:
+            calls = updates(200, family="NAIVE")
+            alone = Place(server, authority, (DEAD,))
+            session = {**alone.session, "timeout": aiohttp.ClientTimeout(total=1)}
+            plain = await naive.loop(place.options, calls, session=session, patience=5)
+            bitten = plain.failures(place.applied(calls))
+            assert bitten == len(calls)
+            told = f"{bitten} (with that address alone)"
 
         calls = updates(200, family="SINGLE")
         ours = await single(place.options, calls, manager=place.manager)
         judge(ours, place.applied(calls))
         assert not ours.errors
-        table.add(
-            f"first of two addresses {dead}", "single", ours, naive=f"{bitten} (with that address alone)"
-        )
+        table.add(f"first of two addresses {dead}", "single", ours, naive=told)
 
 
 @pytest.mark.full
@@ -165,11 +158,13 @@ async def test_a_narrow_link_costs_a_job_nothing(table, authority):
         place = Place(server, authority)
         net.narrow("512kbit")
 
-        calls = updates(1500, family="NAIVE")
-        timeout = {"timeout": aiohttp.ClientTimeout(total=10)}
-        plain = await naive.loop(place.options, calls, session={**place.session, **timeout}, concurrency=1500)
-        bitten = plain.failures(place.applied(calls))
-        assert bitten
+        bitten = None
+        if naive.RUN:
+            calls = updates(1500, family="NAIVE")
+            session = {**place.session, "timeout": aiohttp.ClientTimeout(total=10)}
+            plain = await naive.loop(place.options, calls, session=session, concurrency=1500)
+            bitten = plain.failures(place.applied(calls))
+            assert bitten
 
         calls = updates(1500, family="JOB")
         job = await bulk(place.options, calls, manager=place.manager, patience=200)

@@ -53,11 +53,13 @@ async def test_an_outage_of_all_and_then_of_half_of_the_backends_loses_nothing(t
         fault = f"503 for {seconds} s from all, then 2 s from half"
         entry.use("one", "two")
 
-        plain, _ = await meanwhile(naive.loop(options, calls, rate=rate, patience=90), outage(entry))
-        bitten = plain.failures(sandbox.applied())
-        assert bitten
+        bitten = None
+        if naive.RUN:
+            plain, _ = await meanwhile(naive.loop(options, calls, rate=rate, patience=90), outage(entry))
+            bitten = plain.failures(sandbox.applied())
+            assert bitten
+            sandbox.forget()
 
-        sandbox.forget()
         requests = entry.requests()
         job, restored = await meanwhile(bulk(options, calls, rate=rate), outage(entry))
         judge_bulk(job, sandbox.applied())
@@ -101,19 +103,13 @@ async def test_a_backend_that_is_slow_or_never_answers_costs_a_job_nothing(table
                 def applied():
                     return sandbox.applied() + slow.applied()
 
-                plain, _ = await meanwhile(
-                    naive.loop(
-                        options,
-                        calls,
-                        rate=150,
-                        patience=4,
-                        concurrency=500,
-                        session={"timeout": aiohttp.ClientTimeout(total=0.5)} if what == "slow" else None,
-                    ),
-                    sick(entry),
-                )
-                bitten = plain.failures(applied())
-                assert bitten
+                bitten = None
+                if naive.RUN:
+                    session = {"timeout": aiohttp.ClientTimeout(total=0.5)} if what == "slow" else None
+                    run = naive.loop(options, calls, rate=150, patience=4, concurrency=500, session=session)
+                    plain, _ = await meanwhile(run, sick(entry))
+                    bitten = plain.failures(applied())
+                    assert bitten
 
                 for how in ("bulk", "single"):
                     sandbox.forget()

@@ -52,12 +52,14 @@ async def test_a_proxy_that_dies_and_comes_back_costs_a_job_nothing(table, autho
         await asyncio.to_thread(proxy.start)
         return time.monotonic()
 
-    with service(authority) as (server, there), tinyproxy() as proxy:
-        plain, _ = await meanwhile(
-            naive.loop(there, calls, rate=300, **plainly(authority, proxy.url)), die(proxy)
-        )
-        bitten = plain.failures(server.applied())
-        assert bitten
+    bitten = None
+    if naive.RUN:
+        with service(authority) as (server, there), tinyproxy() as proxy:
+            plain, _ = await meanwhile(
+                naive.loop(there, calls, rate=300, **plainly(authority, proxy.url)), die(proxy)
+            )
+            bitten = plain.failures(server.applied())
+            assert bitten
 
     manager = {"ssl": authority.context()}
     for how in ("bulk", "single"):
@@ -78,9 +80,11 @@ async def test_a_proxy_that_asks_for_credentials_gets_them_or_is_told_apart_from
 ):
     calls = updates(100, family="PROXYAUTH")
     with service(authority) as (server, there), tinyproxy("BasicAuth somebody something") as proxy:
-        plain = await naive.loop({**there}, calls, **plainly(authority, proxy.url))
-        bitten = plain.failures(server.applied())
-        assert bitten == len(calls)
+        bitten = None
+        if naive.RUN:
+            plain = await naive.loop({**there}, calls, **plainly(authority, proxy.url))
+            bitten = plain.failures(server.applied())
+            assert bitten == len(calls)
 
         manager = {"ssl": authority.context()}
         refused = await single({**there, "auth": "basic"}, calls, manager={**manager, "proxy": proxy.url})
@@ -94,7 +98,7 @@ async def test_a_proxy_that_asks_for_credentials_gets_them_or_is_told_apart_from
         ours = await single(there, calls, manager={**manager, "proxy": with_them})
         judge(ours, server.applied())
         assert not ours.errors
-        table.add("proxy asks for credentials, given", "single", ours, naive=f"{bitten} (without them)")
+        table.add("proxy asks for credentials, given", "single", ours, naive=bitten)
 
 
 async def test_a_proxy_that_breaks_off_in_the_middle_of_connect_costs_a_job_nothing(table, authority):
@@ -121,10 +125,12 @@ async def test_a_proxy_that_breaks_off_in_the_middle_of_connect_costs_a_job_noth
             finally:
                 writer.transport.abort()
 
-        async with Server(script) as proxy:
-            plain = await naive.loop(there, calls, **plainly(authority, proxy.origin))
-            bitten = plain.failures(server.applied())
-            assert bitten
+        bitten = None
+        if naive.RUN:
+            async with Server(script) as proxy:
+                plain = await naive.loop(there, calls, **plainly(authority, proxy.origin))
+                bitten = plain.failures(server.applied())
+                assert bitten
 
         number = 0
         before = len(server.log())

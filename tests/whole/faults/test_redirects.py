@@ -20,10 +20,13 @@ async def test_a_redirect_is_told_and_never_followed(table, status):
         listen=f"127.0.0.1:{elsewhere}"
     )
     with nginx(servers) as server:
-        plain = await naive.loop(server.options, calls)
-        bitten = plain.failures(server.applied(port=server.port))
-        fooled = sum(end.succeeded for end in plain.ended)
-        assert fooled == bitten == len(calls)
+        told = None
+        if naive.RUN:
+            plain = await naive.loop(server.options, calls)
+            bitten = plain.failures(server.applied(port=server.port))
+            fooled = sum(end.succeeded for end in plain.ended)
+            assert fooled == bitten == len(calls)
+            told = f"{bitten} (taken for success)"
 
         followed = len(server.log())
         ours = await single(server.options, calls)
@@ -31,4 +34,4 @@ async def test_a_redirect_is_told_and_never_followed(table, status):
         assert ours.errors == {"ResponseFormatError": len(calls)}
         assert ours.attempts == len(calls)
         assert not [line for line in server.log()[followed:] if line.port == elsewhere]
-        table.add(f"{status} to another origin", "single", ours, naive=f"{bitten} (taken for success)")
+        table.add(f"{status} to another origin", "single", ours, naive=told)

@@ -39,12 +39,14 @@ def applied(sandbox: Sandbox):
 @pytest.mark.parametrize("what", FAULTS)
 async def test_a_token_endpoint_in_trouble_costs_no_call(table, what):
     calls = updates(1000, family="TOKEN")
-    async with Sandbox(auto_create=True) as sandbox:
-        trouble(sandbox, what)
-        plain = await naive.cached(dict(sandbox.client_options()), calls, concurrency=1000)
-        bitten = plain.failures(applied(sandbox))
-        asked = len(sandbox.token_requests)
-        assert bitten
+    told = None
+    if naive.RUN:
+        async with Sandbox(auto_create=True) as sandbox:
+            trouble(sandbox, what)
+            plain = await naive.cached(dict(sandbox.client_options()), calls, concurrency=1000)
+            bitten = plain.failures(applied(sandbox))
+            assert bitten
+            told = f"{bitten:,} ({len(sandbox.token_requests):,} token requests)"
 
     async with Sandbox(auto_create=True) as sandbox:
         trouble(sandbox, what)
@@ -56,18 +58,20 @@ async def test_a_token_endpoint_in_trouble_costs_no_call(table, what):
             FAULTS[what],
             "single",
             ours,
-            naive=f"{bitten:,} ({asked:,} token requests)",
+            naive=told,
             ours=f"0 ({len(sandbox.token_requests)} token requests)",
         )
 
 
 async def test_a_key_that_is_refused_fails_every_call_for_the_price_of_one(table):
     calls = updates(1000, family="INVALID")
-    async with Sandbox(auto_create=True) as sandbox:
-        wrong = {**sandbox.client_options(), "key_secret": "another"}
-        plain = await naive.cached(wrong, calls, concurrency=1000)
-        asked = len(sandbox.token_requests)
-        assert plain.failures(applied(sandbox)) == len(calls)
+    told = None
+    if naive.RUN:
+        async with Sandbox(auto_create=True) as sandbox:
+            wrong = {**sandbox.client_options(), "key_secret": "another"}
+            plain = await naive.cached(wrong, calls, concurrency=1000)
+            assert plain.failures(applied(sandbox)) == len(calls)
+            told = f"{len(calls):,} ({len(sandbox.token_requests):,} token requests)"
 
     async with Sandbox(auto_create=True) as sandbox:
         wrong = {**sandbox.client_options(), "key_secret": "another"}
@@ -79,7 +83,7 @@ async def test_a_key_that_is_refused_fails_every_call_for_the_price_of_one(table
             "invalid_client, 1,000 callers at once",
             "single",
             ours,
-            naive=f"{len(calls):,} ({asked:,} token requests)",
+            naive=told,
             ours="1,000 (TokenError 1,000; 1 token request)",
         )
 
@@ -87,18 +91,23 @@ async def test_a_key_that_is_refused_fails_every_call_for_the_price_of_one(table
 async def test_tokens_that_are_revoked_midway_cost_a_job_nothing(table):
     calls = updates(900, family="REVOKED")
 
-    async def revoke(sandbox: Sandbox) -> float:
-        for form in ("revoke_tokens", "expire_tokens", "revoke_tokens"):
-            await asyncio.sleep(0.5)
+    async def revoke(sandbox: Sandbox, *, renewed: bool = True) -> float:
+        for number, form in enumerate(("revoke_tokens", "expire_tokens", "revoke_tokens"), 1):
+            await sandbox.wait_for_requests(250 * number)
+            if renewed:
+                await sandbox.wait_for_token_requests(number)
             getattr(sandbox, form)()
         return time.monotonic()
 
-    async with Sandbox(auto_create=True) as sandbox:
-        plain, _ = await meanwhile(
-            naive.loop(dict(sandbox.client_options()), calls, rate=400), revoke(sandbox)
-        )
-        bitten = plain.failures(applied(sandbox))
-        assert bitten
+    bitten = None
+    if naive.RUN:
+        async with Sandbox(auto_create=True) as sandbox:
+            plain, _ = await meanwhile(
+                naive.loop(dict(sandbox.client_options()), calls, rate=400),
+                revoke(sandbox, renewed=False),
+            )
+            bitten = plain.failures(applied(sandbox))
+            assert bitten
     for how in ("bulk", "single"):
         async with Sandbox(auto_create=True, latency=0.01) as sandbox:
             run = bulk if how == "bulk" else single
@@ -164,7 +173,9 @@ async def test_an_oauth2_server_that_is_not_ours(table, tmp_path):
     try:
         listening(port, process)
         with nginx(strict) as server:
-            plain = await naive.loop(server.options, calls[:20])
+            bitten = None
+            if naive.RUN:
+                bitten = (await naive.loop(server.options, calls[:20])).failures(server.applied())
             ours = await single(server.options, calls)
             judge(ours, server.applied())
             assert not ours.errors
@@ -172,7 +183,7 @@ async def test_an_oauth2_server_that_is_not_ours(table, tmp_path):
                 "a token endpoint that is not ours (oauth2-mock-server)",
                 "single",
                 ours,
-                naive=plain.failures(server.applied()),
+                naive=bitten,
             )
     finally:
         stop(process)

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import client_of
+
+pytestmark = pytest.mark.alone  # who is slowed down gets less of the limit
 
 LIMIT = 60
 UPDATES = 300
