@@ -11,9 +11,10 @@ Only this file and ``pool`` call aiohttp's client. It decides what aiohttp must 
   caller and says where it was raised, but its traceback holds no variables: a frame below holds
   the request's headers.
 
-There are two routes. The connector's own round trip writes the request and reads the answer with
-aiohttp's parser, and skips what this package does not use. aiohttp's session is for a proxy and
-for trace hooks, which need more than that.
+There are two routes. The connector's own round trip, the fast route, writes the request and reads
+the answer with aiohttp's parser, and skips what this package does not use. aiohttp's session, the
+public route, is for a proxy and for trace hooks, which need more than that, and for an aiohttp that
+is not as the fast route needs it (``aiohttp_private``).
 
 :class:`Exchange` is what the send loop learns of the connection, also when it is cancelled.
 """
@@ -48,6 +49,7 @@ from ..errors import (
     TokenError,
     TransportError,
 )
+from .aiohttp_private import differences
 from .pool import NO_TIMEOUT, CheckedResolver, Connector, Exchange, current_exchange, read_body
 from .tokens import BasicAuthorization, Token
 
@@ -136,7 +138,7 @@ class Connections:
                 raise InvalidArgumentError("resolver must make an aiohttp resolver")
         self._loop = asyncio.get_running_loop()
         self._proxy = options.proxy
-        self._through_session = bool(options.proxy or options.trace_configs)
+        self._through_session = bool(options.proxy or options.trace_configs or not _fast_route())
         self._connector = Connector(
             keepalive_timeout=KEEPALIVE,
             ssl=True if options.ssl is None else options.ssl,
@@ -250,7 +252,7 @@ class Connections:
             response = await self._session.request(
                 request.method,
                 request.url,
-                data=request.body,
+                data=request.body or None,
                 headers={**request_headers(request, token.authorization, USER_AGENT), **plain},
                 allow_redirects=False,
                 proxy=None if proxy is None else proxy.url,
@@ -283,6 +285,19 @@ class Connections:
         else:
             _log.debug("access token for %.0f s", outcome.lifetime, extra={"key_id": credentials.key_id})
         return outcome
+
+
+def _fast_route() -> bool:
+    """Whether aiohttp is as the connector's own round trip needs it; if it is not, the log says why."""
+    differs = differences()
+    if differs:
+        _log.warning(
+            "aiohttp %s is not as the fast route needs it, so requests go by its session, which takes "
+            "more CPU time: %s",
+            aiohttp.__version__,
+            "; ".join(differs),
+        )
+    return not differs
 
 
 def _tells_when_written() -> aiohttp.TraceConfig:

@@ -180,18 +180,19 @@ class Connector(aiohttp.TCPConnector):
             self._watches.clear()
             gc.collect()
 
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
-    ) -> aiohttp.connector.Connection:
+    async def connect(self, *args: Any, **options: Any) -> aiohttp.connector.Connection:
         """For aiohttp's session: a connection on which nothing has arrived that nobody asked for.
 
-        One exchange connects once. aiohttp asks a second time to repeat a request by itself.
+        The arguments are aiohttp's. One exchange connects once; aiohttp asks a second time to repeat
+        a request by itself.
         """
         known = current_exchange.get()
         if known.connected:
             raise aiohttp.ServerDisconnectedError
-        late = [_LateHooks(trace) for trace in traces]
-        connection = await self._connect(req, late, timeout, known)
+        late = [_LateHooks(trace) for trace in options.get("traces", ())]
+        if late:
+            options["traces"] = late
+        connection = await self._connect(known, *args, **options)
         try:
             for hooks in late:
                 await hooks.run()
@@ -200,15 +201,9 @@ class Connector(aiohttp.TCPConnector):
             raise
         return connection
 
-    async def _connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Any],
-        timeout: aiohttp.ClientTimeout,
-        known: Exchange,
-    ) -> aiohttp.connector.Connection:
+    async def _connect(self, known: Exchange, *args: Any, **options: Any) -> aiohttp.connector.Connection:
         while True:
-            connection = await super().connect(req, traces, timeout)
+            connection = await super().connect(*args, **options)
             protocol, transport = connection.protocol, connection.transport
             assert protocol is not None  # it was handed over just now
             assert transport is not None
@@ -236,7 +231,7 @@ class Connector(aiohttp.TCPConnector):
         does not use (cookies, redirects, header merging, a body that streams). That halves the CPU
         time of a call. Connections, TLS and parsing are aiohttp's. ``route`` says where to connect.
         """
-        connection = await self._connect(route, [], NO_TIMEOUT, known)
+        connection = await self._connect(known, route, [], NO_TIMEOUT)
         whole = False
         try:
             protocol, transport = connection.protocol, connection.transport

@@ -1,0 +1,132 @@
+"""What this package uses of aiohttp that aiohttp's documentation does not promise, a reason each.
+
+The fast route needs all of ``FAST_ROUTE``. Before the first request :func:`differences` looks whether
+each of it is there and takes the arguments that it is given. If anything differs, requests go by
+aiohttp's session, its public route. aiohttp's version number is not looked at: a next release that
+changes nothing of this keeps the fast route.
+
+Both routes need ``BOTH_ROUTES``, which no probe replaces. ``nox -s next`` runs all tests with aiohttp's
+main branch and with its pre-releases.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, Final
+
+import aiohttp
+import attrs
+
+__all__ = ["BOTH_ROUTES", "FAST_ROUTE", "Part", "differences"]
+
+
+@attrs.frozen
+class Part:
+    """A class's attribute or method.
+
+    ``arguments``: the names that a call gives, with ``=`` after those that it gives by name; ``None``
+    if nothing is called.
+    """
+
+    path: str
+    reason: str
+    arguments: tuple[str, ...] | None = None
+    awaited: bool = False
+
+    @property
+    def name(self) -> str:
+        """The class and its attribute, without the module."""
+        return ".".join(self.path.split(".")[-2:])
+
+
+FAST_ROUTE: Final = (
+    Part(
+        "ClientRequest.__init__",
+        "tells connect() where to connect to; aiohttp's session makes one for each request",
+        ("self", "method", "url", "loop="),
+    ),
+    Part(
+        "TCPConnector.connect",
+        "opens or takes from the pool what aiohttp's session would",
+        ("self", "req", "traces", "timeout"),
+        awaited=True,
+    ),
+    Part("connector.Connection.protocol", "reads the answer"),
+    Part("connector.Connection.release", "gives the connection back after a whole answer", ("self",)),
+    Part(
+        "client_proto.ResponseHandler.set_response_params",
+        "makes a fresh parser for the next answer",
+        ("self", "read_until_eof=", "auto_decompress="),
+    ),
+    Part(
+        "client_proto.ResponseHandler.read",
+        "gives the parsed head and the body's stream",
+        ("self",),
+        awaited=True,
+    ),
+    Part("http_parser.RawResponseMessage.code", "the status of what read() gave"),
+    Part("http_parser.RawResponseMessage.headers", "the header fields of what read() gave"),
+)
+
+BOTH_ROUTES: Final = (
+    Part("connector.Connection.transport", "puts a watch between the transport and aiohttp"),
+    Part("connector.Connection.protocol", "is what the watch passes everything on to"),
+    Part("connector.Connection.close", "ends a connection that cannot be used again", ("self",)),
+    Part(
+        "connector.Connection.add_callback",
+        "tells the watch when the connection goes back into the pool",
+        ("self", "callback"),
+    ),
+    Part("client_proto.ResponseHandler.should_close", "says that the server has ended the connection"),
+    Part(
+        "TCPConnector.__del__",
+        "is kept from closing a parent's connections in a forked child",
+        ("self", "_warnings"),
+    ),
+    Part(
+        "tracing.Trace.send_connection_create_end",
+        "is run once the connection is held, or a hook that raises would lose it",
+        ("self",),
+        awaited=True,
+    ),
+    Part(
+        "tracing.Trace.send_connection_reuseconn",
+        "is run once the connection is held, or a hook that raises would lose it",
+        ("self",),
+        awaited=True,
+    ),
+    Part("http.HttpProcessingError", "is raised by the parser where the answer is not HTTP"),
+)
+
+
+def differences() -> list[str]:
+    """What is not as the fast route needs it; empty where the fast route can be used."""
+    found = (_difference(part, _looked_up(part.path)) for part in FAST_ROUTE)
+    return [f"{part.name} {what}" for part, what in zip(FAST_ROUTE, found, strict=True) if what]
+
+
+def _looked_up(path: str) -> Any:
+    """What the path leads to as it stands in aiohttp; ``None`` where a word of it is gone."""
+    found: Any = aiohttp
+    for word in path.split("."):
+        if found is not None:  # None has attributes too
+            found = inspect.getattr_static(found, word, None)
+    return found
+
+
+@functools.cache  # a signature takes a tenth of a millisecond, and a server may bind to many event loops
+def _difference(part: Part, value: Any) -> str | None:
+    if value is None:
+        return "is gone"
+    if part.arguments is None:
+        return None
+    try:
+        by_name = {name.removesuffix("="): None for name in part.arguments if name.endswith("=")}
+        in_order = [name for name in part.arguments if not name.endswith("=")]
+        inspect.signature(value).bind(*in_order, **by_name)
+    except (TypeError, ValueError) as error:
+        return f"takes other arguments ({error})"
+    if part.awaited and not inspect.iscoroutinefunction(value):
+        return "is not awaited any more"
+    return None
