@@ -203,6 +203,16 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def prism(session: nox.Session) -> None:
+    """The client against prism, a mock made of tests/whole/openapi.yaml alone (by hand; npm brings prism)."""
+    session.install(".")
+    tools = session.create_tmp()
+    npm = ("npm", "install", "--no-save", "--no-audit", "--no-fund", "--prefix", tools)
+    session.run(*npm, "@stoplight/prism-cli@5", external=True)
+    session.run("python", "-m", "tests.whole.prism", f"{tools}/node_modules/.bin/prism")
+
+
+@nox.session
 def mutation(session: nox.Session) -> None:
     """Mutmut over the pure floors (by hand); shows what survives a process of its own as well."""
     session.install("-e", ALL, *group("tests"), *group("mutation"))
