@@ -38,7 +38,9 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self._problem: OSError | None = None
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder, prefix=".sinch-conv-")  # noqa: SIM115  # closed by __exit__
+        self._file: IO[bytes] = tempfile.TemporaryFile(  # noqa: SIM115  # closed by __exit__
+            dir=folder, prefix=".sinch-conv-"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -142,8 +144,8 @@ class Form:
 def write_failures(path: Path, form: Form, rows: Iterable[tuple[int, bytes]], states: States) -> int:
     """Writes the rows that failed and are not superseded, and returns their number. Raises OSError.
 
-    The file takes the place of an older one only when it is whole; otherwise nothing is left of it. It
-    holds metadata, so only its owner may read it.
+    The file takes the place of an older one only when it is whole; otherwise nothing is left of
+    it. It holds metadata, so only its owner may read it.
     """
     written = 0
     part = part_of(path)

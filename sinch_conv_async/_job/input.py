@@ -1,10 +1,12 @@
 """The input of a bulk job: CSV or JSON Lines, gzipped or not, as numbered records and bad lines.
 
-A record is checked here, once: what :class:`RecordReader` yields as a :class:`Record` may be sent. This
-module does not know what becomes of a record. It holds one record at a time, and at most 1 MiB of it.
+A record is checked here, once: what :class:`RecordReader` yields as a :class:`Record` may be sent.
+This module does not know what becomes of a record. It holds one record at a time, and at most 1
+MiB of it.
 
-A record that cannot be read is one bad line, wherever it ends: ``quoting`` follows it to its end. If that
-end cannot be known, reading ends with an error, because what follows may be the text of a field.
+A record that cannot be read is one bad line, wherever it ends: ``quoting`` follows it to its end.
+If that end cannot be known, reading ends with an error, because what follows may be the text of a
+field.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ MAX_LINE: Final = 1024 * 1024
 """Bytes of a record. Metadata has at most 1,024 characters; the rest is room for other columns."""
 
 REASON_COLUMN: Final = "_reason"
-"""Column or key of a file of failures that says why each record failed. It is no part of an update."""
+"""Column or key of a file of failures: why each record failed. It is no part of an update."""
 
 _TOO_LONG: Final = f"longer than {MAX_LINE:,} bytes"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # spreadsheets begin UTF-8 files with it
@@ -87,8 +89,9 @@ class InputReason(StrEnum):
 class InputError(Exception):
     """The input cannot be read, or not be read further.
 
-    The text says where and why, and quotes no metadata. ``delimiter`` is one that would give the header
-    its wanted columns; ``column`` names the one that is missing (``message_id`` or ``metadata``).
+    The text says where and why, and quotes no metadata. ``delimiter`` is one that would give the
+    header its wanted columns; ``column`` names the one that is missing (``message_id`` or
+    ``metadata``).
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class InputError(Exception):
 
 @attrs.frozen(kw_only=True)
 class Record(MetadataUpdate):
-    """One update and its place: ``number`` among the records, ``line`` of the file, and its bytes."""
+    """One update, its ``number`` among the records, its ``line`` of the file, and its bytes."""
 
     number: int
     line: int
@@ -142,10 +145,11 @@ class BadLine:
 class Layout:
     """How the records are written, and what is said for all of them.
 
-    ``format`` None: JSON Lines if the first line begins with a brace, else CSV. ``message_id`` None: the
-    column ``message_id``, or ``id`` if there is no such column. ``constant``: the metadata of every
-    record, which then needs no metadata column. ``source``: the messages source of records that name
-    none. ``merge``: the metadata is a JSON object to be merged into what the message has.
+    ``format`` None: JSON Lines if the first line begins with a brace, else CSV. ``message_id``
+    None: the column ``message_id``, or ``id`` if there is no such column. ``constant``: the
+    metadata of every record, which then needs no metadata column. ``source``: the messages source
+    of records that name none. ``merge``: the metadata is a JSON object to be merged into what the
+    message has.
     """
 
     format: Literal["csv", "jsonl"] | None = None
@@ -192,7 +196,7 @@ class Source:
 
     @property
     def is_pipe(self) -> bool:
-        """Whether it can be read only once. A shell's ``<(command)`` is a file name and yet a pipe."""
+        """Whether it can be read only once. A shell's ``<(command)`` names a pipe, too."""
         return self.path is None or not stat.S_ISREG(self.status().st_mode)
 
     def status(self) -> os.stat_result:
@@ -245,12 +249,13 @@ class Source:
     def _pipe(self) -> BinaryIO:
         if self.path is None and sys.stdin is None:
             raise InputError("standard input is closed")
-        # Never closed: a thread may be blocked in reading it, and closing would wait for that thread.
+        # Never closed: a thread may be blocked in reading it, and closing would wait for that
+        # thread.
         descriptor = 0 if self.path is None else os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         return open(descriptor, "rb", closefd=False)
 
     def fingerprint(self) -> str:
-        """What tells this file from another, whatever its name: a digest of its bytes on the disk."""
+        """A digest of the file's bytes, which tells it from another file, whatever its name."""
         assert self.path is not None  # a pipe's fingerprint is that of its beginning
         try:
             with self.path.open("rb") as file:
@@ -260,7 +265,7 @@ class Source:
 
 
 class _Lines:
-    """The lines of a stream in pieces of at most MAX_LINE bytes and one, and the last line's number."""
+    """The lines of a stream, in pieces of at most MAX_LINE + 1 bytes."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream = stream
@@ -345,7 +350,7 @@ class _Fields:
 
 
 class _Fed(deque[str]):
-    """The lines that ``csv`` is given: one record's, and then an end, as often as there is a record."""
+    """The lines of one record for ``csv``. It ends after each record, and goes on with the next."""
 
     def __iter__(self) -> Self:
         return self
@@ -359,9 +364,10 @@ class _Fed(deque[str]):
 class RecordReader:
     """The records of a stream in their order, the bad ones among them. Blank lines are no records.
 
-    Known at once: ``format``, ``header`` (the bytes of a CSV's first line), ``columns``, ``layout``, and
-    ``fingerprint``, a digest of the input's beginning, which is all that is known of a pipe. Raises
-    InputError for a header that lacks a column, and where reading must end. ``name`` is the input's.
+    Known at once: ``format``, ``header`` (the bytes of a CSV's first line), ``columns``,
+    ``layout``, and ``fingerprint``, a digest of the input's beginning, which is all that is known
+    of a pipe. Raises InputError for a header that lacks a column, and where reading must end.
+    ``name`` is the input's.
     """
 
     def __init__(self, stream: BinaryIO, layout: Layout, *, name: str = "the input") -> None:
@@ -477,13 +483,13 @@ class RecordReader:
         return None
 
     def _id_name(self, columns: tuple[str, ...] | list[str] | dict[str, Any]) -> str:
-        """The column or key of the message id: as given, else ``message_id`` or, as the API says, ``id``."""
+        """The column or key of the message id: as given, else ``message_id``, else ``id``."""
         if self._layout.message_id is not None:
             return self._layout.message_id
         return "id" if "id" in columns and "message_id" not in columns else "message_id"
 
     def _row(self, taken: _Taken) -> _Fields | str | None:
-        """The next record of a CSV; what is wrong with it; empty if it is blank; None at the end."""
+        """The next record, or what is wrong with it: empty if it is blank. None at the end."""
         row = self._next_row(taken)
         if row is None or isinstance(row, str):
             return row
@@ -501,7 +507,8 @@ class RecordReader:
     def _next_row(self, taken: _Taken) -> list[str] | str | None:
         """The fields of the next record, or what is wrong with it; None at the end.
 
-        Nearly every record is one line that ``csv`` accepts. All others are first followed to their end.
+        Nearly every record is one line that ``csv`` accepts. All others are first followed to
+        their end.
         """
         piece = self._lines.next()
         if not piece:
@@ -589,7 +596,7 @@ class RecordReader:
     # Both
 
     def _text(self, piece: bytes, taken: _Taken) -> str:
-        """The piece as text. Bytes that are no text become lone surrogates, so quotes stay quotes."""
+        """The piece as text. Bytes that are no text become lone surrogates: quotes stay quotes."""
         if self._lines.in_line or self._in_pieces:
             self._in_pieces = self._lines.in_line
             return self._pieces.decode(piece, not self._lines.in_line)

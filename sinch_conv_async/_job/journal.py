@@ -1,7 +1,7 @@
 """The journal of a bulk job: what became of each record, one JSON object a line.
 
-A job that was killed goes on from it. The format is a set of pure functions; :class:`Journal` is the
-file, and a :class:`~.ledger.Ledger`. No metadata is ever in it.
+A job that was killed goes on from it. The format is a set of pure functions; :class:`Journal` is
+the file, and a :class:`~.ledger.Ledger`. No metadata is ever in it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class JournalReason(StrEnum):
 
 
 class JournalError(LedgerError):
-    """The journal cannot be used: it is another job's, in use, damaged, gone, or cannot be written."""
+    """The journal cannot be used, for this reason."""
 
     def __init__(self, text: str, reason: JournalReason) -> None:
         super().__init__(text)
@@ -79,8 +79,9 @@ class JournalError(LedgerError):
 class Header:
     """The first line: which job the journal belongs to.
 
-    ``origin``: where the updates are sent; empty if a dry run does not know it. ``layout``: how the input is read. ``input``, ``size`` and
-    ``modified`` (ISO 8601) describe the input for people; its name may change.
+    ``origin``: where the updates are sent; empty if a dry run does not know it. ``layout``: how
+    the input is read. ``input``, ``size`` and ``modified`` (ISO 8601) describe the input for
+    people; its name may change.
     """
 
     project_id: str
@@ -159,10 +160,10 @@ def encode(entry: Entry) -> bytes:
 
 
 def decode(text: bytes) -> Entry:
-    """The entry that this line is, or ValueError. Fields of a later minor version are passed over."""
+    """The entry of a line, or ValueError. Fields of a later minor version are passed over."""
     found = _json.loads(text)
     if not isinstance(found, dict):
-        raise ValueError("not an object")  # noqa: TRY004  # one error for whatever is wrong with a line
+        raise ValueError("not an object")  # noqa: TRY004  # one error for all faults
     record, outcome = found.pop("record", None), _WORDS.get(str(found.pop("outcome", None)))
     if type(record) is not int or not 1 <= record <= MAX_RECORD:
         raise ValueError("no record number")
@@ -276,15 +277,15 @@ class Journal:
     def load(self, header: Header, states: States) -> None:
         """Brings the states to where the records stand by this journal. Raises JournalError.
 
-        A journal without any outcome yet may be of an input that was mended meanwhile: it begins anew. A
-        last line without its end was being written when the job was killed: it is cut off.
+        A journal without any outcome yet may be of an input that was mended meanwhile: it begins
+        anew. A last line without its end was being written when the job was killed: it is cut off.
         """
         try:
             with open(self._descriptor, "rb", closefd=False) as file:
                 whole, size = _load(file, header, self._path, states.apply)
             self._size = whole
             if size > whole:
-                self.cut = size - whole if whole else 0  # of a header that is written anew nothing is lost
+                self.cut = size - whole if whole else 0  # a header is written anew
                 os.ftruncate(self._descriptor, whole)
         except OSError as error:
             raise JournalError(
@@ -313,7 +314,7 @@ class Journal:
         return self.states.agrees(item)
 
     async def write(self, entry: Entry) -> None:
-        """Appends the entry and those that it supersedes, all or none, and takes them into account."""
+        """Appends the entry and what it supersedes, all or none, and takes them into account."""
         entries = [entry]
         if entry.outcome is Outcome.UPDATED and entry.message_id is not None:
             entries = [*self.states.superseded(entry.record, entry.message_id), entry]
@@ -324,8 +325,8 @@ class Journal:
     def append(self, entries: Iterable[Entry]) -> None:
         """Appends these lines, all or none. Raises JournalError, then and from then on.
 
-        If the disk does not even let a part be taken back, that part is the last thing in the file, and
-        the next run cuts a torn line off.
+        If the disk does not even let a part be taken back, that part is the last thing in the
+        file, and the next run cuts a torn line off.
         """
         self._write(b"".join(map(encode, entries)))
 
@@ -386,7 +387,7 @@ class Journal:
 
 
 def look(path: Path, header: Header | None, states: States) -> bool:
-    """Brings the states to where the records stand by the journal at this path, without changing it.
+    """Applies the journal at this path to the states, and leaves it as it is.
 
     False if it is not there. ``header`` None: whichever job it belongs to. Raises JournalError.
     """
@@ -407,7 +408,7 @@ def _check_plain(path: Path, status: os.stat_result) -> None:
 
 
 def _is_blank(text: bytes, file: BinaryIO) -> bool:
-    """Whether this and all that follows are NULs: what some file systems leave after a power loss."""
+    """Whether only NULs follow, which some file systems leave after a power loss."""
     while text and not text.strip(b"\0"):
         text = file.read(MAX_LINE)
     return not text

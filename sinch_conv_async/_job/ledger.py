@@ -1,7 +1,7 @@
 """What became of each record: the words for it, and the seam to whatever remembers it.
 
-A ledger knows records by their numbers and ids. It never holds metadata. The journal (``journal``) is the
-ledger of one machine.
+A ledger knows records by their numbers and ids. It never holds metadata. The journal (``journal``)
+is the ledger of one machine.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["FINAL", "Entry", "Ledger", "LedgerError", "Numbered", "Outcome"]
 
 
 class Outcome(StrEnum):
-    """What became of a record. All but ``failed`` are final: the next run tries a failed record again."""
+    """What became of a record. All but ``failed`` are final: the next run tries that again."""
 
     UPDATED = "updated"
     FAILED = "failed"
     INVALID = "invalid"
     SUPERSEDED = "superseded"
-    """It failed, and a later record updated the message. Sent now, it would bring old metadata back."""
+    """It failed, and a later record updated the message: it would bring old metadata back."""
     UNCHANGED = "unchanged"
     """The message had this metadata already, so nothing was sent."""
 
@@ -32,7 +32,7 @@ FINAL: Final = frozenset(Outcome) - {Outcome.FAILED}
 
 @attrs.frozen(kw_only=True)
 class Entry:
-    """What became of one record. ``line``: of the input. ``by``: the record that superseded this one."""
+    """What became of a record. ``line``: of the input. ``by``: the record that superseded it."""
 
     record: int
     outcome: Outcome
@@ -65,9 +65,9 @@ class Numbered(Protocol):
 class Ledger(Protocol):
     """Remembers what became of each record, over all runs of a job.
 
-    A run asks for the state of each record before it sends it, and writes an entry for each record that
-    has an outcome. What is written is remembered before :meth:`write` returns, or before the next run
-    can ask for it. ``write`` may be called by one task at a time only.
+    A run asks for the state of each record before it sends it, and writes an entry for each record
+    that has an outcome. What is written is remembered before :meth:`write` returns, or before the
+    next run can ask for it. ``write`` may be called by one task at a time only.
     """
 
     @property

@@ -1,7 +1,7 @@
 """A job of one machine: an input and a journal, from the files to the report.
 
-A file is checked as a whole before anything is sent, and must stay as it is. A pipe is read once, as it
-comes; what fails of it is kept on disk until the run ends.
+A file is checked as a whole before anything is sent, and must stay as it is. A pipe is read once,
+as it comes; what fails of it is kept on disk until the run ends.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .report import FailuresProblem, Report
 from .run import FailureLimit, Run
 from .signals import handled
 from .states import States
-from .survey import survey
+from .survey import Survey, survey
 
 __all__ = ["LocalJob", "header_of", "run_local"]
 
 TAKES_A_WHILE: Final = 10_000_000
-"""Bytes of a file that takes seconds to read, so that a person should be told what the program does."""
+"""Bytes of a file that takes seconds to read, so that a person should be told."""
 
 Items = Iterable[Record | BadLine] | AsyncIterable[Record | BadLine]
 
@@ -80,7 +80,7 @@ def header_of(
 
 @attrs.frozen
 class _Opened:
-    """An input that is ready to be sent. ``failed``: the bytes of what failed, once the run is over."""
+    """An input that is ready to be sent. ``failed``: the bytes of what failed, for afterwards."""
 
     reader: RecordReader
     records: Callable[[], Items]
@@ -126,17 +126,7 @@ def run_local(
 def _open_file(job: LocalJob, journal: Journal, stack: ExitStack, progress: Progress) -> _Opened:
     source = job.source
     before = source.status()
-    if before.st_size >= TAKES_A_WHILE:
-        size = f"{before.st_size / 1e6:,.0f} MB"
-        progress.say(f"Checking {source.name} ({size}) before anything is sent.")
-    found = survey(source, progress.say)
-    if found.invalid and job.bad_lines == "stop":
-        lines = "1 bad line" if found.invalid == 1 else f"{found.invalid:,} bad lines"
-        raise InputError(
-            f"{source.name} has {lines}, so nothing was sent", InputReason.BAD_LINE, count=found.invalid
-        )
-    if not found.records:
-        progress.say(f"{source.name} has no records.")
+    found = _check(job, before.st_size, progress)
     header = job.header(source.fingerprint(), found.layout)
     states = _load(job, journal, header, progress, digests=False)
     if states.last > found.records:
@@ -164,6 +154,22 @@ def _open_file(job: LocalJob, journal: Journal, stack: ExitStack, progress: Prog
             source.check_unchanged(before)
 
     return _Opened(reader, records, found.records, None, failed)
+
+
+def _check(job: LocalJob, size: int, progress: Progress) -> Survey:
+    """Reads the whole file. Raises InputError for one that must not be sent."""
+    name = job.source.name
+    if size >= TAKES_A_WHILE:
+        progress.say(f"Checking {name} ({size / 1e6:,.0f} MB) before anything is sent.")
+    found = survey(job.source, progress.say)
+    if found.invalid and job.bad_lines == "stop":
+        lines = "1 bad line" if found.invalid == 1 else f"{found.invalid:,} bad lines"
+        raise InputError(
+            f"{name} has {lines}, so nothing was sent", InputReason.BAD_LINE, count=found.invalid
+        )
+    if not found.records:
+        progress.say(f"{name} has no records.")
+    return found
 
 
 def _open_pipe(job: LocalJob, journal: Journal, stack: ExitStack, progress: Progress) -> _Opened:

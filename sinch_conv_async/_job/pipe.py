@@ -21,7 +21,7 @@ READ_AHEAD: Final = 256
 
 
 class FromPipe:
-    """An asynchronous iterator over the reader's records. It may be made on a running event loop only."""
+    """An asynchronous iterator over the reader's records, made on a running event loop."""
 
     def __init__(self, reader: Iterable[Record | BadLine]) -> None:
         self._reader = reader
@@ -59,7 +59,7 @@ class FromPipe:
             self._tell(None)
 
     def _tell(self, item: Record | BadLine | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the job ended before its input did
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the job has ended
             self._loop.call_soon_threadsafe(self._take, item)
 
     def _take(self, item: Record | BadLine | None) -> None:

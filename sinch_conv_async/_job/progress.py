@@ -11,11 +11,11 @@ class Progress(Protocol):
     """Is told how far a run is. What it cannot show must not raise."""
 
     def start(self, total: int | None, done: int) -> None:
-        """The run begins: ``done`` of ``total`` records are behind it (None: the total is unknown)."""
+        """The run begins, with ``done`` of ``total`` records behind it (None: unknown)."""
         ...
 
     def see(self, done: int, failed: int, *, outage: str | None) -> None:
-        """How far the run is. ``outage``: the last error, while the API takes no updates; else None."""
+        """How far the run is. ``outage``: the last error while the API is out; else None."""
         ...
 
     def say(self, sentence: str) -> None:

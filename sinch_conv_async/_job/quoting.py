@@ -4,9 +4,9 @@ A quoted field may hold line ends, and the text in it may look like another reco
 cannot be read (bytes that are no text, a field that is too long) must still be followed to its end.
 ``csv`` cannot do that: after an error it starts afresh in the middle of the field.
 
-The grammar is RFC 4180, section 2, as Python's ``csv`` reads it in strict mode: a quote opens a field
-only at its beginning, two quotes inside stand for one, and a delimiter or a line end follows the closing
-quote. Where the quotes break these rules, nobody can know where the record ends.
+The grammar is RFC 4180, section 2, as Python's ``csv`` reads it in strict mode: a quote opens a
+field only at its beginning, two quotes inside stand for one, and a delimiter or a line end follows
+the closing quote. Where the quotes break these rules, nobody can know where the record ends.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class RecordEnd:
         self.place = Place.FIELD_START
 
     def is_doubtful(self, line: str) -> bool:
-        """Whether ``csv`` takes this line for a record, but other programs for the beginning of one.
+        """Whether this line is a record to ``csv``, but the beginning of one to other programs.
 
-        Many writers put a blank behind the delimiter, and many readers skip it: then the quote behind
-        it opens a field, which ``csv`` does not see.
+        Many writers put a blank behind the delimiter, and many readers skip it: then the quote
+        behind it opens a field, which ``csv`` does not see.
         """
         return '"' in line and line.count('"') % 2 == 1 and self._quote_after_blank.search(line) is not None
 

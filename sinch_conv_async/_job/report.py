@@ -26,9 +26,9 @@ class FailuresProblem:
 class Report:
     """How a run ended.
 
-    ``updated`` to ``unchanged`` count the records of all runs so far, by the journal. ``kinds`` and what
-    follows are this run's. ``ended_by``: the error that ended the run before the input's end. ``limit``:
-    the limit on failures that was exceeded, so that the rest was not tried.
+    ``updated`` to ``unchanged`` count the records of all runs so far, by the journal. ``kinds``
+    and what follows are this run's. ``ended_by``: the error that ended the run before the input's
+    end. ``limit``: the limit on failures that was exceeded, so that the rest was not tried.
     """
 
     input: str

@@ -1,11 +1,12 @@
-"""One run of a job: from records to outcomes, each written into the ledger before it is shown or counted.
+"""One run of a job, from records to outcomes.
 
-A run is given a client, the records and a ledger. It does not know where the records come from or where
-the ledger keeps its entries. It may end at any moment; another run with the same ledger goes on.
+A run is given a client, the records and a ledger. It does not know where the records come from or
+where the ledger keeps its entries. Each outcome is written into the ledger before it is shown or
+counted. A run may end at any moment; another run with the same ledger goes on.
 
-For each record, in the order of the input: skip it if its last outcome is final, else hand it to the
-client's bulk update. For each outcome, in the order in which they come: write the entry, count it, and
-stop reading if too many have failed.
+For each record, in the order of the input: skip it if its last outcome is final, else hand it to
+the client's bulk update. For each outcome, in the order in which they come: write the entry, count
+it, and stop reading if too many have failed.
 """
 
 from __future__ import annotations
@@ -72,15 +73,15 @@ class Counts:
 
 
 class OtherRecordError(LedgerError):
-    """A record is not the one that the ledger knows by its number: the ledger is another input's."""
+    """A record is not the one that the ledger knows by its number."""
 
 
 class Run:
     """One run. :meth:`stop` may be called at any time, also before :meth:`go`.
 
-    ``total``: the number of records, if it is known. ``bad_lines``: whether a bad line ends the run or is
-    left out. ``limit``: how many updates may fail before the rest is not tried. ``on_failure`` is told of
-    each record that failed and each bad line.
+    ``total``: the number of records, if it is known. ``bad_lines``: whether a bad line ends the
+    run or is left out. ``limit``: how many updates may fail before the rest is not tried.
+    ``on_failure`` is told of each record that failed and each bad line.
     """
 
     def __init__(
@@ -116,13 +117,14 @@ class Run:
     def done(self) -> int:
         """Records, of all runs, that are dealt with."""
         counts = self._ledger.counts
-        # What was superseded in this run failed in this run: the records of one id keep their order.
+        # What was superseded in this run failed in this run: the records of one id keep their
+        # order.
         superseded = counts[Outcome.SUPERSEDED] - self._superseded_before
         return sum(counts[outcome] for outcome in FINAL) + self.counts.failed - superseded
 
     @property
     def unfinished(self) -> bool:
-        """Whether some record, read or unread, has neither an outcome of this run nor a final one."""
+        """Whether some record has neither an outcome of this run nor a final one."""
         if self._total is not None:
             return self.done < self._total
         return self._under_way > 0 or not self.exhausted

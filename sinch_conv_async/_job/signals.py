@@ -26,8 +26,8 @@ def not_ignored() -> list[signal.Signals]:
 def handled(interrupt: Callable[[], object]) -> Generator[None]:
     """Ctrl-C and SIGTERM call this, and afterwards do what they did before.
 
-    The loop's own ``add_signal_handler`` will not do: when the loop is closed, SIGTERM would kill the
-    process without a word.
+    The loop's own ``add_signal_handler`` will not do: when the loop is closed, SIGTERM would kill
+    the process without a word.
     """
 
     def arrived(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
 """How each record stands after the entries so far, in memory: one byte a record and a little more.
 
-The last entry of a record counts. A failed record whose id a later record has updated is superseded:
-sent now, it would bring old metadata back.
+The last entry of a record counts. A failed record whose id a later record has updated is
+superseded: sent now, it would bring old metadata back.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .ledger import Entry, Numbered, Outcome
 __all__ = ["IdMap", "States"]
 
 MAX_GAP: Final = 1_000_000
-"""Records without an entry before one that has an entry. A run leaves as many as it has under way, which
-are at most 10,000. A number beyond this was written by hand and would only take memory."""
+"""Records without an entry before one that has an entry. A run leaves as many as it has under way,
+which are at most 10,000. A number beyond this was written by hand and would only take memory."""
 
 _OUTCOMES: Final = (None, *Outcome)
 _CODES: Final = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
@@ -25,10 +25,11 @@ _WAITS: Final = 0x80
 
 
 class IdMap:
-    """Whole numbers by message id: a hash table of 12 bytes a slot, where a dict takes some 170 an id.
+    """Whole numbers by message id. Ids have no case.
 
-    Ids have no case. It keeps 64 bits of an id's hash. Of ten million ids, two are mixed up once in 400,000 jobs. 0 stands
-    for no number.
+    A hash table of 12 bytes a slot, where a dict takes some 170 bytes an id. It keeps 64 bits of
+    an id's hash. Of ten million ids, two are mixed up once in 400,000 jobs. 0 stands for no
+    number.
     """
 
     def __init__(self) -> None:
@@ -75,8 +76,9 @@ def _hash(message_id: str) -> int:
 class _FailedRecords:
     """The failed records of each message id, in rising order: four bytes a record beside the map.
 
-    The records of one id are a ring: each leads to the next higher one and the last to the first. The map
-    knows the last, so a record is added at the end and the first is taken away without a walk.
+    The records of one id are a ring: each leads to the next higher one and the last to the first.
+    The map knows the last, so a record is added at the end and the first is taken away without a
+    walk.
     """
 
     def __init__(self) -> None:
@@ -146,9 +148,9 @@ class _Reasons:
 class States:
     """How the records stand.
 
-    With ``digests`` (four bytes a record more) also which record each was, and with ``reasons`` (two
-    bytes) why each failed. ``supersedes`` False: an update supersedes no earlier record of its message,
-    because it does not replace the whole metadata.
+    With ``digests`` (four bytes a record more) also which record each was, and with ``reasons``
+    (two bytes) why each failed. ``supersedes`` False: an update supersedes no earlier record of
+    its message, because it does not replace the whole metadata.
     """
 
     def __init__(self, *, digests: bool = False, reasons: bool = False, supersedes: bool = True) -> None:
@@ -187,7 +189,7 @@ class States:
         ]
 
     def apply(self, entry: Entry) -> None:
-        """Takes one entry into account. Raises ValueError for a record number that cannot be right."""
+        """Takes an entry into account. Raises ValueError for a number that cannot be right."""
         if entry.record > self.last + MAX_GAP:
             raise ValueError(f"record {entry.record:,} cannot follow record {self.last:,}")
         if self[entry.record] is Outcome.SUPERSEDED:
@@ -198,14 +200,17 @@ class States:
             self._digests[entry.record] = _short(entry.digest)
         if self._reasons is not None and entry.outcome in (Outcome.FAILED, Outcome.INVALID):
             self._reasons[entry.record] = _reason(entry)
-        if entry.message_id is None or not self._supersedes:
-            return
+        if entry.message_id is not None and self._supersedes:
+            self._apply_to_id(entry.message_id, entry)
+
+    def _apply_to_id(self, message_id: str, entry: Entry) -> None:
+        """Remembers a failed record by its id, or supersedes those that an update is later than."""
         if entry.outcome is Outcome.FAILED:
             if not self._states[entry.record] & _WAITS:
                 self._states[entry.record] |= _WAITS
-                self._failed.add(entry.message_id, entry.record)
+                self._failed.add(message_id, entry.record)
         elif entry.outcome is Outcome.UPDATED:
-            for earlier in self._failed.take_before(entry.message_id, entry.record):
+            for earlier in self._failed.take_before(message_id, entry.record):
                 self._states[earlier] &= ~_WAITS
                 if self[earlier] is Outcome.FAILED:
                     self._set(earlier, Outcome.SUPERSEDED)
@@ -222,7 +227,7 @@ class States:
 
 
 def _reason(entry: Entry) -> str:
-    """``404 NotFoundError NOT_FOUND``; ``TransportError: the connection was closed``; ``not JSON``."""
+    """Such as ``404 NotFoundError NOT_FOUND``, ``TransportError: it timed out``, ``not JSON``."""
     status = None if entry.http_status is None else str(entry.http_status)
     words = " ".join(word for word in (status, entry.error, entry.status) if word is not None)
     return ": ".join(part for part in (words, entry.reason) if part)

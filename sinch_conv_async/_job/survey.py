@@ -19,9 +19,8 @@ MOST_BAD_LINES_SHOWN: Final = 10
 class Survey:
     """What was found. ``emptied`` and ``repeated`` are counted only if ids were looked at.
 
-    ``beginning``: the fingerprint of a pipe.
-    ``emptied``: records with empty metadata, which clear what the message has. ``repeated``: records whose
-    message id an earlier record has.
+    ``beginning``: the fingerprint of a pipe. ``emptied``: records with empty metadata, which clear
+    what the message has. ``repeated``: records whose message id an earlier record has.
     """
 
     records: int

@@ -1,7 +1,7 @@
 """Where to, as whom, and how fast: the options of every command that calls the API.
 
-Secrets come from the environment or a file, never from an argument, which every process of the machine
-can read.
+Secrets come from the environment or a file, never from an argument, which every process of the
+machine can read.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Access:
         raise Ended(f"--proxy: {refusal}", USAGE)
 
     def client(self, manager: SessionManager, *, rate: float | None = None) -> ConversationClient:
-        """A client for these options. What is missing or wrong ends the command with exit code 3."""
+        """A client for these options. A missing or wrong one ends the command with exit code 3."""
         options: ClientOptions = {"session_manager": manager, "auth": self.auth}
         options.update(self.credentials)  # type: ignore[typeddict-item]  # its keys are a client's
         for name, value in (
@@ -219,7 +219,8 @@ def log_to(tell: Callable[[str], None], verbose: int) -> None:
             logger.removeHandler(handler)
     level = _LEVELS[min(verbose, len(_LEVELS) - 1)]
     if level is None:
-        # These commands say errors in sentences of their own; Python's last resort would repeat them.
+        # These commands say errors in sentences of their own; Python's last resort would repeat
+        # them.
         logger.addHandler(_SILENT)
         logger.setLevel(logging.NOTSET)
         return

@@ -69,7 +69,7 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
 
 
 def _encoding(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """An encoding in which quotes, delimiters and line ends are the bytes that ASCII has for them."""
+    """An encoding in which quotes, delimiters and line ends are those of ASCII."""
     signs = "".join(map(chr, range(128)))
     try:
         name = codecs.lookup(value).name
@@ -98,7 +98,7 @@ def _constant(context: click.Context, parameter: click.Parameter, value: str | N
 
 
 def _failures(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    """Where failures are written: by taking the place of a plain file, or of none, but of nothing else."""
+    """Where failures are written. They may take the place of a plain file only."""
     if value is None:
         return None
     if value == Path("-"):
@@ -250,8 +250,9 @@ def bulk(
 ) -> int:
     """Update every message that FILE names: CSV with a header, or JSON Lines; - for standard input.
 
-    What became of each record is written to a journal. Started again, the job goes on where it was, and
-    tries again what failed. Ctrl-C finishes what is under way; a second Ctrl-C ends at once.
+    What became of each record is written to a journal. Started again, the job goes on where it
+    was, and tries again what failed. Ctrl-C finishes what is under way; a second Ctrl-C ends at
+    once.
 
     Exit code 0: all updated. 1: some failed. 2: bad arguments or input. 3: credentials or journal.
     130: interrupted.
@@ -286,7 +287,7 @@ def bulk(
         if journal is None:
             raise click.UsageError("what comes from a pipe needs --journal FILE")
         manager = access.manager(max_connections=concurrency or CONCURRENCY)
-        client = access.client(manager, rate=rate)  # without credentials nothing else is worth its time
+        client = access.client(manager, rate=rate)  # first: it needs credentials
         _allow_files((concurrency or CONCURRENCY) + FILES)
         job = LocalJob(
             source,
@@ -359,7 +360,7 @@ def tell(report: Report, *, output: Literal["text", "json"]) -> int:
 
 
 def _allow_files(number: int) -> None:
-    """Lets the process open so many files: some systems begin with 256, fewer than the connections."""
+    """Lets the process open so many files: some systems begin with 256."""
     if resource is None:
         return
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -381,7 +382,7 @@ def _format_of(name: str) -> Literal["csv", "jsonl"] | None:
 
 
 def _check_places(source: Source, journal: Path | None, failures: Path | None) -> None:
-    """Raises UsageError unless the three files differ and the failures can be written at the end."""
+    """Raises UsageError unless the three files differ and failures can be written."""
     taken = [path for path in (source.path, journal) if path is not None]
     if len(taken) == 2 and _are_one(*taken):
         raise click.UsageError("--journal names the input; name a file that is not there yet")

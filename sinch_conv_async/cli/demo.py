@@ -1,4 +1,4 @@
-"""What ``sinch-conv demo`` shows: a bulk job against a sandbox that misbehaves, and whether anything was lost in it."""
+"""``sinch-conv demo``: a bulk job against a sandbox that fails in many ways loses nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ PROJECT: Final = "sandbox-project"
 def demo(messages: int) -> int:
     """Update a few thousand messages in a sandbox that misbehaves, and check that none was lost.
 
-    A file is generated and run through the same code as bulk does, at the API's own 800 requests a second.
+    A file is generated and run through the same code as bulk does, at the API's own 800 requests a
+    second.
     """
     with terminated_as_interrupted():
         report, lost = demonstrate(messages, progress_on(sys.stderr), say)

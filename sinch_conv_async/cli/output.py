@@ -1,7 +1,7 @@
 """What a command says: its result on standard output, all else on standard error.
 
-What a command does, and its exit code, do not depend on who listens: a standard error that takes nothing
-changes neither. A standard output without room does, because the result is lost.
+What a command does, and its exit code, do not depend on who listens: a standard error that takes
+nothing changes neither. A standard output without room does, because the result is lost.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Ended(click.ClickException):
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # a class variable to mypy; click reads the instance's
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads the instance's
 
     def show(self, file: Any = None) -> None:
         """Says the sentence."""
@@ -50,9 +50,10 @@ class Ended(click.ClickException):
 
 @contextlib.contextmanager
 def printing(done: str = "", code: int = 0) -> Generator[None]:
-    """For what goes to standard output. If there is no room, the command says so and what is ``done``.
+    """For what goes to standard output.
 
-    It then ends with ``code``, or with 1 instead of 0. A reader that has left is no error.
+    If there is no room, the command says so and what is ``done``. It then ends with ``code``, or
+    with 1 instead of 0. A reader that has left is no error.
     """
     try:
         yield
@@ -92,13 +93,18 @@ def put(text: str, *, done: str = "", code: int = 0) -> bool:
 
 
 def put_json(document: Any, *, indent: int | None = None, done: str = "", code: int = 0) -> bool:
-    """Writes a JSON document as :func:`put` does, with escapes for letters that the encoding lacks."""
+    """Writes a JSON document as :func:`put` does.
+
+    It is written with escapes alone if a letter could harm a terminal or is missing in the
+    encoding.
+    """
     text = json.dumps(document, indent=indent, ensure_ascii=False)
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+        plain = all(map(str.isprintable, text.split("\n"))) and bool(text.encode(encoding))
     except UnicodeEncodeError:
-        text = json.dumps(document, indent=indent)
-    return put(text, done=done, code=code)
+        plain = False
+    return put(text if plain else json.dumps(document, indent=indent), done=done, code=code)
 
 
 def say(sentence: str) -> None:

@@ -89,8 +89,11 @@ class Quiet:
 class Lines(Quiet):
     """A line every few seconds, without control characters: for a log."""
 
-    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: TextIO, *, failures: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(stream)
+        self._failures = failures
         self._clock = clock
         self._rate = Rate()
         self._total: int | None = None
@@ -110,13 +113,15 @@ class Lines(Quiet):
             return
         self._next = now + LINE_EVERY
         self._rate.see(now, done)
-        self._print(_line(done, self._total, failed, self._rate.per_second(), outage=outage))
+        shown = failed if self._failures else None
+        self._print(_line(done, self._total, shown, self._rate.per_second(), outage=outage))
 
 
-def _line(done: int, total: int | None, failed: int, rate: float, *, outage: str | None) -> str:
+def _line(done: int, total: int | None, failed: int | None, rate: float, *, outage: str | None) -> str:
     parts = [f"{done:,}" if total is None else f"{done:,} of {total:,} ({100 * done / max(total, 1):.1f} %)"]
     parts.append(f"{rate:,.0f}/s")
-    parts.append(f"{failed:,} failed")
+    if failed is not None:
+        parts.append(f"{failed:,} failed")
     if outage is not None:
         why = f" ({outage})" if outage else ""
         parts.append(f"the API takes no updates at the moment, waiting for it{why}")

@@ -1,4 +1,4 @@
-"""The job's reasons in words, with the options that help, and the exit codes that follow from them."""
+"""The job's reasons in words, with the options that help, and the exit codes."""
 
 from __future__ import annotations
 
