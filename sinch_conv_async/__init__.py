@@ -6,8 +6,9 @@
         message = await client.update_message_metadata("01FC66621XXXXX119Z8PMV1QPA", '{"ticket": "closed"}')
 """
 
-from ._core.manager import ProjectStats, SessionManager, SessionStats
+from ._core.manager import SessionManager
 from ._core.retry import RetryPolicy
+from ._core.stats import ProjectStats, SessionStats
 from ._wire.merge import merge_json
 from ._wire.requests import VERSION as __version__
 from ._wire.structure import to_dict

@@ -180,7 +180,7 @@ class _Updates:
 
     async def outcome(self, item: MetadataUpdate, job: _Job) -> UpdateOutcome:
         try:
-            call = Call(self._sender.request(item.message_id, item.metadata, item.messages_source))
+            call = Call(self._sender.update(item.message_id, item.metadata, item.messages_source))
         except InvalidArgumentError as refused:
             return NotUpdated(item, error=refused)
         result = await job.send(call, _key(item.message_id))
@@ -496,7 +496,7 @@ class _Job:
 
     # One call
 
-    async def send(self, call: Call, key: Hashable) -> ConversationMessage | SinchError:
+    async def send(self, call: Call[ConversationMessage], key: Hashable) -> ConversationMessage | SinchError:
         """The result of a call, or the error that is its outcome. Raises what ends the job."""
         trial = _Trial(call, key)
         while True:
@@ -505,7 +505,7 @@ class _Job:
             # 2. Send the call, with all its retries. A probe is a single attempt.
             trial.began, trial.attempts = self._sender.now(), call.attempts
             try:
-                message = await self._send_round(call, single=probes is not None)
+                message = await self._sender.send_round(call, single=probes is not None)
             except SinchError as caught:
                 error = caught
             else:
@@ -523,6 +523,7 @@ class _Job:
                         self._api_answers()
                     if api_is_out:
                         self._api_is_out(trial, error)
+                    self._sender.ended(call, error)
                     return error
                 case AnotherRound():
                     trial.rounds += 1
@@ -532,15 +533,11 @@ class _Job:
                     self._api_is_out(trial, error)
                 case EndJob(after_outage=after_outage, update_failed=update_failed):
                     ending = _after_outage(error, evidence.out_for) if after_outage else error
+                    self._sender.ended(call, error)
                     if not update_failed:
                         raise ending
                     self._fail(ending)
                     return error
-
-    async def _send_round(self, call: Call, *, single: bool) -> ConversationMessage:
-        call.retries = self._sender.policy.max_retries if single else 0
-        call.replayed = False
-        return await self._sender.send(call, timeout=None)
 
     def _evidence(self, trial: _Trial, error: SinchError) -> Evidence:
         """What is known of an update that has just failed."""
@@ -644,7 +641,7 @@ class _Trial:
     and the attempts before it.
     """
 
-    call: Call
+    call: Call[ConversationMessage]
     key: Hashable
     rounds: int = 0
     answers_before: int | None = None

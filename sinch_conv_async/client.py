@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Self, TypedDict, Unpack
 
 from ._core.manager import SessionManager
 from ._core.retry import RetryPolicy
-from ._core.send import Call, Sender
+from ._core.send import Call
 from ._wire.arguments import checked_credentials, checked_id, checked_origin, regional_origin
 from .bulk import MAX_OUTAGE, BulkUpdate, Updates, update_many
 from .enums import MessagesSource, Region
@@ -117,8 +117,7 @@ class ConversationClient:
         self._timeout = _positive("timeout", timeout)
         self._owns_manager = session_manager is None
         self._manager = SessionManager() if session_manager is None else session_manager
-        self._sender = Sender.join(
-            self._manager,
+        self._sender = self._manager.sender(
             project_id=project_id,
             credentials=credentials,
             auth=auth,
@@ -200,9 +199,9 @@ class ConversationClient:
         Source: ``PATCH /v1/projects/{project_id}/messages/{message_id}``, *Update message metadata*.
         """
         sender = self._sender
-        request = sender.request(message_id, metadata, messages_source)
+        operation = sender.update(message_id, metadata, messages_source)
         timeout = self._timeout if timeout is None else _positive("timeout", timeout)
-        return await sender.send(Call(request), timeout=timeout)
+        return await sender.send(Call(operation), timeout=timeout)
 
     def update_many(
         self, updates: Updates, *, concurrency: int | None = None, max_outage: float = MAX_OUTAGE

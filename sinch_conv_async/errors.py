@@ -23,7 +23,7 @@ credential. They know nothing of JSON or HTTP libraries.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import attrs
 
@@ -72,13 +72,25 @@ def _repr(text: str | None) -> str:
 class SinchError(Exception):
     """The root of every error that this package raises.
 
-    ``attempts`` is the number of HTTP exchanges with the API that the call made before it gave up.
+    ``attempts`` is the number of HTTP exchanges with the API that the call made before it gave up; ``str`` shows it if there were more
+    than one. ``given_up`` says why the call was not tried again although it could have been, ``None`` where nothing kept it from that.
     """
 
     message: str = attrs.field(default="", repr=_repr)
     attempts: int = 0
+    given_up: ClassVar[str | None] = None
+
+    def give_up(self, reason: str) -> None:
+        """Notes why the call is not tried again. On this error alone, and not one of its arguments: copies and pickles carry it along."""
+        self.__dict__["given_up"] = reason
 
     def __str__(self) -> str:
+        attempts = f" (after {self.attempts} attempts)" if self.attempts > 1 else ""
+        given_up = f"; not tried again: {self.given_up}" if self.given_up else ""
+        return f"{self.summary()}{attempts}{given_up}"
+
+    def summary(self) -> str:
+        """What went wrong, on one line, without what the call did about it."""
         return _shown(self.message)
 
 
@@ -104,10 +116,14 @@ class TransportError(SinchError):
 class CallTimeoutError(TransportError, TimeoutError):
     """``attempt_timeout`` or ``timeout`` passed, or nothing more can be done before it does.
 
-    ``last`` is the error of the attempt before it, where there was one.
+    ``last`` is the error of the attempt before it, or why there was no access token, where there was one; ``str`` ends with it.
     """
 
     last: SinchError | None = None
+
+    def __str__(self) -> str:
+        last = f"; last failure: {self.last.summary()}" if self.last else ""
+        return f"{super().__str__()}{last}"
 
 
 @attrs.define(slots=False, eq=False)
@@ -174,7 +190,8 @@ class ApiError(SinchError):
     body: str = attrs.field(default="", repr=False)
     extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
-    def __str__(self) -> str:
+    def summary(self) -> str:
+        """Status, message and request id, on one line."""
         status = f" {_shown(self.status)}" if self.status else ""
         message = f": {_shown(self.message)}" if self.message else ""
         request_id = f" (request id {_shown(self.request_id)})" if self.request_id else ""

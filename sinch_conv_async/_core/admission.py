@@ -31,6 +31,9 @@ FORGETTABLE_AFTER: Final = 1 / Pace.CLIMB
 
 NOT_LATER: Final = -math.inf
 
+STALE_AFTER: Final = 30.0
+"""Seconds without an attempt, after which an earlier 429 says nothing about now."""
+
 
 def too_late_error() -> CallTimeoutError:
     """A fresh one for each call."""
@@ -44,7 +47,10 @@ class Project:
     hold for all of them.
 
     ``probing``: the API has sent everybody away for longer than a call is willing to wait, and one call at a time finds out whether that
-    is over. ``probe``: the call that is under way is such a one; ``was_probe``: the one that left last was.
+    is over.
+
+    ``below_half``: its pace has fallen below half of its limit, and has not come back yet. ``outages``: bulk jobs that wait for the API
+    to come back. ``blocked_since``, ``throttled_at``: when the answers 429 began that nothing else came between, and when the last one came.
 
     ``admission``: where its calls wait now; the tasks of an event loop that is closed know another. ``later_at``: the turn that the
     admission's timer waits for. ``deadlines``: a heap of the calls that do not wait for ever; those that have ended leave it late.
@@ -53,21 +59,23 @@ class Project:
     __slots__ = (
         "abandoned",
         "admission",
+        "below_half",
+        "blocked_since",
         "budget",
         "deadlines",
         "fresh",
         "in_flight",
         "later_at",
         "limits",
+        "outages",
         "pace",
         "patience",
-        "probe",
         "probing",
         "queued",
         "retries",
         "throttled",
+        "throttled_at",
         "waiting",
-        "was_probe",
     )
 
     def __init__(self) -> None:
@@ -75,16 +83,18 @@ class Project:
         self.budget = RetryBudget()
         self.limits: weakref.WeakKeyDictionary[object, float | None] = weakref.WeakKeyDictionary()
         self.patience: weakref.WeakKeyDictionary[object, float] = weakref.WeakKeyDictionary()
-        self.fresh: deque[asyncio.Future[None]] = deque()
-        self.retries: deque[asyncio.Future[None]] = deque()
-        self.deadlines: list[tuple[float, int, asyncio.Future[None]]] = []
+        self.fresh: deque[asyncio.Future[Permit]] = deque()
+        self.retries: deque[asyncio.Future[Permit]] = deque()
+        self.deadlines: list[tuple[float, int, asyncio.Future[Permit]]] = []
         self.waiting = 0
         self.abandoned = 0
         self.in_flight = 0
         self.throttled = 0
+        self.below_half = False
+        self.blocked_since: float | None = None
+        self.outages = 0
+        self.throttled_at = NOT_LATER
         self.probing = False
-        self.probe = False
-        self.was_probe = False
         self.queued = False
         self.admission: Admission | None = None
         self.later_at = NOT_LATER
@@ -111,9 +121,46 @@ class Project:
         if limit != self.pace.limit:
             self.pace.limit = limit
 
+    @property
+    def limit(self) -> float | None:
+        """The lowest limit that a client of the project has set, in requests a second."""
+        return self.pace.limit
+
+    def fell_below_half(self, now: float) -> bool:
+        """Whether the pace is below half of its limit, for the first time since it was at it."""
+        limit = self.pace.limit
+        if self.below_half or limit is None or self.pace.rate_at(now) >= limit / 2:
+            return False
+        self.below_half = True
+        return True
+
+    def recovered(self, now: float) -> bool:
+        """Whether the pace is back at its limit, for the first time since it was below half of it."""
+        if not self.below_half or self.pace.rate_at(now) < self.pace.top:
+            return False
+        self.below_half = False
+        return True
+
     def too_long(self, retry_after: float | None) -> bool:
         """Whether the server asks for more patience than any client of the project has."""
         return retry_after is not None and retry_after > max(self.patience.values(), default=0.0)
+
+    def blocked_for(self, now: float) -> float:
+        """Seconds since the project last had an answer other than 429; 0 if its last answer was another."""
+        return 0.0 if self.blocked_since is None else now - self.blocked_since
+
+    def answered(self) -> None:
+        """The API answered something other than 429."""
+        self.blocked_since = None
+
+    def refused(self, now: float) -> None:
+        """The API answered 429."""
+        self.throttled += 1
+        # If nothing was sent for long, or could be, then the earlier 429s say nothing of the time since.
+        idle = now - max(self.throttled_at, self.pace.paused_until)
+        if self.blocked_since is None or idle > STALE_AFTER:
+            self.blocked_since = now
+        self.throttled_at = now
 
     def forget_loop(self) -> None:
         """The event loop that the calls waited on is closed, and they with it. The server remembers the pace, so it stays."""
@@ -121,7 +168,8 @@ class Project:
         self.retries.clear()
         self.deadlines.clear()
         self.waiting = self.abandoned = self.in_flight = 0
-        self.probe = False
+        self.pace.lost()
+        self.budget.forget_reserved()
         self.queued = False
         self.admission = None  # or what the garbage collector tears down later would be counted a second time
         self.later_at = NOT_LATER
@@ -133,7 +181,7 @@ class Project:
         """
         return not self.waiting and not self.in_flight and now > self.pace.due + FORGETTABLE_AFTER
 
-    def next_waiter(self) -> asyncio.Future[None] | None:
+    def next_waiter(self) -> asyncio.Future[Permit] | None:
         """Takes the next call that still waits out of the queue."""
         for queue in (self.retries, self.fresh):
             while queue:
@@ -143,7 +191,7 @@ class Project:
                 self.abandoned -= 1
         return None
 
-    def wait_until(self, deadline: float, future: asyncio.Future[None], order: int) -> None:
+    def wait_until(self, deadline: float, future: asyncio.Future[Permit], order: int) -> None:
         """A call that has joined the queue waits no longer than that."""
         deadlines = self.deadlines
         if len(deadlines) > 2 * self.waiting + ABANDONED_KEPT:
@@ -152,10 +200,11 @@ class Project:
             heapq.heapify(deadlines)
         heapq.heappush(deadlines, (deadline, order, future))
 
-    def too_late(self) -> list[asyncio.Future[None]]:
+    def too_late(self) -> list[asyncio.Future[Permit]]:
         """Those who still wait, and whom the next turn comes too late for."""
         deadlines, late = self.deadlines, []
-        while deadlines and deadlines[0][0] < self.pace.due:
+        due = self.pace.due if self.pace.due < math.inf else self.pace.paused_until
+        while deadlines and deadlines[0][0] < due:
             future = heapq.heappop(deadlines)[2]
             if not future.done():
                 late.append(future)
@@ -173,13 +222,39 @@ class Project:
                 queue.clear()
                 queue.extend(kept)
 
-    def refuse(self) -> list[asyncio.Future[None]]:
+    def refuse(self) -> list[asyncio.Future[Permit]]:
         """Takes every call out of the queue; those that still wait, for whom this is news."""
         waiting = [future for queue in (self.retries, self.fresh) for future in queue if not future.done()]
         for queue in (self.retries, self.fresh):
             self.abandoned -= len(queue)  # they have come to abandon(), or will
             queue.clear()
         return waiting
+
+
+class Permit:
+    """One call's turn and slot, granted together. ``departed``: when its request was written, ``None`` before.
+
+    ``probe``: the call finds out whether the API has stopped to send everybody away.
+    """
+
+    __slots__ = ("_admission", "_project", "_released", "departed", "probe")
+
+    def __init__(self, admission: Admission, project: Project) -> None:
+        self._admission = admission
+        self._project = project
+        self._released = False
+        self.departed: float | None = None
+        self.probe = project.probing
+
+    def written(self) -> None:
+        """The request has been written to its socket: from now on it counts for a second. Told twice, the first time holds."""
+        if self.departed is None and not self._released:
+            self.departed = self._admission.departed(self._project)
+
+    def release(self) -> None:
+        """Gives the slot back, and the turn too unless the request was written."""
+        self._released = True
+        self._admission.release(self._project, departed=self.departed)
 
 
 class Admission:
@@ -219,34 +294,39 @@ class Admission:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
-    def admit_now(self, project: Project, now: float) -> bool:
-        """Takes the turn and a slot if both are there and nobody waits for them."""
-        pace = project.pace
-        if not self.free or project.waiting or now < pace.due or (project.probing and project.in_flight):
-            return False
-        pace.depart(now)
-        pace.idle()
-        self.free -= 1
+    def admit_now(self, project: Project, now: float) -> Permit | None:
+        """The turn and a slot if both are there and nobody waits for them."""
+        if (
+            not self.free
+            or project.waiting
+            or now < project.pace.due
+            or (project.probing and project.in_flight)
+        ):
+            return None
         project.admission = self
+        permit = self._grant(project, now)
+        project.pace.idle()
+        return permit
+
+    def _grant(self, project: Project, now: float) -> Permit:
+        self.free -= 1
         project.in_flight += 1
-        project.probe = project.probing
-        return True
+        project.pace.admit(now)
+        return Permit(self, project)
 
     async def admit(
         self, project: Project, lifetime: Lifetime, *, again: bool, deadline: float | None
-    ) -> None:
-        """Waits for the turn and a slot; raises CallTimeoutError as soon as the turn cannot come before ``deadline``."""
+    ) -> Permit:
+        """Waits for the turn and a slot; raises CallTimeoutError as soon as the turn cannot come before ``deadline``.
+
+        ``again``: the call has had its turn before, and goes ahead of those that have not.
+        """
         if deadline is not None:
-            pace, now = project.pace, self._clock()
-            # A retry goes ahead of all but the retries before it, and how many of those still wait nobody counts.
-            ahead = 0 if again else project.waiting
-            # At the limit, not at the pace of the moment: a pace that was slowed climbs back, and one that is late catches up.
-            at_best = ahead / pace.limit if pace.limit is not None else 0.0
-            if max(now, max(pace.due, now - pace.CATCH_UP) + at_best) > deadline:
-                raise too_late_error()
+            # Nobody counts how many of the retries ahead of a retry still wait.
+            self._check_deadline(project, 0 if again else project.waiting, deadline)
         if not project.waiting and project.pace.due <= self._clock():
             project.pace.idle()  # nobody waited when the turn came, so it is not late
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         project.admission = self
         (project.retries if again else project.fresh).append(future)
         if deadline is not None:
@@ -262,12 +342,11 @@ class Admission:
         waiting = lifetime.waiting
         waiting.add(future)
         try:
-            await future
+            return await future
         except BaseException:
             if future.done() and not future.cancelled() and future.exception() is None:
                 # Cancelled in the very tick in which the grant was made: hand it on.
-                project.pace.refund()
-                self.release(project)
+                future.result().release()
             elif project.admission is self:
                 self.waiting -= 1
                 project.abandon()
@@ -277,13 +356,30 @@ class Admission:
             if not project.waiting:
                 project.deadlines.clear()
 
-    def release(self, project: Project) -> None:
-        """Gives the slot back."""
+    def _check_deadline(self, project: Project, ahead: int, deadline: float) -> None:
+        """Raises CallTimeoutError if a call with that many ahead of it cannot have its turn before ``deadline``."""
+        pace, now = project.pace, self._clock()
+        # At the limit, not at the pace of the moment: a pace that was slowed climbs back, and one that is late catches up.
+        at_best = ahead / pace.limit if pace.limit is not None else 0.0
+        due = pace.due if pace.due < math.inf else now
+        if max(now, max(due, now - pace.CATCH_UP) + at_best) > deadline:
+            raise too_late_error()
+
+    def departed(self, project: Project) -> float:
+        """A request of the project has been written now."""
+        now = self._clock()
+        if project.admission is self and project.pace.left(now):
+            self.sooner(project)
+        return now
+
+    def release(self, project: Project, *, departed: float | None) -> None:
+        """Gives a slot back, and the turn too if nothing departed."""
         if project.admission is not self:
             return  # torn down after its event loop was closed, and forgotten by then
+        if departed is None:
+            project.pace.refund()
         self.free += 1
         project.in_flight -= 1
-        project.was_probe, project.probe = project.probe, False
         if project.waiting and not project.queued:
             project.queued = True
             self._ready.append(project)
@@ -297,12 +393,13 @@ class Admission:
         if self._ready or self._later:
             self._pump()
 
-    def answered(self, project: Project) -> None:
-        """The API answered something other than 429 to the call that has just left: a probe has found the project open again.
+    def answered(self, project: Project, permit: Permit) -> None:
+        """The API answered something other than 429 to a call: a probe has found the project open again.
 
-        Of a call that was under way before everybody was sent away it says nothing.
+        Of a call that was in flight before everybody was sent away it says nothing.
         """
-        if project.probing and project.was_probe:
+        project.answered()
+        if project.probing and permit.probe:
             project.probing = False
             if project.waiting and not project.queued:
                 project.queued = True
@@ -344,22 +441,19 @@ class Admission:
                 project.queued = False  # release() brings it back
                 continue
             if now < project.pace.due:
-                self._order += 1
                 project.later_at = project.pace.due
-                heapq.heappush(later, (project.later_at, self._order, project))
+                if project.later_at < math.inf:  # else sooner() brings it back
+                    self._order += 1
+                    heapq.heappush(later, (project.later_at, self._order, project))
                 continue
             future = project.next_waiter()
             if future is None:
                 project.queued = False
                 project.pace.idle()
                 continue
-            self.free -= 1
             self.waiting -= 1
             project.waiting -= 1
-            project.in_flight += 1
-            project.probe = project.probing
-            project.pace.depart(now)
-            future.set_result(None)
+            future.set_result(self._grant(project, now))
             ready.append(project)
         if later and self.free and (self._timer is None or later[0][0] < self._timer_at):
             self.stop()

@@ -24,7 +24,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
-import logging
 import ssl as tls
 import sys
 import traceback
@@ -50,6 +49,7 @@ from ..errors import (
     TransportError,
 )
 from .aiohttp_private import differences
+from .log import DEBUG, WARNING, log
 from .pool import NO_TIMEOUT, CheckedResolver, Connector, Exchange, current_exchange, read_body
 from .tokens import BasicAuthorization, Token
 
@@ -70,8 +70,6 @@ _UNVERIFIED: Final = (
     "ssl must be a context that verifies certificates and host names "
     "(check_hostname on, verify_mode CERT_REQUIRED); for a private CA, load it into the context"
 )
-
-_log = logging.getLogger("sinch_conv_async")
 
 
 @attrs.frozen
@@ -281,9 +279,9 @@ class Connections:
         else:
             outcome = read_token_response(answer, scrub=credentials.scrub)
         if isinstance(outcome, Failure):
-            _log.warning("no access token: %s", outcome.error, extra={"key_id": credentials.key_id})
+            log(WARNING, "no access token: %s", outcome.error, key_id=credentials.key_id)
         else:
-            _log.debug("access token for %.0f s", outcome.lifetime, extra={"key_id": credentials.key_id})
+            log(DEBUG, "access token for %.0f s", outcome.lifetime, key_id=credentials.key_id)
         return outcome
 
 
@@ -291,7 +289,8 @@ def _fast_route() -> bool:
     """Whether aiohttp is as the connector's own round trip needs it; if it is not, the log says why."""
     differs = differences()
     if differs:
-        _log.warning(
+        log(
+            WARNING,
             "aiohttp %s is not as the fast route needs it, so requests go by its session, which takes "
             "more CPU time: %s",
             aiohttp.__version__,

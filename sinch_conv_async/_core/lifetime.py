@@ -7,6 +7,7 @@ can end the wait. Knows nothing of what is waited for.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from ..errors import ClientStateError
 
@@ -25,7 +26,7 @@ class Lifetime:
 
     def __init__(self) -> None:
         self.closed = False
-        self.waiting: set[asyncio.Future[None]] = set()
+        self.waiting: set[asyncio.Future[Any]] = set()
         self.running = 0
         self._drained: asyncio.Future[None] | None = None
 

@@ -1,21 +1,23 @@
-"""The session manager: it owns the connections, the tokens and the pace of each project, and sends every request.
+"""The session manager: who shares what.
 
-It says who shares what; ``send`` has the loop of a call, ``exchange`` the HTTP.
+Clients on one manager share its connections and slots; clients of one project share its pace, clients with one key its token. The manager
+hands each client a :class:`Sender` that holds all it needs: nobody reaches into the manager. :class:`Registry` holds what is shared,
+:class:`Binder` what belongs to the running event loop.
+
+No object that the manager holds refers back to it, so a manager that is forgotten is freed at once, and warns.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import random
 import ssl as tls
-import time
+import types
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import aiohttp
 import attrs
@@ -24,68 +26,100 @@ from yarl import URL
 
 from .._wire.arguments import Credentials
 from .._wire.failure import Failure
-from .._wire.requests import Request, token_request
-from .._wire.responses import TokenResponse, read_message
-from ..errors import (
-    ClientStateError,
-    InvalidArgumentError,
-    TokenError,
-)
-from ..models import ConversationMessage
-from .admission import Admission, Project
-from .exchange import ConnectionOptions, Connections, Exchange
-from .lifetime import closed_error
-from .send import Call, Sender
-from .tokens import EndpointPace, Token, TokenSource
+from .._wire.requests import messages_path, token_request
+from .._wire.responses import TokenResponse
+from ..errors import InvalidArgumentError, TokenError
+from .admission import Project
+from .binding import Binder, Binding
+from .exchange import ConnectionOptions
+from .retry import RetryPolicy
+from .seams import Authorization
+from .send import Sender
+from .stats import Counters, ProjectStats, SessionStats
+from .tokens import BasicAuthorization, EndpointPace, TokenSource
 
-__all__ = ["Binding", "ProjectStats", "SessionManager", "SessionStats"]
+__all__ = ["SessionManager"]
 
 FORGET_ABOVE: Final = 64
 """Projects and tokens that a manager keeps without asking itself whether they are still of use."""
 
-_log = logging.getLogger("sinch_conv_async")
-
-
-@attrs.frozen
-class ProjectStats:
-    """One project of a manager at one moment. ``pace`` is in requests a second, infinite when nothing sets it."""
-
-    origin: str
-    project_id: str
-    pace: float
-    in_flight: int
-    waiting: int
-    throttled: int
-
-
-@attrs.frozen
-class SessionStats:
-    """A manager's counters at one moment.
-
-    Since the manager was made: ``calls`` that were started, ``attempts`` (HTTP exchanges with the API), ``retries`` (attempts after the
-    first of a call), ``throttled`` (answers 429) and ``token_requests``. Now: ``in_flight`` exchanges, calls ``waiting`` for their turn, and
-    ``projects`` with the pace of each.
-    """
-
-    calls: int
-    attempts: int
-    retries: int
-    throttled: int
-    token_requests: int
-    in_flight: int
-    waiting: int
-    projects: tuple[ProjectStats, ...]
-
 
 @attrs.define(eq=False)
-class Binding:
-    """What belongs to one event loop of one process."""
+class Registry:
+    """What the clients of one manager share, and the clients themselves as long as they live."""
 
-    loop: asyncio.AbstractEventLoop
-    pid: int
-    connections: Connections = attrs.field(repr=False)
-    admission: Admission = attrs.field(repr=False)
-    closing: asyncio.Task[None] | None = attrs.field(default=None, repr=False)
+    senders: weakref.WeakSet[Sender] = attrs.field(factory=weakref.WeakSet)
+    projects: dict[tuple[str, str], Project] = attrs.field(factory=dict)
+    sources: dict[tuple[str, Credentials], TokenSource] = attrs.field(factory=dict)
+    endpoints: dict[str, EndpointPace] = attrs.field(factory=dict)
+    forget_above: int = FORGET_ABOVE
+
+    def project(self, origin: str, project_id: str) -> Project:
+        """The project, made if it is new."""
+        return self.projects.setdefault((origin, project_id), Project())
+
+    def source(
+        self, auth_origin: str, credentials: Credentials, binder: Binder, counters: Counters
+    ) -> TokenSource:
+        """The token source of a key, made if it is new."""
+        source = self.sources.get((auth_origin, credentials))
+        if source is None:
+            source = self.sources[auth_origin, credentials] = TokenSource(
+                credentials,
+                request=token_requester(auth_origin, binder, counters),
+                endpoint=self.endpoints.setdefault(auth_origin, EndpointPace()),
+                clock=binder.clock.now,
+                rng=binder.rng,
+            )
+        return source
+
+    def forget_unused(self, now: float) -> None:
+        """Lets go of projects and tokens that no client has used for a while, so that a manager can outlive any number of them."""
+        if len(self.projects) + len(self.sources) < self.forget_above:
+            return
+        kept = {sender.project for sender in self.senders if not sender.lifetime.closed}
+        used = {sender.authorization for sender in self.senders if not sender.lifetime.closed}
+        self.projects = {
+            key: project
+            for key, project in self.projects.items()
+            if project in kept or not project.forgettable(now)
+        }
+        self.sources = {
+            key: source
+            for key, source in self.sources.items()
+            if source in used or not source.forgettable(now)
+        }
+        self.forget_above = 2 * (len(self.projects) + len(self.sources)) + FORGET_ABOVE
+
+    def forget_loop(self) -> None:
+        """An event loop was closed, and what waited on it is gone."""
+        for project in self.projects.values():
+            project.forget_loop()
+        for source in self.sources.values():
+            source.forget_loop()
+        for sender in self.senders:
+            sender.lifetime = sender.lifetime.on_another_loop()
+
+
+def token_requester(
+    auth_origin: str, binder: Binder, counters: Counters
+) -> Callable[[Credentials], Awaitable[TokenResponse | Failure]]:
+    """What a token source asks with. It holds the binder weakly, so that a manager that is forgotten is freed at once."""
+    request = token_request(auth_origin)
+    holder = weakref.ref(binder)
+
+    async def request_token(credentials: Credentials) -> TokenResponse | Failure:
+        alive = holder()
+        if alive is None or alive.current is None:
+            return Failure(TokenError("the client is gone"), retryable=False)
+        connections = alive.current.connections
+        del alive
+        counters.token_requests += 1
+        answer = await connections.request_token(request, credentials)
+        counters.token_failures += isinstance(answer, Failure)
+        return answer
+
+    return request_token
 
 
 class SessionManager:
@@ -125,21 +159,51 @@ class SessionManager:
         if type(max_connections) is not int or max_connections < 1:
             raise InvalidArgumentError("max_connections must be a whole number, 1 or more")
         self._max_connections = max_connections
-        self._options = options
-        self._clock = time.monotonic
-        self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
-        self._binding: Binding | None = None
-        self._closed = False
-        self._members: weakref.WeakSet[Sender] = weakref.WeakSet()
-        self._projects: dict[tuple[str, str], Project] = {}
-        self._sources: dict[tuple[str, Credentials], TokenSource] = {}
-        self._endpoints: dict[str, EndpointPace] = {}
-        self._forget_above = FORGET_ABOVE
-        self._calls = 0
-        self._attempts = 0
-        self._retries = 0
-        self._throttled = 0
-        self._token_requests = 0
+        self._counters = Counters()
+        self._registry = Registry()
+        self._binder = Binder(
+            options,
+            max_connections=max_connections,
+            forget_loop=self._registry.forget_loop,
+        )
+
+    def sender(
+        self,
+        *,
+        project_id: str,
+        credentials: Credentials,
+        auth: Literal["oauth2", "basic"],
+        origin: str,
+        auth_origin: str,
+        rate_limit: float | None,
+        policy: RetryPolicy,
+        attempt_timeout: float,
+    ) -> Sender:
+        """What one client sends with. For :class:`ConversationClient`, which has checked the arguments; not for applications."""
+        registry, binder = self._registry, self._binder
+        binder.options.check_origin("conversation_origin", origin)
+        if auth == "oauth2":
+            binder.options.check_origin("auth_origin", auth_origin)
+        registry.forget_unused(binder.clock.now())  # before anything is looked up that nobody uses yet
+        authorization: Authorization = (
+            BasicAuthorization(credentials)
+            if auth == "basic"
+            else registry.source(auth_origin, credentials, binder, self._counters)
+        )
+        sender = Sender(
+            project_id=project_id,
+            origin=origin,
+            path=messages_path(project_id),
+            policy=policy,
+            attempt_timeout=attempt_timeout,
+            project=registry.project(origin, project_id),
+            authorization=authorization,
+            binder=binder,
+            counters=self._counters,
+        )
+        sender.project.join(sender, rate_limit=rate_limit, max_retry_after=policy.max_retry_after)
+        registry.senders.add(sender)
+        return sender
 
     # Lifetime
 
@@ -151,7 +215,7 @@ class SessionManager:
     @property
     def closed(self) -> bool:
         """Whether the manager has been closed."""
-        return self._closed
+        return self._binder.closed
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,32 +228,34 @@ class SessionManager:
     async def close(self) -> None:
         """Closes the manager and every client on it; closing twice is fine.
 
-        Calls that wait fail now with :class:`ClientStateError`. Exchanges under way finish, within their ``attempt_timeout``; nothing is retried.
+        Calls that wait fail now with :class:`ClientStateError`. Exchanges under way finish, within their ``attempt_timeout``; nothing is
+        retried.
         """
-        binding = self._living_binding()
-        self._closed = True
-        members = list(self._members)
-        for member in members:
-            member.lifetime.fail_waiting()
+        binding = self._binder.living()
+        self._binder.closed = True
+        senders = list(self._registry.senders)
+        for sender in senders:
+            sender.lifetime.fail_waiting()
         if binding is None:
             return
         if binding.closing is None or binding.closing.cancelled():
             binding.closing = binding.loop.create_task(
-                self._close(binding, members), name="sinch_conv_async closing"
+                self._close(binding, senders), name="sinch_conv_async closing"
             )
         # In a task of its own: whoever waits for it may be cancelled, and still nothing stays open.
         await asyncio.shield(binding.closing)
 
-    async def _close(self, binding: Binding, members: list[Sender]) -> None:
-        await asyncio.gather(*(source.close() for source in self._sources.values()))
-        for member in members:
-            await member.lifetime.drained()
+    async def _close(self, binding: Binding, senders: list[Sender]) -> None:
+        await asyncio.gather(*(source.close() for source in self._registry.sources.values()))
+        for sender in senders:
+            await sender.lifetime.drained()
         binding.admission.stop()
         await binding.connections.aclose()
-        self._binding = None
+        self._binder.current = None
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        binding: Binding | None = getattr(self, "_binding", None)
+        binder: Binder | None = getattr(self, "_binder", None)
+        binding = None if binder is None else binder.current
         if binding is None or binding.connections.closed:
             return
         if binding.pid != os.getpid():
@@ -198,11 +264,11 @@ class SessionManager:
         _warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
-        if not hasattr(self, "_members"):
+        if not hasattr(self, "_binder"):
             # Its constructor refused an argument, and crash reporters print that frame's variables.
             return "<SessionManager not constructed>"
         stats = self.stats()
-        state = "closed" if self._closed else "open" if self._binding is not None else "unused"
+        state = "closed" if self.closed else "open" if self._binder.current is not None else "unused"
         paces = ", ".join(f"{project.project_id} {project.pace:.0f}/s" for project in stats.projects[:3])
         more = f" and {len(stats.projects) - 3} more" if len(stats.projects) > 3 else ""
         return (
@@ -213,183 +279,35 @@ class SessionManager:
 
     def stats(self) -> SessionStats:
         """The counters as they stand; may be called from any thread."""
-        now = self._clock()
+        now, counters = self._binder.clock.now(), self._counters
         projects = tuple(
             ProjectStats(
-                origin,
-                project_id,
-                project.pace.rate_at(now),
-                project.in_flight,
-                project.waiting,
-                project.throttled,
+                origin=origin,
+                project_id=project_id,
+                pace=project.pace.rate_at(now),
+                in_flight=project.in_flight,
+                waiting=project.waiting,
+                throttled=project.throttled,
+                limit=project.limit,
+                paused_for=max(0.0, project.pace.paused_until - now),
+                in_outage=project.outages > 0,
             )
-            for (origin, project_id), project in list(self._projects.items())
+            for (origin, project_id), project in list(self._registry.projects.items())
         )
         return SessionStats(
-            calls=self._calls,
-            attempts=self._attempts,
-            retries=self._retries,
-            throttled=self._throttled,
-            token_requests=self._token_requests,
+            calls=counters.calls,
+            attempts=counters.attempts,
+            retries=counters.retries,
+            throttled=counters.throttled,
+            token_requests=counters.token_requests,
             in_flight=sum(project.in_flight for project in projects),
             waiting=sum(project.waiting for project in projects),
             projects=projects,
+            succeeded=counters.succeeded,
+            failed=types.MappingProxyType(dict(counters.failed)),
+            timed_out_waiting=counters.timed_out_waiting,
+            budget_refusals=counters.budget_refusals,
+            token_failures=counters.token_failures,
+            wait_seconds=counters.wait_seconds,
+            exchange_seconds=counters.exchange_seconds,
         )
-
-    # What clients share
-
-    def _source(self, auth_origin: str, credentials: Credentials) -> TokenSource:
-        source = self._sources.get((auth_origin, credentials))
-        if source is None:
-            source = TokenSource(
-                credentials,
-                request=self._token_requester(auth_origin),
-                endpoint=self._endpoints.setdefault(auth_origin, EndpointPace()),
-                clock=self._clock,
-                rng=self._rng,
-            )
-            self._sources[auth_origin, credentials] = source
-        return source
-
-    def _project(self, origin: str, project_id: str) -> Project:
-        return self._projects.setdefault((origin, project_id), Project())
-
-    def _forget_unused(self) -> None:
-        """Lets go of projects and tokens that no client has used for a while, so that a manager can outlive any number of them."""
-        if len(self._projects) + len(self._sources) < self._forget_above:
-            return
-        now = self._clock()
-        kept = {member.project for member in self._members if not member.lifetime.closed}
-        used = {member.authorization for member in self._members if not member.lifetime.closed}
-        self._projects = {
-            key: project
-            for key, project in self._projects.items()
-            if project in kept or not project.forgettable(now)
-        }
-        self._sources = {
-            key: source
-            for key, source in self._sources.items()
-            if source in used or not source.forgettable(now)
-        }
-        self._forget_above = 2 * (len(self._projects) + len(self._sources)) + FORGET_ABOVE
-
-    # Binding to an event loop
-
-    def _bound(self) -> Binding:
-        if self._closed:
-            raise closed_error()
-        binding = self._binding
-        if binding is not None and binding.loop is asyncio.get_running_loop() and binding.pid == os.getpid():
-            return binding
-        self._living_binding()
-        return self._bind()
-
-    def _check_owner(self) -> None:
-        """Raises ClientStateError where another event loop or process that is still there has the manager."""
-        binding = self._binding
-        if binding is None or binding.loop.is_closed():
-            return
-        if binding.pid != os.getpid():
-            raise ClientStateError(
-                "this client was in use when the process was forked; make a new one in the child process"
-            )
-        if binding.loop is not asyncio.get_running_loop():
-            raise ClientStateError(
-                "this client belongs to another event loop that is still there; make one client for each event loop or thread"
-            )
-
-    def _living_binding(self) -> Binding | None:
-        """What the manager has on the running event loop, if anything; what it had on one that is closed is let go."""
-        self._check_owner()
-        if self._binding is not None and self._binding.loop.is_closed():
-            self._unbind(self._binding)
-        return self._binding
-
-    def _bind(self) -> Binding:
-        """Makes a fresh pool on the running loop. Tokens are kept: they are not the loop's."""
-        loop = asyncio.get_running_loop()
-        admission = Admission(self._max_connections, clock=self._clock, call_later=loop.call_later)
-        self._binding = Binding(loop, os.getpid(), Connections(self._options), admission)
-        return self._binding
-
-    def _unbind(self, binding: Binding) -> None:
-        """Forgets an event loop that is closed, and what was waiting on it."""
-        self._binding = None
-        for project in self._projects.values():
-            project.forget_loop()
-        for source in self._sources.values():
-            source.forget_loop()
-        for member in self._members:
-            member.lifetime = member.lifetime.on_another_loop()
-        binding.connections.discard()
-
-    # Sending
-
-    async def _exchange(
-        self, binding: Binding, member: Sender, call: Call, token: Token
-    ) -> ConversationMessage | Failure:
-        """One HTTP exchange: what the API answered, or how there came to be no answer."""
-        call.attempts += 1
-        call.failure = None
-        self._attempts += 1
-        self._retries += call.attempts > 1
-        began = self._clock()
-        known = Exchange()
-        try:
-            answer = await binding.connections.exchange(
-                call.request, token, known, timeout=member.attempt_timeout
-            )
-        finally:
-            call.maybe_sent |= known.connected
-        if isinstance(answer, Failure):
-            outcome: ConversationMessage | Failure = answer
-        else:
-            outcome = read_message(
-                answer,
-                call.request,
-                reused=known.reused,
-                scrub=lambda text: token.scrub(member.authorization.credentials.scrub(text)),
-            )
-        if isinstance(outcome, Failure) and outcome.crossed:
-            known.abort()
-        if _log.isEnabledFor(logging.DEBUG):
-            self._log_exchange(member, call, outcome, self._clock() - began)
-        return outcome
-
-    def _log_exchange(
-        self, member: Sender, call: Call, outcome: ConversationMessage | Failure, seconds: float
-    ) -> None:
-        error = outcome.error if isinstance(outcome, Failure) else None
-        status = getattr(error, "http_status", None) if error else 200
-        fields = {
-            "project_id": member.project_id,
-            "message_id": call.request.message_id,
-            "attempt": call.attempts,
-            "status": status,
-            "error": type(error).__name__ if error else None,
-            "seconds": round(seconds, 6),
-        }
-        _log.debug(
-            "attempt %d: %s after %.3f s", call.attempts, status or fields["error"], seconds, extra=fields
-        )
-
-    def _token_requester(
-        self, auth_origin: str
-    ) -> Callable[[Credentials], Awaitable[TokenResponse | Failure]]:
-        """What the token cache asks with. It holds the manager weakly, so that one that is forgotten is freed, and says so, at once."""
-        ask = weakref.WeakMethod(self._request_token)
-        request = token_request(auth_origin)
-
-        async def request_token(credentials: Credentials) -> TokenResponse | Failure:
-            request_of_manager = ask()
-            if request_of_manager is None:
-                return Failure(TokenError("the client is gone"), retryable=False)
-            return await request_of_manager(request, credentials)
-
-        return request_token
-
-    async def _request_token(self, request: Request, credentials: Credentials) -> TokenResponse | Failure:
-        binding = self._binding
-        assert binding is not None  # a fetch is only started by a call, which is bound
-        self._token_requests += 1
-        return await binding.connections.request_token(request, credentials)

@@ -5,8 +5,10 @@ neither who is waiting nor what is sent, and has no clock: a caller looks at ``d
 
 Three rules together give the time of the next departure; the latest of them wins.
 
-* *The window.* The departure ``limit`` ago must lie a second back. This is the promise that is never broken, and it
-  alone would let a whole second's worth go at once.
+* *The window.* The departures of the last second, and the calls that were admitted and have not departed yet, are
+  together at most ``limit``. This is the promise that is never broken: no second, wherever it begins, holds more
+  departures than ``limit``. A departure is the write to the socket. Opening a connection may delay it after the
+  admission, so a call counts from its admission on, and its second begins with its departure.
 * *The spacing.* Departures follow one another at the pace, evenly. A wake-up that comes late finds several due and makes
   them all, so that a busy event loop costs no throughput; after idleness nothing has been saved up.
 * *The pause.* After a 429 nobody departs for a while.
@@ -43,8 +45,10 @@ class Pace:
     ``limit`` is in requests a second; ``None`` sets no pace at all, and a 429 then only pauses. A window of one second
     holds whole requests, so 2.5 a second counts as 2; below 1 it means one request every ``1 / limit`` seconds.
 
-    ``due`` is the earliest time of the next departure, to be read only. When it is not later than now, and a call is
-    there to be sent, call ``depart(now)``; when the line of waiting calls has run empty, call ``idle()``.
+    ``due`` is the earliest time of the next admission, to be read only; infinite while every place of the window is
+    taken by a call that was admitted and has not departed yet. When it is not later than now, and a call is there to be
+    sent, call ``admit(now)``, then ``left(now)`` when its request has been written, or ``refund()`` if it never will be.
+    When the line of waiting calls has run empty, call ``idle()``.
     """
 
     # The values come out of benchmarks/pace_simulation.py, which says what others do.
@@ -73,6 +77,7 @@ class Pace:
         "_limit",
         "_lowered",
         "_next",
+        "_outstanding",
         "_rate",
         "_rate_since",
         "_refused",
@@ -101,6 +106,7 @@ class Pace:
         self._ring = array("d")
         self._at = 0  # where the oldest departure lies, which the next one replaces
         self._dropped = NEVER
+        self._outstanding = 0  # calls that were admitted and have not departed yet
         self.limit = limit  # and with it all that follows from it
 
     @property
@@ -148,6 +154,11 @@ class Pace:
         """The pace in requests a second, as of the last departure or 429; infinite without a limit."""
         return self._rate
 
+    @property
+    def top(self) -> float:
+        """The most requests a second that the pace climbs to: the limit, as far as a second holds whole requests."""
+        return self._top
+
     def rate_at(self, now: float) -> float:
         """The pace that has been climbed back to by ``now``; changes nothing."""
         if not self._slowed:
@@ -155,7 +166,14 @@ class Pace:
         return min(self._top, self._rate + self._climb * max(0.0, now - self._rate_since))
 
     def depart(self, now: float) -> None:
-        """Record one departure."""
+        """Admit a call whose request is written at once."""
+        self.admit(now)
+        self.left(now)
+
+    def admit(self, now: float) -> None:
+        """Give a call its turn. It takes a place of the window until ``left`` or ``refund`` says what became of it."""
+        taken = self._outstanding + 1
+        self._outstanding = taken
         if not self._window:
             return
         late = now - self._allowance
@@ -164,31 +182,48 @@ class Pace:
         )
         self._next = due
         self._allowance = self.CATCH_UP
-        at = self._at
-        self._ring[at] = now
-        at += 1
-        if at == self._size:
-            at = 0
-        self._at = at
+        if taken >= self._size:
+            self._settle()
+            return
+        at = self._at + taken
+        if at >= self._size:
+            at -= self._size
         free = self._ring[at] + self._span
         if free > due:
             if self._size < self._window:
-                free = self._grow()
-            if free > due:
-                due = free
+                self._settle()
+                return
+            due = free
         self.due = due
+
+    def left(self, now: float) -> bool:
+        """Record a departure: the request of a call that was admitted has been written. Whether ``due`` came nearer."""
+        full = self._outstanding >= self._size
+        self._outstanding -= 1
+        if not self._window:
+            return False
+        at = self._at
+        self._ring[at] = now
+        self._at = at + 1 if at + 1 < self._size else 0
+        if full:
+            self._settle()
+        return full
 
     def idle(self) -> None:
         """Nobody waits any more: what the next departure is late by is not lateness."""
         self._allowance = 0.0
 
     def refund(self) -> None:
-        """Give back one departure of the last second that was recorded and then not made."""
+        """Give back the turn of a call that was admitted and will not depart."""
+        self._outstanding -= 1
         if not self._window:
             return
-        # As far as later windows are concerned it may as well have been the oldest one, which is the one at hand.
-        self._ring[self._at] = NEVER
         self._next -= self._interval
+        self._settle()
+
+    def lost(self) -> None:
+        """The calls that were admitted and have not departed yet are gone with their event loop."""
+        self._outstanding = 0
         self._settle()
 
     def throttled(self, now: float, *, departed: float, retry_after: float | None, rng: Random) -> None:
@@ -264,13 +299,20 @@ class Pace:
         self._ring = array("d", [self._dropped]) * extra + self._ring[self._at :] + self._ring[: self._at]
         self._size += extra
         self._at = 0
-        return self._dropped + self._span
+        return self._free()
+
+    def _free(self) -> float:
+        """The time from which the window has room; infinite while calls that have not departed take every place."""
+        taken = self._outstanding
+        if taken >= self._size:
+            return math.inf
+        return self._ring[(self._at + taken) % self._size] + self._span
 
     def _settle(self) -> None:
         due = max(self._next, self.paused_until)
         if self._window:
-            free = self._ring[self._at] + self._span
-            if free > due and self._size < self._window:
+            free = self._free()
+            while free > due and self._size < self._window:
                 free = self._grow()
             due = max(due, free)
         self.due = due

@@ -12,9 +12,14 @@ from typing import Final
 import attrs
 
 from .._wire.failure import Failure
-from ..errors import InvalidArgumentError
+from ..errors import ApiError, CallTimeoutError, InvalidArgumentError, SinchError
 
-__all__ = ["RetryBudget", "RetryPolicy"]
+__all__ = ["Again", "GiveUp", "Renew", "RetryBudget", "RetryPolicy", "Step", "Tries", "next_step"]
+
+BLOCKED_FOR: Final = 60.0
+"""Seconds without any answer but 429, after which a project's calls end with RateLimitedError."""
+
+BUDGET_USED_UP: Final = "the project's retry budget is used up"
 
 # An integer may be larger, and does not multiply with a float then.
 _LARGEST: Final = sys.float_info.max
@@ -53,9 +58,12 @@ class RetryPolicy:
         if type(self.retry_maybe_sent) is not bool:
             raise InvalidArgumentError("retry_maybe_sent must be True or False")
 
-    def allows(self, failure: Failure) -> bool:
-        """Whether this kind of failure may be tried again at all; how often, and the budget, are asked separately."""
-        return failure.retryable and (self.retry_maybe_sent or not failure.maybe_applied)
+    def allows(self, failure: Failure, *, safe: bool = False) -> bool:
+        """Whether this kind of failure may be tried again at all. How often, and the budget, are asked separately.
+
+        ``safe``: a repeat of the request changes nothing (a read), so ``retry_maybe_sent`` does not matter.
+        """
+        return failure.retryable and (safe or self.retry_maybe_sent or not failure.maybe_applied)
 
     def too_long(self, retry_after: float | None) -> bool:
         """Whether the server asks for more patience than there is."""
@@ -79,24 +87,130 @@ class RetryPolicy:
         return rng.uniform(0.5, 1.0) * min(self.max_delay, self.base_delay * 2.0 ** min(times - 2, 64))
 
 
+@attrs.frozen
+class Tries:
+    """What has been tried for one call, as far as it decides what comes next.
+
+    ``retries``: attempts after a failure, without those after a 429. ``throttled``: answers 429 in a row. ``replayed``: a 401 has been
+    answered by another token once. ``reconnected``: a stale connection has been replaced once, at once and at no cost.
+    """
+
+    retries: int = 0
+    throttled: int = 0
+    replayed: bool = False
+    reconnected: bool = False
+
+
+@attrs.frozen
+class Again:
+    """Send the call again after ``delay`` seconds. ``budgeted``: the repeat comes out of the project's retry budget."""
+
+    delay: float
+    tries: Tries
+    budgeted: bool = False
+
+
+@attrs.frozen
+class Renew:
+    """Send the call again with another access token, if there is one to be had."""
+
+    tries: Tries
+
+
+@attrs.frozen
+class GiveUp:
+    """End the call with ``error``."""
+
+    error: SinchError
+
+
+Step = Again | Renew | GiveUp
+
+
+def next_step(
+    failure: Failure,
+    tries: Tries,
+    policy: RetryPolicy,
+    *,
+    safe: bool,
+    blocked_for: float,
+    budget_left: bool,
+    now: float,
+    deadline: float | None,
+    rng: Random,
+) -> Step:
+    """What comes after an attempt that failed.
+
+    ``safe``: a repeat changes nothing. ``blocked_for``: seconds since the project last had an answer other than 429. ``budget_left``:
+    whether the project's retry budget has room for one more. ``deadline``: when the call's timeout passes, ``None`` without one.
+    """
+    error = failure.error
+    status = error.http_status if isinstance(error, ApiError) else None
+    if status == 401:
+        # Whatever WWW-Authenticate says: the API refuses an expired token in more than one way.
+        return GiveUp(error) if tries.replayed else Renew(attrs.evolve(tries, replayed=True))
+    if (
+        not policy.max_retries
+        or not policy.allows(failure, safe=safe)
+        or policy.too_long(failure.retry_after)
+    ):
+        return GiveUp(error)
+    if status == 429:
+        if blocked_for >= BLOCKED_FOR:
+            return GiveUp(error)
+        again = _after_429(failure, tries, policy, rng)
+    elif tries.retries >= policy.max_retries:
+        return GiveUp(error)
+    elif failure.stale_connection and not tries.reconnected:
+        # It says nothing about the server.
+        again = Again(0.0, attrs.evolve(tries, retries=tries.retries + 1, reconnected=True))
+    elif not budget_left:
+        error.give_up(BUDGET_USED_UP)
+        return GiveUp(error)
+    else:
+        delay = policy.delay(retries=tries.retries, retry_after=failure.retry_after, rng=rng)
+        tries = attrs.evolve(tries, retries=tries.retries + 1, throttled=0)
+        again = Again(delay, tries, budgeted=True)
+    if deadline is not None and again.delay and now + again.delay > deadline:
+        return GiveUp(CallTimeoutError("no other attempt can be made before the timeout"))
+    return again
+
+
+def _after_429(failure: Failure, tries: Tries, policy: RetryPolicy, rng: Random) -> Again:
+    """The call waits for its turn with everybody else, as long as that takes.
+
+    If the same call is refused again and again it also steps back by itself: those who share a limit can fill its second for longer
+    than a few pauses last.
+    """
+    times = tries.throttled + 1
+    delay = 0.0
+    if times > 1 and failure.retry_after is None:
+        delay = policy.throttled_delay(times, rng=rng)
+    return Again(delay, attrs.evolve(tries, throttled=times))
+
+
 class RetryBudget:
     """Keeps an outage from being multiplied: retries are at most a share of the calls.
 
-    Of the last ten seconds, 20 % of the calls plus 10 a second may be retried. A lone caller hardly meets it; a
-    service whose every call fails sends 1.2 requests a call instead of five.
+    Of the calls whose first request was sent in the last ten seconds, 20 % plus 10 a second may be retried. A lone caller hardly meets
+    this; a service whose every call fails sends 1.2 requests a call instead of five.
+
+    Both sides count what is sent, when it is sent: calls that wait for their turn allow no retries, and a retry that was allowed takes
+    its place (``reserve``) until it has been sent for ten seconds, or is not made (``release``).
     """
 
     SHARE = 0.2
     PER_SECOND = 10
     WINDOW = 10
 
-    __slots__ = ("_calls", "_calls_sum", "_retries", "_retries_sum", "_second")
+    __slots__ = ("_calls", "_calls_sum", "_reserved", "_retries", "_retries_sum", "_second")
 
     def __init__(self) -> None:
         self._calls = [0] * self.WINDOW
         self._retries = [0] * self.WINDOW
         self._calls_sum = 0
         self._retries_sum = 0
+        self._reserved = 0
         self._second = 0
 
     def _roll(self, second: int) -> None:
@@ -108,8 +222,8 @@ class RetryBudget:
             self._calls[slot] = self._retries[slot] = 0
         self._second = second
 
-    def call(self, now: float) -> None:
-        """Records a call that starts."""
+    def call_sent(self, now: float) -> None:
+        """Records that the first request of a call is sent."""
         second = int(now)
         if second != self._second:
             self._roll(second)
@@ -117,16 +231,29 @@ class RetryBudget:
         self._calls_sum += 1
 
     def allows(self, now: float) -> bool:
-        """Whether a retry may be made now."""
+        """Whether one more retry may be made."""
         second = int(now)
         if second != self._second:
             self._roll(second)
-        return self._retries_sum + 1 <= self.SHARE * self._calls_sum + self.PER_SECOND * self.WINDOW
+        retries = self._retries_sum + self._reserved + 1
+        return retries <= self.SHARE * self._calls_sum + self.PER_SECOND * self.WINDOW
 
-    def take(self, now: float) -> bool:
-        """Takes one retry out of the budget, or answers False when it is used up."""
-        if not self.allows(now):
-            return False
-        self._retries[self._second % self.WINDOW] += 1
+    def reserve(self) -> None:
+        """Takes a place for a retry that will be sent later."""
+        self._reserved += 1
+
+    def release(self) -> None:
+        """Gives the place of a retry back: it has been recorded as sent, or will not be made."""
+        self._reserved -= 1
+
+    def retry_sent(self, now: float) -> None:
+        """Records that a retry is sent."""
+        second = int(now)
+        if second != self._second:
+            self._roll(second)
+        self._retries[second % self.WINDOW] += 1
         self._retries_sum += 1
-        return True
+
+    def forget_reserved(self) -> None:
+        """The calls that had reserved a retry are gone with their event loop."""
+        self._reserved = 0

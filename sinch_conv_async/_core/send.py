@@ -1,62 +1,81 @@
-"""One call, told in order: a token, permission to send, one exchange, what became of it, the next step.
+"""One call, told in the order in which things happen: a token, permission to send, one exchange, a report, the next step.
 
-Knows neither aiohttp nor how permission is given; :class:`Sender` is what one client has of its manager.
+1. *A token.* It is awaited before anything is held, so that waiting for it keeps no other call waiting.
+2. *Permission.* The project's turn and a connection slot are granted together (``admission``), so neither is held while waiting for the
+   other. If the token has expired meanwhile, both are given back.
+3. *One exchange* (``exchange``). The request counts against the project's pace from the moment it is written; ``permit.written`` is told.
+4. *A report.* A 429 slows the whole project down while this call still holds its slot: otherwise the call that gets the slot next would
+   leave before the project slows. Any other answer opens a project that was being probed, and proves the token for the project.
+5. *The next step.* ``retry.next_step`` decides it: done, another token, another attempt after a delay, or the end.
+
+Every wait is on a future that ``lifetime`` knows, so that closing the client ends it. No clock runs while a call waits, unless it has a
+timeout; then one ``asyncio.timeout`` covers all of it. Cancellation may strike at every ``await``: what a call holds (a slot, a turn, a
+place in the retry budget) is given back in a ``finally``.
+
+Counting: a call is one in ``calls`` however often a job sends it again. The retry budget counts each time that a call is sent.
+
+:class:`Sender` is what one client has of its manager. It knows neither aiohttp nor how a turn is given.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Any, Generic, Literal, TypeVar
 
 import attrs
 
-from .._wire.arguments import Credentials
 from .._wire.failure import Failure
 from .._wire.operations import UpdateMetadata
-from .._wire.requests import Request, messages_path
 from ..enums import MessagesSource
 from ..errors import (
     ApiError,
     CallTimeoutError,
     RateLimitedError,
+    ResponseFormatError,
     SinchError,
     TokenError,
     TransportError,
 )
-from ..models import ConversationMessage
-from .admission import Project
+from .admission import Admission, Permit, Project
+from .binding import Binder, Binding
+from .exchange import Exchange
 from .lifetime import Lifetime
-from .retry import RetryPolicy
-from .seams import Authorization
-from .tokens import BasicAuthorization
-
-if TYPE_CHECKING:
-    from .manager import Binding, SessionManager
+from .log import DEBUG, INFO, log, logs
+from .retry import BUDGET_USED_UP, Again, GiveUp, Renew, RetryPolicy, Step, Tries, next_step
+from .seams import Authorization, Operation
+from .stats import Counters
+from .tokens import Token
 
 __all__ = ["Call", "Sender"]
 
+T = TypeVar("T")
+
 
 @attrs.define(eq=False)
-class Call:
-    """One update on its way, as far as it has come.
+class Call(Generic[T]):
+    """One operation on its way, as far as it has come.
 
-    ``failure``: what became of its last attempt, where trying again was thought about. ``failed_since``: when its first attempt failed.
-    ``reconnected``: it has been repeated on a new connection once, at once and at no cost.
+    ``began``: when it was first sent off, ``None`` before. ``attempts``: exchanges so far. ``tries``: what :func:`next_step` needs to know.
+    ``reserved``: it holds a place in the retry budget. ``failure``: what became of the last attempt, ``None`` if it has not failed.
+    ``last``: the last attempt's error. ``failed_since``: when its first attempt failed. ``maybe_sent``: a request may have reached the
+    server. ``seconds``, ``exchange_seconds``: what the last exchange took, and all of them.
     """
 
-    request: Request
+    operation: Operation[T]
+    began: float | None = None
     attempts: int = 0
-    retries: int = 0
-    throttled: int = 0
-    replayed: bool = False
-    reconnected: bool = False
+    tries: Tries = attrs.field(factory=Tries)
+    reserved: bool = False
     maybe_sent: bool = False
     failure: Failure | None = None
     last: SinchError | None = None
     failed_since: float | None = None
+    seconds: float = 0.0
+    exchange_seconds: float = 0.0
 
-    def failed(self, error: SinchError, now: float) -> None:
-        """Notes an attempt's error; a timeout's keeps the one before it, and no longer chain."""
+    def failed(self, failure: Failure, now: float) -> None:
+        """Notes what became of an attempt. A timeout's error keeps the one before it, and no longer chain."""
+        self.failure, error = failure, failure.error
         if self.failed_since is None:
             self.failed_since = now
         if isinstance(error, CallTimeoutError):
@@ -65,16 +84,28 @@ class Call:
             error.last = self.last
         self.last = error
 
+    def ended_by(self, error: SinchError) -> None:
+        """Completes an error that ends the call with what is known of all its attempts."""
+        error.attempts = self.attempts
+        if isinstance(error, TransportError):
+            error.sent = self.sent  # what the last attempt did not send, an earlier one may have
+        if isinstance(error, CallTimeoutError) and error is not self.last:
+            error.last = error.last or self.last
+
     @property
     def sent(self) -> Literal["no", "maybe"]:
+        """Whether a request of this call may have reached the server."""
         return "maybe" if self.maybe_sent else "no"
 
 
 @attrs.define(eq=False)
 class Sender:
-    """One client's place in a manager: where it sends to, as whom, how patiently; its calls, and the loop that sends them."""
+    """One client's way to the API: where it sends to, as whom, how patiently; and the loop that sends its calls.
 
-    manager: SessionManager = attrs.field(repr=False)
+    ``project``, ``authorization``, ``counters`` and ``rng`` are shared with other clients of the manager; ``binder`` gives what the manager
+    has on the running event loop.
+    """
+
     project_id: str
     origin: str
     path: str = attrs.field(repr=False)
@@ -82,72 +113,37 @@ class Sender:
     attempt_timeout: float
     project: Project = attrs.field(repr=False)
     authorization: Authorization = attrs.field(repr=False)
+    binder: Binder = attrs.field(repr=False)
+    counters: Counters = attrs.field(repr=False)
     lifetime: Lifetime = attrs.field(factory=Lifetime, repr=False)
 
-    @classmethod
-    def join(
-        cls,
-        manager: SessionManager,
-        *,
-        project_id: str,
-        credentials: Credentials,
-        auth: Literal["oauth2", "basic"],
-        origin: str,
-        auth_origin: str,
-        rate_limit: float | None,
-        policy: RetryPolicy,
-        attempt_timeout: float,
-    ) -> Self:
-        """Gives a client its place. Clients of one project share its pace, clients with one key its token."""
-        manager._options.check_origin("conversation_origin", origin)
-        if auth == "oauth2":
-            manager._options.check_origin("auth_origin", auth_origin)
-        manager._forget_unused()  # before anything is looked up that nobody uses yet
-        tokens = (
-            BasicAuthorization(credentials) if auth == "basic" else manager._source(auth_origin, credentials)
-        )
-        member = cls(
-            manager=manager,
-            project_id=project_id,
-            origin=origin,
-            path=messages_path(project_id),
-            policy=policy,
-            attempt_timeout=attempt_timeout,
-            project=manager._project(origin, project_id),
-            authorization=tokens,
-        )
-        member.project.join(member, rate_limit=rate_limit, max_retry_after=policy.max_retry_after)
-        manager._members.add(member)
-        return member
-
-    def request(
+    def update(
         self, message_id: str, metadata: str, messages_source: MessagesSource | str | None
-    ) -> Request:
-        """The request for one update, or InvalidArgumentError."""
-        return UpdateMetadata.of(self.origin, self.path, message_id, metadata, messages_source).request
+    ) -> UpdateMetadata:
+        """The operation for one update, or InvalidArgumentError."""
+        return UpdateMetadata.of(self.origin, self.path, message_id, metadata, messages_source)
+
+    def now(self) -> float:
+        """Monotonic seconds, by the clock that paces calls and expires tokens."""
+        return self.binder.clock.now()
+
+    def long_delay(self) -> float:
+        """Seconds to wait after the last of a call's retries, for a job that tries again all the same."""
+        return self.policy.delay(retries=self.policy.max_retries, retry_after=None, rng=self.binder.rng)
+
+    def bound(self) -> Binding:
+        """What the manager has on the running event loop, or ClientStateError."""
+        self.lifetime.check_open()  # first, or a closed client would bind its manager to this loop
+        return self.binder.bind()
 
     async def leave(self) -> None:
         """Closes this client's calls and no other's."""
-        manager = self.manager
-        binding = manager._living_binding()
+        binding = self.binder.living()
         self.project.leave(self)
         self.lifetime.fail_waiting()
         if binding is not None:
             binding.admission.sooner(self.project)  # its limit may have been the lowest
             await self.lifetime.drained()
-
-    def now(self) -> float:
-        """Monotonic seconds, by the clock that paces calls and expires tokens."""
-        return self.manager._clock()
-
-    def long_delay(self) -> float:
-        """Seconds to wait after the last of a call's retries, for who tries again all the same."""
-        return self.policy.delay(retries=self.policy.max_retries, retry_after=None, rng=self.manager._rng)
-
-    def bound(self) -> Binding:
-        """What the manager has on the running event loop, or ClientStateError."""
-        self.lifetime.check_open()  # first, or a closed client would bind its manager to this loop
-        return self.manager._bound()
 
     async def authenticate(self, *, timeout: float | None) -> None:
         """Has a token, or raises TokenError."""
@@ -168,125 +164,260 @@ class Sender:
             http_status=because.http_status if isinstance(because, TokenError) else None,
         )
 
-    async def send(self, call: Call, *, timeout: float | None) -> ConversationMessage:
-        """Sends one update until it is applied, refused for good, or no longer worth trying."""
+    async def send(self, call: Call[T], *, timeout: float | None = None) -> T:
+        """Sends one operation until it is done, refused for good, or no longer worth trying; counts and logs how it ended."""
+        try:
+            return await self.send_round(call, timeout=timeout)
+        except SinchError as error:
+            self.ended(call, error)
+            raise
+
+    async def send_round(self, call: Call[T], *, timeout: float | None = None, single: bool = False) -> T:
+        """The same for a job. It may send a call that failed again, and says by :meth:`ended` when it gives it up.
+
+        ``single``: one attempt, whatever becomes of it.
+        """
+        binding = self.bound()
+        if call.began is None:
+            call.began = binding.clock()
+            self.counters.calls += 1
+        policy = attrs.evolve(self.policy, max_retries=0) if single else self.policy
         if timeout is None:
-            return await self._send(call, deadline=None)
+            result = await self._send(binding, call, policy, deadline=None)
+        else:
+            result = await self._send_within(timeout, binding, call, policy)
+        self.ended(call, None)
+        return result
+
+    def ended(self, call: Call[Any], error: SinchError | None) -> None:
+        """Counts and logs a call that is over: with ``error``, or with a result."""
+        if call.began is None:
+            return  # refused before it began: the client is closed, or another event loop's
+        counters = self.counters
+        seconds = self.now() - call.began
+        counters.exchange_seconds += call.exchange_seconds
+        counters.wait_seconds += seconds - call.exchange_seconds
+        if error is None:
+            counters.succeeded += 1
+        else:
+            counters.failed[type(error).__name__] += 1
+            counters.timed_out_waiting += isinstance(error, CallTimeoutError) and not call.attempts
+            counters.budget_refusals += error.given_up == BUDGET_USED_UP
+        if logs(DEBUG):
+            self._log_end(call, error, seconds)
+
+    async def _send_within(self, timeout: float, binding: Binding, call: Call[T], policy: RetryPolicy) -> T:
         try:
             async with asyncio.timeout(timeout):
-                return await self._send(call, deadline=self.manager._clock() + timeout)
+                return await self._send(binding, call, policy, deadline=binding.clock() + timeout)
         except CallTimeoutError:
             raise
         except TimeoutError:
-            # Nothing else raises a bare one: aiohttp's end in _http.
-            pass
-        last = call.last or self.authorization.missing(self.now())
+            pass  # the timeout's own: aiohttp's end in the exchange
+        last = call.last or self.authorization.missing(binding.clock())
         raise CallTimeoutError(f"timeout of {timeout:g} s passed", call.attempts, call.sent, last)
 
-    async def _send(self, call: Call, *, deadline: float | None) -> ConversationMessage:
-        manager = self.manager
-        binding = self.bound()
-        lifetime, project, tokens, policy = self.lifetime, self.project, self.authorization, self.policy
-        admission, clock, rng = binding.admission, manager._clock, manager._rng
+    async def _send(
+        self, binding: Binding, call: Call[T], policy: RetryPolicy, *, deadline: float | None
+    ) -> T:
+        lifetime, project, authorization = self.lifetime, self.project, self.authorization
+        admission, clock = binding.admission, binding.clock
+        call.tries = Tries()
+        again = False
         lifetime.begin()
         try:
-            # One that was sent before, and given another round by a job that waits for better times, is a call to the budget alone.
-            if not call.attempts:
-                manager._calls += 1
-            project.budget.call(clock())
-            admitted = False
             while True:
-                lifetime.check_open()
-                # Authorised, holding nothing: a token that is waited for keeps nobody else waiting.
-                if tokens.current(clock()) is None:
-                    await tokens.get(lifetime)
-                    continue
-                # Admitted: the turn and the slot in one grant.
-                if not admission.admit_now(project, clock()):
-                    await admission.admit(project, lifetime, again=admitted, deadline=deadline)
-                admitted = True
-                departed = clock()
-                token = None if lifetime.closed else tokens.current(departed)
-                if token is None:
-                    # The token expired while the call waited for its turn, or the client closed in the tick of the grant.
-                    project.pace.refund()
-                    admission.release(project)
+                # 1. A token
+                if authorization.current(clock()) is None:
+                    await authorization.get(lifetime)
+                # 2. Permission
+                permit = admission.admit_now(project, clock())
+                if permit is None:
+                    permit = await admission.admit(project, lifetime, again=again, deadline=deadline)
+                again = self._count(call, again=again, now=clock())
+                token = authorization.current(clock())
+                if token is None or lifetime.closed:
+                    permit.release()
                     lifetime.check_open()
                     continue
+                # 3. One exchange
                 try:
-                    outcome = await manager._exchange(binding, self, call, token)
-                    if isinstance(outcome, Failure) and isinstance(outcome.error, RateLimitedError):
-                        # The project's business, not this call's: everybody pauses, and goes on more slowly. While the slot is still held, or
-                        # whoever is given it would leave first.
-                        self._slow_down(binding, outcome.error, outcome.retry_after, departed)
+                    outcome = await self._exchange(binding, call, token, permit)
+                    # 4. A report
+                    self._report(admission, outcome, token, permit)
                 finally:
-                    admission.release(project)
-                if isinstance(outcome, ConversationMessage):
-                    token.accepted_for.add(project)
-                    admission.answered(project)
+                    permit.release()
+                # 5. The next step
+                if not isinstance(outcome, Failure):
+                    self._log_attempt(call, None, None)
                     return outcome
-                failure, error = outcome, outcome.error
-                error.attempts = call.attempts
-                status = error.http_status if isinstance(error, ApiError) else None
-                if status is not None and status != 429:
-                    admission.answered(project)
-                    if status < 500 and status not in (401, 408):
-                        token.accepted_for.add(project)
-                if lifetime.closed:
-                    raise error
-                if status == 401:
-                    # Whatever WWW-Authenticate says: the API refuses an expired token in more than one way.
-                    if call.replayed or not tokens.refused(token, project, clock()):
-                        raise error
-                    call.replayed = True
-                    continue
-                call.failed(error, clock())
-                call.failure = failure
-                if (
-                    not policy.allows(failure)
-                    or call.retries >= policy.max_retries
-                    or policy.too_long(failure.retry_after)
-                ):
-                    raise error
-                delay = None
-                if status == 429:
-                    # It waits for its turn with everybody else. The same call refused again and again steps back by itself: those who share a
-                    # limit can fill its second for longer than a few pauses last.
-                    call.throttled += 1
-                    if call.throttled > 1 and failure.retry_after is None:
-                        delay = policy.throttled_delay(call.throttled, rng=rng)
-                elif failure.stale_connection and not call.reconnected:
-                    # It says nothing about the server.
-                    call.reconnected = True
-                else:
-                    call.throttled = 0
-                    delay = policy.delay(retries=call.retries, retry_after=failure.retry_after, rng=rng)
-                    if not project.budget.take(clock()):
-                        raise error
-                if delay is not None:
-                    if deadline is not None and clock() + delay > deadline:
-                        raise CallTimeoutError("no other attempt can be made before the timeout")
-                    await lifetime.sleep(delay)
-                call.retries += 1
+                await self._next(call, outcome, token, policy, deadline)
         except SinchError as error:
-            error.attempts = call.attempts
-            if isinstance(error, TransportError):
-                error.sent = call.sent  # what this attempt did not send, an earlier one may have
-            if isinstance(error, CallTimeoutError) and error is not call.last:
-                error.last = call.last
+            call.ended_by(error)
             raise
         finally:
+            if call.reserved:
+                project.budget.release()
+                call.reserved = False
             lifetime.end()
 
-    def _slow_down(
-        self, binding: Binding, error: RateLimitedError, retry_after: float | None, departed: float
-    ) -> None:
-        """Slows the project down for everybody, after a 429 to a request that left at ``departed``."""
-        manager, project = self.manager, self.project
-        project.throttled += 1
-        manager._throttled += 1
-        if project.too_long(retry_after):
-            binding.admission.refuse_waiting(project, error)
+    def _count(self, call: Call[Any], *, again: bool, now: float) -> Literal[True]:
+        """Tells the retry budget that a request is about to be sent."""
+        budget = self.project.budget
+        if not again:
+            budget.call_sent(now)
+        elif call.reserved:
+            budget.retry_sent(now)
+            budget.release()
+            call.reserved = False
+        return True
+
+    async def _exchange(self, binding: Binding, call: Call[T], token: Token, permit: Permit) -> T | Failure:
+        """One HTTP exchange: what the API answered, or how there came to be no answer."""
+        operation, counters, clock = call.operation, self.counters, binding.clock
+        call.attempts += 1
+        call.failure = None
+        counters.attempts += 1
+        counters.retries += call.attempts > 1
+        known = Exchange(permit.written)
+        began = clock()
+        try:
+            response = await binding.connections.exchange(
+                operation.request, token, known, timeout=self.attempt_timeout
+            )
+        finally:
+            call.seconds = clock() - began
+            call.exchange_seconds += call.seconds
+            if known.connected:
+                call.maybe_sent = True
+                permit.written()  # for the case that nobody can say whether it was
+        if isinstance(response, Failure):
+            return response
+        outcome = operation.read(
+            response,
+            scrub=lambda text: token.scrub(self.authorization.credentials.scrub(text)),
+            reused=known.reused,
+        )
+        if isinstance(outcome, Failure) and outcome.crossed:
+            known.abort()
+        return outcome
+
+    def _report(self, admission: Admission, outcome: object, token: Token, permit: Permit) -> None:
+        """Tells project and token what the answer says of them."""
+        project = self.project
+        error = outcome.error if isinstance(outcome, Failure) else None
+        if isinstance(error, RateLimitedError):
+            self._slow_down(admission, error, permit)
             return
-        project.pace.throttled(self.now(), departed=departed, retry_after=retry_after, rng=manager._rng)
-        binding.admission.paused(project)
+        status = 200
+        if error is not None:
+            if not isinstance(error, ApiError | ResponseFormatError) or error.http_status is None:
+                return  # no answer
+            status = error.http_status
+        admission.answered(project, permit)
+        if status < 500 and status not in (401, 408):
+            token.accepted_for.add(project)
+        if project.below_half and project.recovered(self.now()):
+            log(INFO, "pace is back at %g requests a second", project.pace.rate, project_id=self.project_id)
+
+    def _slow_down(self, admission: Admission, error: RateLimitedError, permit: Permit) -> None:
+        """Slows the project down for everybody, after a 429."""
+        project, now = self.project, self.now()
+        self.counters.throttled += 1
+        project.refused(now)
+        if project.too_long(error.retry_after or None):
+            admission.refuse_waiting(project, error)
+            return
+        assert permit.departed is not None  # it was answered
+        project.pace.throttled(
+            now, departed=permit.departed, retry_after=error.retry_after or None, rng=self.binder.rng
+        )
+        admission.paused(project)
+        if project.fell_below_half(now):
+            log(
+                INFO,
+                "pace has fallen to %.1f of %g requests a second",
+                project.pace.rate,
+                project.pace.limit,
+                project_id=self.project_id,
+            )
+
+    async def _next(
+        self, call: Call[Any], failure: Failure, token: Token, policy: RetryPolicy, deadline: float | None
+    ) -> None:
+        """Returns when the call is to be sent again, or raises what ends it."""
+        project, now = self.project, self.now()
+        step = self._step(call, failure, policy, now, deadline)
+        call.failed(failure, now)
+        if isinstance(step, Renew) and not self.authorization.refused(token, project, now):
+            step = GiveUp(failure.error)
+        self._log_attempt(call, failure, step)
+        if isinstance(step, GiveUp):
+            raise step.error
+        call.tries = step.tries
+        if isinstance(step, Renew):
+            return
+        if step.budgeted:
+            project.budget.reserve()
+            call.reserved = True
+        if step.budgeted or step.delay:
+            await self.lifetime.sleep(step.delay)
+
+    def _step(
+        self, call: Call[Any], failure: Failure, policy: RetryPolicy, now: float, deadline: float | None
+    ) -> Step:
+        if self.lifetime.closed:
+            return GiveUp(failure.error)
+        project = self.project
+        return next_step(
+            failure,
+            call.tries,
+            policy,
+            safe=call.operation.safe,
+            blocked_for=project.blocked_for(now),
+            budget_left=project.budget.allows(now),
+            now=now,
+            deadline=deadline,
+            rng=self.binder.rng,
+        )
+
+    def _log_attempt(self, call: Call[Any], failure: Failure | None, step: Step | None) -> None:
+        if not logs(DEBUG):
+            return
+        error = None if failure is None else failure.error
+        status = 200 if error is None else getattr(error, "http_status", None)
+        name = None if error is None else type(error).__name__
+        log(
+            DEBUG,
+            "attempt %d: %s after %.3f s",
+            call.attempts,
+            status or name,
+            call.seconds,
+            project_id=self.project_id,
+            message_id=call.operation.request.message_id,
+            attempt=call.attempts,
+            status=status,
+            error=name,
+            seconds=round(call.seconds, 6),
+            request_id=getattr(error, "request_id", None),
+            retry_in=None if not isinstance(step, Again | Renew) else getattr(step, "delay", 0.0),
+            final=step is None or isinstance(step, GiveUp),
+        )
+
+    def _log_end(self, call: Call[Any], error: SinchError | None, seconds: float) -> None:
+        outcome = "succeeded" if error is None else type(error).__name__
+        waited = seconds - call.exchange_seconds
+        log(
+            DEBUG,
+            "call ended: %s, attempts %d, waited %.3f s of %.3f s",
+            outcome,
+            call.attempts,
+            waited,
+            seconds,
+            project_id=self.project_id,
+            message_id=call.operation.request.message_id,
+            attempts=call.attempts,
+            waited=round(waited, 6),
+            seconds=round(seconds, 6),
+            outcome=outcome,
+        )

@@ -1012,13 +1012,13 @@ async def test_an_outage_longer_than_max_outage_ends_the_job_and_says_what_to_do
     assert workers() == 0
 
 
-async def test_an_outage_counts_from_the_first_failure(sandbox, quick_probes):
+async def test_an_outage_counts_from_the_first_failure(sandbox, quick_probes, monkeypatch):
     time = Time()
     async with (
         SessionManager() as manager,
         client_of(sandbox, session_manager=manager, auth="basic", retry=QUICK, rate_limit=None) as client,
     ):
-        manager._clock = time.clock
+        monkeypatch.setattr("sinch_conv_async._core.binding.clock_of", lambda loop: time.clock)
         outcomes = client.update_many(Input(), concurrency=10, max_outage=60)
         done = [await anext(outcomes) for _ in range(20)]
         before = len(sandbox.requests)

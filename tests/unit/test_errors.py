@@ -140,7 +140,8 @@ def test_a_timeout_keeps_its_fields_however_many_were_given(count):
     error = CallTimeoutError(*given)
     twin = pickle.loads(pickle.dumps(error))
     assert state(twin) == state(error)
-    assert str(twin) == (given[0] if given else "")
+    assert str(twin) == str(error)
+    assert str(error).startswith(given[0] if given else "")
     assert error.errno is error.filename is None
 
 
@@ -161,7 +162,38 @@ def test_an_error_can_be_raised_and_caught_as_each_of_its_parents(cls):
 
 @pytest.mark.parametrize("cls", [cls for cls in TREE if not issubclass(cls, ApiError)])
 def test_the_text_of_an_error_is_its_message(cls):
-    assert str(made(cls)) == "what went wrong"
+    assert str(cls("what went wrong")) == str(cls("what went wrong", 1)) == "what went wrong"
+
+
+@pytest.mark.parametrize("cls", TREE)
+def test_the_text_of_an_error_says_how_often_its_call_was_tried(cls):
+    assert str(cls("what went wrong", 3)).endswith("what went wrong (after 3 attempts)")
+
+
+@pytest.mark.parametrize("cls", TREE)
+@pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
+def test_the_text_of_an_error_says_why_its_call_was_given_up(cls, again):
+    error = cls("what went wrong", 2)
+    assert error.given_up is None
+    error.give_up("the project's retry budget is used up")
+    twin = again(error)
+    assert twin.given_up == error.given_up == "the project's retry budget is used up"
+    assert str(twin).endswith(
+        "what went wrong (after 2 attempts); not tried again: the project's retry budget is used up"
+    )
+    assert cls("another").given_up is None
+
+
+def test_the_text_of_a_timeout_ends_with_the_last_failure():
+    server = ServerError("overloaded", 2, http_status=503, request_id="r-1")
+    error = CallTimeoutError("timeout of 5 s passed", 2, "maybe", server)
+    assert (
+        str(error)
+        == "timeout of 5 s passed (after 2 attempts); last failure: 503: overloaded (request id r-1)"
+    )
+    unresolved = TokenError("the host name auth.sinch.com could not be resolved")
+    error = CallTimeoutError("timeout of 5 s passed", 0, "no", unresolved)
+    assert str(error).endswith("; last failure: the host name auth.sinch.com could not be resolved")
 
 
 @pytest.mark.parametrize(

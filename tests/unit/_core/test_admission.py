@@ -8,13 +8,14 @@ import gc
 import heapq
 import itertools
 import random
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sinch_conv_async import CallTimeoutError, ClientStateError, RateLimitedError
 from sinch_conv_async._core import admission as pacing
-from sinch_conv_async._core.admission import Admission, Project
+from sinch_conv_async._core.admission import Admission, Permit, Project
 from sinch_conv_async._core.lifetime import Lifetime
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class World:
         self.calls = Lifetime()
         self.admission = Admission(slots, clock=lambda: self.now, call_later=self.call_later)
         self.granted: list[object] = []
+        self.permits: defaultdict[Project, deque[Permit]] = defaultdict(deque)
+        self.released: dict[Project, Permit] = {}
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         assert delay >= 0
@@ -69,9 +72,29 @@ class World:
         self, project: Project, name: object = None, *, again: bool = False, deadline: float | None = None
     ) -> None:
         """Is admitted and stays in until it is told to leave."""
-        if not self.admission.admit_now(project, self.now):
-            await self.admission.admit(project, self.calls, again=again, deadline=deadline)
+        permit = self.admission.admit_now(project, self.now)
+        if permit is None:
+            permit = await self.admission.admit(project, self.calls, again=again, deadline=deadline)
+        permit.written()
+        self.permits[project].append(permit)
         self.granted.append(name)
+
+    def admit_now(self, project: Project) -> bool:
+        permit = self.admission.admit_now(project, self.now)
+        if permit is None:
+            return False
+        permit.written()
+        self.permits[project].append(permit)
+        return True
+
+    def release(self, project: Project) -> None:
+        """The call that was admitted first has had its answer."""
+        permit = self.released[project] = self.permits[project].popleft()
+        permit.release()
+
+    def answered(self, project: Project) -> None:
+        """The answer to the call that was released last was no 429."""
+        self.admission.answered(project, self.released[project])
 
     def start(self, project: Project, name: object = None, **options: object) -> asyncio.Task[None]:
         return asyncio.create_task(self.call(project, name, **options))  # type: ignore[arg-type]  # keywords of several types
@@ -125,10 +148,10 @@ async def end(*tasks: asyncio.Task[None]) -> None:
 
 async def test_a_call_goes_at_once_when_turn_and_slot_are_there():
     world, project = World(slots=1), Project()
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     assert (world.admission.free, project.in_flight) == (0, 1)
-    assert not world.admission.admit_now(project, world.now)
-    world.admission.release(project)
+    assert not world.admit_now(project)
+    world.release(project)
     world.assert_idle(project)
 
 
@@ -144,13 +167,13 @@ async def test_within_a_project_it_is_first_come_first_served():
 
 async def test_nobody_overtakes_those_who_wait():
     world, project = World(slots=1), Project()
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     waiting = world.start(project, "first")
     await settle()
     world.admission.free += 1  # as though a slot had come free in this very tick
-    assert not world.admission.admit_now(project, world.now)
+    assert not world.admit_now(project)
     world.admission.free -= 1
-    world.admission.release(project)
+    world.release(project)
     await waiting
 
 
@@ -168,7 +191,7 @@ async def test_projects_that_are_due_take_turns():
     """However long one's queue is."""
     world = World(slots=1)
     busy, small, smaller = Project(), Project(), Project()
-    assert world.admission.admit_now(busy, world.now)
+    assert world.admit_now(busy)
     tasks = [world.start(busy, "busy") for _ in range(30)]
     await settle()
     tasks += [world.start(small, "small") for _ in range(3)]
@@ -177,10 +200,10 @@ async def test_projects_that_are_due_take_turns():
     under_way = busy
     by_name = {"busy": busy, "small": small, "smaller": smaller}
     for _ in range(len(tasks)):
-        world.admission.release(under_way)
+        world.release(under_way)
         await settle()
         under_way = by_name[str(world.granted[-1])]
-    world.admission.release(under_way)
+    world.release(under_way)
     assert world.granted[:9] == ["busy", "small", "smaller"] * 2 + ["busy", "small", "busy"]
     await asyncio.gather(*tasks)
     world.assert_idle(busy, small, smaller)
@@ -204,7 +227,7 @@ async def test_ten_slots_serve_fifty_callers_alike(own_projects):
             try:
                 await answered
             finally:
-                world.admission.release(project)
+                world.release(project)
 
     callers = [asyncio.create_task(caller(number)) for number in range(50)]
     for _ in range(120):
@@ -226,29 +249,29 @@ async def test_a_paused_project_holds_no_slot_and_the_others_go_on_at_full_speed
     await settle()
     assert world.admission.free == 2
     for _ in range(100):
-        assert world.admission.admit_now(other, world.now)
-        assert world.admission.admit_now(other, world.now)
-        world.admission.release(other)
-        world.admission.release(other)
+        assert world.admit_now(other)
+        assert world.admit_now(other)
+        world.release(other)
+        world.release(other)
     assert world.granted == []
     await world.pass_time(60.0)
     assert world.granted == ["paused"] * 2
     await end(*waiting[2:])
-    world.admission.release(paused)
-    world.admission.release(paused)
+    world.release(paused)
+    world.release(paused)
     world.assert_idle(paused, other)
 
 
 async def test_a_full_pool_spends_nobodys_turn():
     world = World(slots=1)
     busy, paced = Project(), project_at(1)
-    assert world.admission.admit_now(busy, world.now)
+    assert world.admit_now(busy)
     waiting = world.start(paced, "paced")
     await world.pass_time(10.0)
     due = paced.pace.due
     assert due < world.now
     assert world.granted == []
-    world.admission.release(busy)
+    world.release(busy)
     await waiting
     assert paced.pace.due > world.now
 
@@ -257,11 +280,11 @@ async def behind_a_full_pool(
     world: World, paced: Project, busy: Project, *, waiting: int
 ) -> list[asyncio.Task[None]]:
     """A line that has begun to move, when others take the last slot."""
-    assert world.admission.admit_now(paced, world.now)
+    assert world.admit_now(paced)
     tasks = [world.start(paced) for _ in range(waiting)]
     await world.pass_time(1.01 / paced.pace.rate)
     assert len(world.granted) == 1
-    assert world.admission.admit_now(busy, world.now)
+    assert world.admit_now(busy)
     assert world.admission.free == 0
     return tasks
 
@@ -272,7 +295,7 @@ async def test_the_turns_missed_while_the_pool_was_full_are_not_all_made_up_for(
     waiting = await behind_a_full_pool(world, paced, busy, waiting=200)
     await world.pass_time(10.0)
     world.admission.free += 200
-    world.admission.release(busy)
+    world.release(busy)
     await settle()
     assert 1 + 25 <= len(world.granted) <= 1 + 26
     await end(*waiting)
@@ -285,9 +308,9 @@ async def test_a_call_that_comes_after_its_turn_was_due_is_not_late():
     await asyncio.gather(*[world.start(paced) for _ in range(1)])
     waiting = world.start(paced)
     await settle()
-    assert world.admission.admit_now(busy, world.now)  # no slot is left when the turn comes
+    assert world.admit_now(busy)  # no slot is left when the turn comes
     await world.pass_time(0.0101)
-    world.admission.release(busy)
+    world.release(busy)
     await waiting
     assert world.admission.free == 0
     await world.pass_time(5.0)
@@ -296,7 +319,7 @@ async def test_a_call_that_comes_after_its_turn_was_due_is_not_late():
     granted = len(world.granted)
     world.admission.slots += 10
     world.admission.free += 10
-    world.admission.release(paced)
+    world.release(paced)
     await settle()
     assert len(world.granted) - granted == 1
     await end(*late)
@@ -311,7 +334,7 @@ async def test_there_is_no_timer_for_each_call_that_waits():
     await settle()
     assert world.timers_set == world.timers_left == 1
     await end(*waiting)
-    world.admission.release(project)
+    world.release(project)
 
 
 async def test_a_timer_for_each_turn_and_no_more():
@@ -341,7 +364,7 @@ async def test_an_earlier_turn_replaces_the_timer():
 async def test_a_timer_that_fires_early_is_set_again():
     """An event loop may, by its clock's resolution."""
     world, project = World(), project_at(1)
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     waiting = world.start(project)
     await settle()
     (_, _, timer) = world.timers.pop()
@@ -369,7 +392,7 @@ async def test_admitting_one_costs_the_same_however_many_wait(waiting):
     world, project = World(slots=1), Project()
     Looked.looks = 0
     futures = [Looked() for _ in range(waiting)]
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     for future in futures:
         project.fresh.append(future)
         project.waiting += 1
@@ -381,8 +404,8 @@ async def test_admitting_one_costs_the_same_however_many_wait(waiting):
         world.admission.waiting -= 1
         project.abandon()
     for _ in range(waiting // 2):
-        world.admission.release(project)
-    world.admission.release(project)
+        world.admission.release(project, departed=world.now)
+    world.admission.release(project, departed=world.now)
     assert all(future.done() for future in futures)
     print(f"{Looked.looks / waiting:.2f} looks a call, {waiting:,} waiting")
     # Its own cancel() looks once or twice; the rest is ours, compaction included.
@@ -392,7 +415,7 @@ async def test_admitting_one_costs_the_same_however_many_wait(waiting):
 
 async def test_calls_that_gave_up_do_not_stay_in_the_queue():
     world, project = World(slots=1), Project()
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     for _ in range(50):
         await end(*[world.start(project) for _ in range(100)])
         assert len(project.fresh) <= pacing.ABANDONED_KEPT + 1
@@ -401,18 +424,18 @@ async def test_calls_that_gave_up_do_not_stay_in_the_queue():
     await end(*[world.start(project, again=True) for _ in range(500)])
     assert len(project.retries) <= 10 + pacing.ABANDONED_KEPT + 1
     await end(*kept)
-    world.admission.release(project)
+    world.release(project)
     world.assert_idle(project)
 
 
 async def test_cancelling_all_of_very_many_at_once_leaves_the_counters_at_zero():
     world, project = World(slots=1), Project()
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     tasks = [world.start(project) for _ in range(5_000)]
     await settle()
     await end(*tasks)
     assert project.waiting == 0
-    world.admission.release(project)
+    world.release(project)
     world.assert_idle(project)
 
 
@@ -421,27 +444,27 @@ async def test_cancelling_all_of_very_many_at_once_leaves_the_counters_at_zero()
 
 async def test_cancelled_in_the_very_tick_of_the_grant_a_call_passes_slot_and_turn_on():
     world, project = World(slots=1), project_at(1)
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     first, second, third = (world.start(project, name) for name in ("first", "second", "third"))
     await settle()
     await world.pass_time(2.0)
-    world.admission.release(project)  # grants the first
+    world.release(project)  # grants the first
     assert project.waiting == 2
     first.cancel()
     await settle()
     assert first.cancelled()
     assert world.granted == ["second"]
-    world.admission.release(project)
+    world.release(project)
     await world.pass_time(1.1)
     assert world.granted == ["second", "third"]
-    world.admission.release(project)
+    world.release(project)
     await asyncio.gather(second, third)
     world.assert_idle(project)
 
 
 async def test_a_turn_that_is_given_back_is_used_at_once_though_a_later_one_was_planned():
     world, project = World(slots=5), project_at(1)
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     first, second = world.start(project, "first"), world.start(project, "second")
     await settle()
     (at, _, timer) = world.timers.pop()
@@ -457,7 +480,7 @@ async def test_a_turn_that_is_given_back_is_used_at_once_though_a_later_one_was_
     await world.pass_time(10.0)
     assert world.granted == ["second", "third"]
     for _ in range(3):
-        world.admission.release(project)
+        world.release(project)
     await asyncio.gather(second, third)
     world.assert_idle(project)
 
@@ -466,7 +489,7 @@ async def test_a_call_that_fails_in_the_tick_in_which_it_is_cancelled_is_cancell
     caplog,
 ):
     world, project = World(slots=1), Project()
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     task = world.start(project)
     await settle()
     world.calls.fail_waiting()
@@ -476,19 +499,19 @@ async def test_a_call_that_fails_in_the_tick_in_which_it_is_cancelled_is_cancell
     del task
     gc.collect()
     assert caplog.records == []
-    world.admission.release(project)
+    world.release(project)
     world.assert_idle(project)
 
 
 async def test_closing_the_client_ends_the_wait():
     world, project = World(slots=1), Project()
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     tasks = [world.start(project) for _ in range(3)]
     await settle()
     world.calls.fail_waiting()
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(outcome, ClientStateError)
-    world.admission.release(project)
+    world.release(project)
     world.assert_idle(project)
 
 
@@ -507,7 +530,7 @@ async def test_cancelling_at_random_loses_no_slot_and_no_wake_up():
                 world.call_later(stay, lambda: woken.done() or woken.set_result(None))
                 await woken
             finally:
-                world.admission.release(project)
+                world.release(project)
 
         for _ in range(150):
             for _ in range(rng.randrange(4)):
@@ -527,7 +550,7 @@ async def test_cancelling_at_random_loses_no_slot_and_no_wake_up():
         world.assert_idle(*projects)
         for project in projects:  # and everyone can still get in
             await world.pass_time(1.0)
-            assert world.admission.admit_now(project, world.now)
+            assert world.admit_now(project)
 
 
 # Deadlines
@@ -620,19 +643,19 @@ async def test_turns_that_are_made_up_for_count_as_there():
     last = world.start(paced, "last", deadline=world.now + 0.01)
     await settle()
     world.admission.free += 50
-    world.admission.release(busy)
+    world.release(busy)
     await asyncio.gather(last, *waiting)
     assert world.granted[-1] == "last"
 
 
 async def test_without_a_limit_a_queue_of_any_length_may_still_be_in_time():
     world, project = World(slots=1), Project()
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     tasks = [world.start(project, deadline=world.now + 1e-6) for _ in range(1000)]
     await settle()
     assert not any(task.done() for task in tasks)
     await end(*tasks)
-    world.admission.release(project)
+    world.release(project)
 
 
 # Sent away for long
@@ -640,10 +663,10 @@ async def test_without_a_limit_a_queue_of_any_length_may_still_be_in_time():
 
 async def refused(world: World, project: Project, waiting: int) -> list[asyncio.Task[None]]:
     """One call under way is answered 429 with a long Retry-After; so many wait, and fail."""
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     tasks = [world.start(project) for _ in range(waiting)]
     await settle()
-    world.admission.release(project)
+    world.release(project)
     world.admission.refuse_waiting(project, LONG)
     await settle()
     return tasks
@@ -661,7 +684,7 @@ async def test_all_who_wait_fail_each_with_an_error_of_its_own():
         assert (error.attempts, error.retry_after) == (0, 86400.0)
     assert LONG.attempts == 3
     assert "probing" in repr(project)
-    world.admission.release(project)
+    world.release(project)
     world.assert_idle(project)
 
 
@@ -671,17 +694,17 @@ async def test_then_one_call_at_a_time_probes_and_the_first_that_gets_through_op
     tasks = [world.start(project, number) for number in range(20)]
     await settle()
     assert world.granted == [0]
-    world.admission.release(project)  # answered 429 again
+    world.release(project)  # answered 429 again
     await settle()
     assert world.granted == [0, 1]
-    world.admission.release(project)
-    world.admission.answered(project)
+    world.release(project)
+    world.answered(project)
     await settle()
     assert world.granted == list(range(2 + 10))
     assert not project.probing
     for _ in range(len(tasks) - 2):
-        world.admission.release(project)
-        world.admission.answered(project)
+        world.release(project)
+        world.answered(project)
         await settle()
     await asyncio.gather(*tasks)
     world.assert_idle(project)
@@ -692,34 +715,34 @@ async def test_a_probe_that_is_cancelled_passes_it_on():
     await refused(world, project, 0)
     tasks = [world.start(project, number) for number in range(3)]
     await settle()
-    world.admission.release(project)  # the first one's, cancelled: nobody knows anything
+    world.release(project)  # the first one's, cancelled: nobody knows anything
     assert project.waiting == 1
     tasks[1].cancel()  # in the tick of its grant
     await settle()
     assert world.granted == [0, 2]
     assert project.in_flight == 1
-    world.admission.release(project)
+    world.release(project)
     world.assert_idle(project)
 
 
 async def test_an_answer_to_a_call_that_was_under_way_before_says_nothing():
     world, project = World(slots=10), Project()
     for _ in range(3):
-        assert world.admission.admit_now(project, world.now)
-    world.admission.release(project)
+        assert world.admit_now(project)
+    world.release(project)
     world.admission.refuse_waiting(project, LONG)
     task = world.start(project, "probe")
     await settle()
     for _ in range(2):
         assert world.granted == []
-        world.admission.release(project)
-        world.admission.answered(project)
+        world.release(project)
+        world.answered(project)
         assert project.probing
         await settle()
     assert world.granted == ["probe"]
     await task
-    world.admission.release(project)
-    world.admission.answered(project)
+    world.release(project)
+    world.answered(project)
     assert not project.probing
     world.assert_idle(project)
 
@@ -730,8 +753,8 @@ async def test_an_answer_opens_for_those_who_wait_though_another_call_is_under_w
     await refused(world, project, 0)
     tasks = [world.start(project, number) for number in range(4)]
     await settle()
-    world.admission.release(project)
-    world.admission.answered(project)
+    world.release(project)
+    world.answered(project)
     await asyncio.gather(*tasks)
     assert project.in_flight == 3
 
@@ -739,18 +762,18 @@ async def test_an_answer_opens_for_those_who_wait_though_another_call_is_under_w
 async def test_an_answer_with_nobody_waiting_opens_too():
     world, project = World(), Project()
     await refused(world, project, 0)
-    assert world.admission.admit_now(project, world.now)
-    assert not world.admission.admit_now(project, world.now)
-    world.admission.release(project)
-    world.admission.answered(project)
-    world.admission.answered(project)
+    assert world.admit_now(project)
+    assert not world.admit_now(project)
+    world.release(project)
+    world.answered(project)
+    world.answered(project)
     assert not project.probing
 
 
 async def test_many_who_are_sent_away_at_once_are_looked_at_once():
     """256 exchanges are answered alike in one tick, while the calls that failed have not run yet."""
     world, project = World(slots=1), Project()
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     tasks = [world.start(project) for _ in range(1000)]
     await settle()
     Looked.looks = 0
@@ -833,8 +856,8 @@ async def test_a_project_may_be_forgotten_once_its_pace_is_at_rest():
     assert not project.forgettable(world.now + 3600)
     await world.pass_time(1.1)
     assert not project.forgettable(world.now + 3600)
-    world.admission.release(project)
-    world.admission.release(project)
+    world.release(project)
+    world.release(project)
     assert not project.forgettable(world.now + 60)
     assert project.forgettable(world.now + 70)
     await asyncio.gather(*waiting)
@@ -855,7 +878,8 @@ def test_by_then_the_pace_has_climbed_back_from_wherever_it_was():
 
 async def test_when_its_event_loop_is_closed_the_project_forgets_who_waited_but_not_its_pace():
     old, project = World(slots=2), project_at(1)
-    assert old.admission.admit_now(project, old.now)
+    in_flight = old.admission.admit_now(project, old.now)
+    in_flight.written()
     waiting = [old.start(project) for _ in range(5)]
     await settle()
     due = project.pace.due
@@ -866,19 +890,19 @@ async def test_when_its_event_loop_is_closed_the_project_forgets_who_waited_but_
     await settle()
     # The garbage collector finds what is left of the old loop's calls now.
     await end(*waiting)
-    old.admission.release(project)
+    in_flight.release()
     assert (project.waiting, project.in_flight) == (1, 0)
     assert project.pace.due == due
     await new.pass_time(1.1)
     assert new.granted == ["fresh"]
     await fresh
-    new.admission.release(project)
+    new.release(project)
     new.assert_idle(project)
 
 
 async def test_stopping_cancels_the_timer():
     world, project = World(), project_at(1)
-    assert world.admission.admit_now(project, world.now)
+    assert world.admit_now(project)
     waiting = world.start(project)
     await settle()
     assert world.timers_left == 1

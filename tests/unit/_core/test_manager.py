@@ -47,6 +47,8 @@ from sinch_conv_async import (
     TokenError,
     TransportError,
 )
+from sinch_conv_async._core.manager import token_requester
+from sinch_conv_async._core.stats import Counters
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import (
     AT_ONCE,
@@ -453,13 +455,61 @@ async def test_these_statuses_are_final(sandbox, status):
         assert caught.value.attempts == len(sandbox.requests) == 1
 
 
-@pytest.mark.parametrize("status", [429, 503])
-async def test_max_retries_bounds_a_call(sandbox, status):
+async def test_max_retries_bounds_the_failures_of_a_call(sandbox):
     async with client_of(sandbox, retry=RetryPolicy(max_retries=3, base_delay=0)) as client:
-        sandbox.fail_next(status, times=100)
-        with pytest.raises(ApiError) as caught:
+        sandbox.fail_next(503, times=100)
+        with pytest.raises(ServerError) as caught:
             await client.update_message_metadata(ID, "x")
         assert caught.value.attempts == len(sandbox.requests) == 4
+
+
+async def test_max_retries_bounds_no_429s(sandbox):
+    """A crowded project makes a call wait, and does not end it."""
+    async with client_of(sandbox, retry=RetryPolicy(max_retries=1, base_delay=0)) as client:
+        sandbox.fail_next(429, times=10)
+        await client.update_message_metadata(ID, "x")
+        assert len(sandbox.requests) == 11
+        assert client._manager.stats().throttled == 10
+
+
+async def test_without_retries_a_429_ends_the_call(sandbox):
+    async with client_of(sandbox, retry=NEVER) as client:
+        sandbox.fail_next(429)
+        with pytest.raises(RateLimitedError):
+            await client.update_message_metadata(ID, "x")
+        assert len(sandbox.requests) == 1
+
+
+async def test_a_429_that_lasts_ends_the_call_with_its_timeout(sandbox):
+    async with client_of(sandbox, timeout=0.3) as client:
+        sandbox.fail_next(429, times=10_000)
+        with pytest.raises(CallTimeoutError, match="last failure: 429") as caught:
+            await client.update_message_metadata(ID, "x")
+        assert caught.value.attempts == len(sandbox.requests) > 1
+        assert isinstance(caught.value.last, RateLimitedError)
+
+
+async def test_a_project_in_which_nothing_gets_through_for_a_minute_ends_its_calls(sandbox, monkeypatch):
+    ahead = 0.0
+    monkeypatch.setattr(
+        "sinch_conv_async._core.binding.clock_of", lambda loop: lambda: clocks.monotonic() + ahead
+    )
+
+    def ten_seconds_later():
+        nonlocal ahead
+        ahead += 10
+
+    async with client_of(sandbox, auth="basic", rate_limit=None) as client:
+        sandbox.fail_next(429, times=10_000)
+        sandbox.every(1, ten_seconds_later)
+        with pytest.raises(RateLimitedError) as caught:
+            await client.update_message_metadata(ID, "x")
+        assert caught.value.attempts == 7
+        # An hour later that says nothing any more.
+        ahead += 3600
+        with pytest.raises(RateLimitedError) as caught:
+            await client.update_message_metadata(ID, "x")
+        assert caught.value.attempts == 7
 
 
 async def test_a_call_of_other_messages_is_not_slowed_by_ones_retries(sandbox):
@@ -572,10 +622,16 @@ async def test_a_used_up_budget_ends_the_retries(sandbox):
         assert caught.value.attempts == 1
 
 
+def spend_budget(client):
+    """As many retries as are allowed are about to be made by other calls."""
+    budget = client._sender.project.budget
+    while budget.allows(clocks.monotonic()):
+        budget.reserve()
+
+
 async def test_a_429_costs_no_budget(sandbox):
     async with client_of(sandbox, rate_limit=None) as client:
-        while client._sender.project.budget.take(clocks.monotonic()):
-            pass
+        spend_budget(client)
         sandbox.fail_next(429)
         await client.update_message_metadata(ID, "x")
         sandbox.fail_next(503)
@@ -588,8 +644,7 @@ async def test_a_stale_connection_is_retried_at_once_and_costs_no_budget(sandbox
     delays = slept(monkeypatch)
     async with client_of(sandbox, retry=RetryPolicy()) as client:
         await client.update_message_metadata(ID, "x")
-        while client._sender.project.budget.take(clocks.monotonic()):
-            pass
+        spend_budget(client)
         sandbox.drop_next(reset=True)
         await client.update_message_metadata(ID, "y")
         assert delays == []
@@ -641,6 +696,32 @@ async def test_a_failed_transport_says_whether_anything_was_sent(sandbox, sent, 
         assert caught.value.attempts == 1
         assert caught.value.__cause__ is None
         assert caught.value.__context__ is None
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_another_messages_id_on_a_fresh_connection_ends_the_call_at_once(sandbox):
+    """No answer can have been shifted there: the service answers so."""
+    async with client_of(sandbox, auth="basic") as client:
+        sandbox.swap_next()
+        with pytest.raises(ResponseFormatError) as caught:
+            await client.update_message_metadata(ID, "x")
+        assert (caught.value.http_status, caught.value.attempts) == (200, 1)
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("retry_maybe_sent", [False, True])
+async def test_another_messages_id_on_a_reused_connection_is_never_taken(sandbox, retry_maybe_sent):
+    async with client_of(
+        sandbox, auth="basic", retry=RetryPolicy(base_delay=0, retry_maybe_sent=retry_maybe_sent)
+    ) as client:
+        await client.update_message_metadata(ID, "first")
+        sandbox.swap_next()
+        if retry_maybe_sent:
+            assert (await client.update_message_metadata(ID, "x")).metadata == "x"
+            return
+        with pytest.raises(TransportError) as caught:
+            await client.update_message_metadata(ID, "x")
+        assert (caught.value.sent, caught.value.attempts) == ("maybe", 1)
 
 
 @pytest.mark.usefixtures("each_way")
@@ -753,10 +834,10 @@ async def test_many_calls_refused_at_once_cost_one_token_request(sandbox):
         assert len(sandbox.token_requests) == 2
 
 
-async def test_a_token_that_expires_while_its_call_waits_for_its_turn_is_not_used(sandbox):
+async def test_a_token_that_expires_while_its_call_waits_for_its_turn_is_not_used(sandbox, monkeypatch):
     time = Time()
     manager = SessionManager(max_connections=1)
-    manager._clock = time.clock
+    monkeypatch.setattr("sinch_conv_async._core.binding.clock_of", lambda loop: time.clock)
     async with manager, client_of(sandbox, session_manager=manager, rate_limit=None) as client:
         await client.authenticate()
         async with sandbox.holding():
@@ -824,7 +905,7 @@ async def test_a_token_endpoint_that_cannot_be_reached_is_a_token_error(sandbox,
     async with Server(hang) as nobody:
         pass
     async with client_of(sandbox, auth_origin=nobody.origin) as client:
-        with pytest.raises(TokenError, match="gave no answer: no connection") as caught:
+        with pytest.raises(TokenError, match="no connection") as caught:
             await client.authenticate()
         assert caught.value.http_status is None
 
@@ -851,12 +932,12 @@ async def test_attempt_timeout_bounds_one_exchange_and_is_tried_again():
 
 @pytest.mark.usefixtures("each_way")
 async def test_attempt_timeout_while_waiting_for_the_answer():
-    async with served(hang, attempt_timeout=0.02, retry=RetryPolicy(max_retries=1, base_delay=0)) as (
+    async with served(hang, attempt_timeout=0.2, retry=RetryPolicy(max_retries=1, base_delay=0)) as (
         server,
         client,
     ):
         with pytest.raises(
-            CallTimeoutError, match=r"attempt_timeout of 0\.02 s passed while waiting"
+            CallTimeoutError, match=r"attempt_timeout of 0\.2 s passed while waiting"
         ) as caught:
             await client.update_message_metadata(ID, "x")
         error = caught.value
@@ -1514,13 +1595,14 @@ async def test_closing_that_was_cancelled_can_be_done_again(sandbox):
         await sandbox.wait_for_requests(1)
         closing = asyncio.create_task(client.close())
         await settle()
-        inner = client._manager._binding.closing
+        (inner,) = (task for task in asyncio.all_tasks() if task.get_name() == "sinch_conv_async closing")
         inner.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
     await call
     await client.close()
-    assert client._manager._binding is None
+    while sandbox.open_connections:
+        await asyncio.sleep(0)
 
 
 async def test_cancelling_whoever_closes_leaves_nothing_open(sandbox):
@@ -1540,10 +1622,10 @@ async def test_cancelling_whoever_closes_leaves_nothing_open(sandbox):
         await asyncio.sleep(0)
 
 
-async def test_the_manager_of_many_projects_forgets_those_out_of_use(sandbox):
+async def test_the_manager_of_many_projects_forgets_those_out_of_use(sandbox, monkeypatch):
     time = Time()
     manager = SessionManager()
-    manager._clock = time.clock
+    monkeypatch.setattr("sinch_conv_async._core.binding.clock_of", lambda loop: time.clock)
     async with manager:
         for number in range(200):
             name = f"project-{number}"
@@ -1553,17 +1635,17 @@ async def test_the_manager_of_many_projects_forgets_those_out_of_use(sandbox):
                 if number % 50 == 0:
                     await client.update_message_metadata(f"m{number}", "x")
             time.now += 3700
-        assert len(manager._projects) + len(manager._sources) < 150
+        assert len(manager.stats().projects) < 100
         stats = manager.stats()
         assert (stats.calls, stats.attempts, stats.token_requests) == (4, 4, 4)
 
 
-def test_forgetting_needs_no_event_loop():
+def test_forgetting_needs_no_event_loop(monkeypatch):
     manager = SessionManager()
 
     async def use():
         async with Sandbox(auto_create=True) as sandbox:
-            manager._clock = time.clock
+            monkeypatch.setattr("sinch_conv_async._core.binding.clock_of", lambda loop: time.clock)
             await client_of(sandbox, session_manager=manager).update_message_metadata(ID, "x")
 
     time = Time()
@@ -1624,12 +1706,18 @@ async def test_a_log_record_tells_of_each_attempt(sandbox, caplog):
         sandbox.drop_next()
         await client.update_message_metadata(ID, "x")
     attempts = [record for record in caplog.records if record.getMessage().startswith("attempt")]
-    assert [(record.attempt, record.status, record.error) for record in attempts] == [
-        (1, 503, "ServerError"),
-        (2, None, "TransportError"),
-        (3, 200, None),
+    fields = [record.sinch_conv_async for record in attempts]
+    assert [(one["attempt"], one["status"], one["error"], one["final"]) for one in fields] == [
+        (1, 503, "ServerError", False),
+        (2, None, "TransportError", False),
+        (3, 200, None, True),
     ]
-    assert {(record.message_id, record.project_id) for record in attempts} == {(ID, "sandbox-project")}
+    assert {(one["message_id"], one["project_id"]) for one in fields} == {(ID, "sandbox-project")}
+    assert [one["retry_in"] is None for one in fields] == [False, False, True]
+    (ended,) = (record for record in caplog.records if record.getMessage().startswith("call ended"))
+    assert ended.sinch_conv_async["attempts"] == 3
+    assert ended.sinch_conv_async["outcome"] == "succeeded"
+    assert 0 <= ended.sinch_conv_async["waited"] < ended.sinch_conv_async["seconds"]
 
 
 # Event loops, threads, processes
@@ -1769,7 +1857,7 @@ async def test_in_a_forked_child_the_manager_is_the_parents(sandbox, monkeypatch
     manager = SessionManager()
     client = client_of(sandbox, session_manager=manager)
     await client.update_message_metadata(ID, "x")
-    connector = manager._binding.connections._connector
+    connector = manager._binder.current.connections._connector
     with monkeypatch.context() as child:
         child.setattr(os, "getpid", lambda: -1)
         for use in (
@@ -1844,7 +1932,7 @@ async def test_a_forgotten_manager_warns_and_its_connections_are_closed_all_the_
 
 async def test_a_forgotten_manager_whose_renewal_is_under_way_asks_for_nothing(sandbox):
     manager = SessionManager()
-    request = manager._token_requester(sandbox.origin)
+    request = token_requester(sandbox.origin, manager._binder, Counters())
     del manager
     failure = await request(None)
     assert isinstance(failure.error, TokenError)
@@ -2000,7 +2088,6 @@ async def test_clients_with_one_key_share_its_token_however_many_others_came_bef
             one, other = (client_of(sandbox, **options) for _ in range(2))
             kept += [one, other]
             assert one._sender.authorization is other._sender.authorization
-            assert one._sender.authorization in manager._sources.values()
             assert one._sender.project is other._sender.project
 
 

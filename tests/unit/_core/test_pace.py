@@ -88,15 +88,91 @@ def test_no_window_of_a_second_holds_more_than_the_limit(limit, start, waits, se
     for wait in waits:
         now += wait
         while pace.due <= now:
-            pace.depart(now)
-            departures.append(now)
+            pace.admit(now)
             if choice.random() < 0.1:
                 pace.idle()
             if choice.random() < 0.1:
                 pace.refund()
-                departures.pop()
+            else:
+                pace.left(now)
+                departures.append(now)
     whole = math.floor(limit)
     assert all(later - earlier >= 1.0 for earlier, later in zip(departures, departures[whole:], strict=False))
+
+
+@settings(deadline=None)
+@given(
+    limit=st.one_of(st.integers(1, 60), st.floats(0.2, 60.0)),
+    waits=st.lists(st.one_of(st.just(0.0), st.floats(0, 0.1), st.floats(0, 1.5)), min_size=60, max_size=200),
+    longest=st.sampled_from([0.0, 0.05, 0.4, 3.0]),
+    seed=st.integers(0, 1000),
+)
+def test_no_window_holds_more_writes_than_the_limit_however_late_each_call_writes(
+    limit, waits, longest, seed
+):
+    """A stalled event loop, a slow handshake: the writes come at other times than the admissions, and bunch up."""
+    pace = Pace(limit)
+    choice = random.Random(seed)
+    now = 1000.0
+    opening, writes = [], []
+    for wait in waits:
+        now += wait
+        while opening and opening[0] <= now:
+            opening.pop(0)
+            if choice.random() < 0.1:
+                pace.refund()
+            else:
+                pace.left(now)
+                writes.append(now)
+        while pace.due <= now:
+            pace.admit(now)
+            opening.append(now + choice.uniform(0.0, longest))
+        opening.sort()
+    whole = max(1, math.floor(limit))
+    span = 1.0 if limit >= 1 else 1 / limit
+    assert all(later - earlier >= span for earlier, later in zip(writes, writes[whole:], strict=False))
+
+
+def test_nothing_is_due_while_every_place_is_taken_by_a_call_that_has_not_written():
+    pace = Pace(2)
+    for _ in range(2):
+        pace.admit(max(1000.0, pace.due))
+    assert pace.due == math.inf
+    assert pace.left(1003.0)
+    assert pace.due == pytest.approx(1004.0)
+    pace.refund()
+    assert pace.due < 1003.0
+
+
+def test_a_write_that_leaves_room_brings_nothing_nearer():
+    pace = Pace(2)
+    pace.admit(1000.0)
+    due = pace.due
+    assert not pace.left(1000.1)
+    assert pace.due == due
+
+
+def test_a_limit_that_is_lowered_below_what_has_not_written_waits_for_it():
+    pace = Pace(20)
+    for _ in range(5):
+        pace.admit(max(1000.0, pace.due))
+    pace.limit = 3
+    assert pace.due == math.inf
+    pace.left(1001.0)
+    pace.left(1001.0)
+    assert pace.due == math.inf
+    pace.left(1001.0)
+    assert pace.due == pytest.approx(1002.0)
+    pace.limit = 20
+    assert pace.due < 1001.1
+
+
+def test_calls_that_are_lost_with_their_event_loop_leave_the_window():
+    pace = Pace(1)
+    pace.admit(1000.0)
+    assert pace.due == math.inf
+    pace.lost()
+    assert pace.due < 1002.0
 
 
 @given(limit=st.floats(0.001, 0.999), start=st.floats(0, 1e6), late=st.lists(st.floats(0, 3), max_size=50))
@@ -200,6 +276,7 @@ def test_without_a_limit_everything_is_due_at_once():
     for _ in range(10_000):
         assert pace.due <= 7.0
         pace.depart(7.0)
+    pace.admit(7.0)
     pace.refund()
     assert pace.due <= 7.0
     assert pace.rate == pace.rate_at(7.0) == math.inf
@@ -268,7 +345,7 @@ def test_a_departure_that_was_not_made_is_given_back():
     pace = Pace(2)
     pace.depart(1000.0)
     first = pace.due
-    pace.depart(first)
+    pace.admit(first)
     assert pace.due > 1001.0
     pace.refund()
     assert pace.due == pytest.approx(first)

@@ -129,7 +129,7 @@ async def test_every_spoiled_connection_in_the_pool_is_passed_over(times):
 async def test_what_a_transport_says_of_its_buffer_reaches_aiohttp():
     async with served(answering()) as (_server, client):
         await client.update_message_metadata(ID, "x")
-        (watch,) = client._manager._binding.connections._connector._watches
+        (watch,) = client._manager._binder.current.connections._connector._watches
         protocol = watch._protocol
         watch.pause_writing()
         assert protocol._paused
@@ -161,7 +161,7 @@ async def test_a_pool_whose_loop_was_closed_under_it_is_let_go_of():
 async def test_a_forked_child_leaves_the_parents_connections_alone(monkeypatch):
     async with served(answering()) as (server, client):
         await client.update_message_metadata(ID, "one")
-        connector = client._manager._binding.connections._connector
+        connector = client._manager._binder.current.connections._connector
         with monkeypatch.context() as child:
             child.setattr(os, "getpid", lambda: -1)
             connector.__del__()

@@ -6,12 +6,13 @@ import copy
 import pickle
 from random import Random
 
+import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sinch_conv_async import InvalidArgumentError, RetryPolicy, TransportError
-from sinch_conv_async._core.retry import RetryBudget
+from sinch_conv_async import ApiError, CallTimeoutError, InvalidArgumentError, RetryPolicy, TransportError
+from sinch_conv_async._core.retry import Again, GiveUp, Renew, RetryBudget, Tries, next_step
 from sinch_conv_async._wire.failure import Failure
 
 SECONDS = st.floats(0, 1000)
@@ -163,9 +164,19 @@ def test_a_call_that_was_throttled_again_steps_back_half_its_delay_at_least():
 # The budget
 
 
+def retried(budget, now):
+    """Whether a retry was allowed; it is sent at once."""
+    if not budget.allows(now):
+        return False
+    budget.reserve()
+    budget.retry_sent(now)
+    budget.release()
+    return True
+
+
 def taken(budget, now, wanted=10_000):
     """How many retries the budget gives out at this moment, when asked for as many as this."""
-    return sum(budget.take(now) for _ in range(wanted))
+    return sum(retried(budget, now) for _ in range(wanted))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +185,7 @@ def taken(budget, now, wanted=10_000):
 def test_a_fifth_of_the_calls_and_ten_a_second_may_be_retried(calls, retries):
     budget = RetryBudget()
     for _ in range(calls):
-        budget.call(1000.5)
+        budget.call_sent(1000.5)
     assert taken(budget, 1000.9) == retries
     assert not budget.allows(1000.99)
 
@@ -189,7 +200,7 @@ def test_calls_of_ten_seconds_count_and_older_ones_do_not():
     budget = RetryBudget()
     for second in range(20):
         for _ in range(100):
-            budget.call(second + 0.5)
+            budget.call_sent(second + 0.5)
     assert taken(budget, 19.9) == 0.2 * 1000 + 100
 
 
@@ -220,7 +231,7 @@ def test_an_idle_month_costs_no_more_than_an_idle_minute():
 def test_after_a_long_gap_the_budget_is_as_new(gap):
     budget = RetryBudget()
     for _ in range(1000):
-        budget.call(7.0)
+        budget.call_sent(7.0)
     assert taken(budget, 7.0) == 300
     assert taken(budget, 7.0 + gap) == 100
 
@@ -243,13 +254,157 @@ def test_the_budget_is_what_counting_everything_again_would_give(start, steps):
         second = int(now)
         for _ in range(times):
             if kind == "call":
-                budget.call(now)
+                budget.call_sent(now)
                 calls.append(second)
                 continue
             recent_calls = sum(second - 10 < one <= second for one in calls)
             recent_retries = sum(second - 10 < one <= second for one in retries)
             allowed = recent_retries + 1 <= 0.2 * recent_calls + 100
             assert budget.allows(now) is allowed
-            assert budget.take(now) is allowed
+            assert retried(budget, now) is allowed
             if allowed:
                 retries.append(second)
+
+
+def test_a_retry_takes_its_place_from_the_decision_until_ten_seconds_after_it_was_sent():
+    budget = RetryBudget()
+    for _ in range(100):
+        budget.reserve()
+    assert not budget.allows(50.0)
+    assert not budget.allows(500.0)  # all of them wait for their turn still
+    for _ in range(100):
+        budget.retry_sent(500.0)
+        budget.release()
+    assert not budget.allows(509.9)
+    assert budget.allows(510.0)
+
+
+def test_a_retry_that_is_not_made_gives_its_place_back():
+    budget = RetryBudget()
+    for _ in range(100):
+        budget.reserve()
+    budget.release()
+    assert taken(budget, 1.0) == 1
+
+
+def test_retries_that_are_gone_with_their_event_loop_leave_the_budget():
+    budget = RetryBudget()
+    for _ in range(100):
+        budget.reserve()
+    budget.forget_reserved()
+    assert taken(budget, 1.0) == 100
+
+
+def test_calls_that_wait_allow_no_retries():
+    """A gather of many calls begins them all at once and sends them over a long time."""
+    budget = RetryBudget()
+    retries = 0
+    for second in range(50):
+        for _ in range(800):
+            budget.call_sent(second + 0.5)
+            retries += retried(budget, second + 0.5)  # each of them fails: an outage
+    assert retries <= 0.2 * 50 * 800 + 10 * 50
+
+
+# The next step
+
+OTHER = TransportError("no connection")
+POLICY = RetryPolicy(max_retries=2, base_delay=1.0)
+
+
+def api(status, retry_after=None, **options):
+    error = ApiError(http_status=status, retry_after=retry_after)
+    options.setdefault("retryable", status in (408, 429, 500, 502, 503, 504))
+    return Failure(error, retry_after=retry_after, **options)
+
+
+def step(failure, tries, policy=POLICY, **options):
+    given = {
+        "safe": False,
+        "blocked_for": 0.0,
+        "budget_left": True,
+        "now": 100.0,
+        "deadline": None,
+        "rng": HIGH,
+    }
+    return next_step(failure, tries, policy, **{**given, **options})
+
+
+RESET = Failure(OTHER, retryable=True, maybe_applied=True)
+STALE = Failure(OTHER, retryable=True, maybe_applied=True, stale_connection=True)
+ONCE = RetryPolicy(retry_maybe_sent=False)
+NEVER = RetryPolicy(max_retries=0)
+
+
+@pytest.mark.parametrize(
+    ("failure", "tries", "options", "expected"),
+    [
+        # A failure is retried after a delay, out of the budget, max_retries times.
+        (RESET, Tries(), {}, Again(1.0, Tries(retries=1), budgeted=True)),
+        (RESET, Tries(retries=1), {}, Again(2.0, Tries(retries=2), budgeted=True)),
+        (RESET, Tries(retries=2), {}, "give up"),
+        (RESET, Tries(throttled=3), {}, Again(1.0, Tries(retries=1), budgeted=True)),
+        (RESET, Tries(), {"rng": LOW}, Again(0.0, Tries(retries=1), budgeted=True)),
+        (api(503), Tries(), {}, Again(1.0, Tries(retries=1), budgeted=True)),
+        (api(503, retry_after=7.0), Tries(), {}, Again(8.0, Tries(retries=1), budgeted=True)),
+        (api(503, retry_after=121.0), Tries(), {}, "give up"),
+        (api(408), Tries(), {}, Again(1.0, Tries(retries=1), budgeted=True)),
+        (RESET, Tries(), {"policy": NEVER}, "give up"),
+        # What cannot change is not.
+        (api(400), Tries(), {}, "give up"),
+        (api(404), Tries(), {}, "give up"),
+        (Failure(OTHER, retryable=False), Tries(), {}, "give up"),
+        # What may have been applied, only if the policy or the operation allows it.
+        (RESET, Tries(), {"policy": ONCE}, "give up"),
+        (RESET, Tries(), {"policy": ONCE, "safe": True}, Again(0.5, Tries(retries=1), budgeted=True)),
+        (
+            Failure(OTHER, retryable=True),
+            Tries(),
+            {"policy": ONCE},
+            Again(0.5, Tries(retries=1), budgeted=True),
+        ),
+        # The budget.
+        (RESET, Tries(), {"budget_left": False}, "out of budget"),
+        (api(429), Tries(), {"budget_left": False}, Again(0.0, Tries(throttled=1))),
+        (STALE, Tries(), {"budget_left": False}, Again(0.0, Tries(retries=1, reconnected=True))),
+        # A stale connection is replaced at once, and once.
+        (STALE, Tries(), {}, Again(0.0, Tries(retries=1, reconnected=True))),
+        (STALE, Tries(reconnected=True), {}, Again(1.0, Tries(retries=1, reconnected=True), budgeted=True)),
+        (STALE, Tries(retries=2), {}, "give up"),
+        (STALE, Tries(), {"policy": ONCE}, "give up"),
+        # A 429 waits for its turn as often as it takes, and steps back when it comes again.
+        (api(429), Tries(), {}, Again(0.0, Tries(throttled=1))),
+        (api(429), Tries(throttled=1), {}, Again(1.0, Tries(throttled=2))),
+        (api(429), Tries(throttled=2), {}, Again(2.0, Tries(throttled=3))),
+        (api(429), Tries(retries=2, throttled=50), {}, Again(20.0, Tries(retries=2, throttled=51))),
+        (api(429, retry_after=5.0), Tries(throttled=7), {}, Again(0.0, Tries(throttled=8))),
+        (api(429, retry_after=121.0), Tries(), {}, "give up"),
+        (api(429), Tries(), {"policy": NEVER}, "give up"),
+        (api(429), Tries(), {"policy": ONCE}, Again(0.0, Tries(throttled=1))),
+        (api(429), Tries(), {"blocked_for": 59.9}, Again(0.0, Tries(throttled=1))),
+        (api(429), Tries(), {"blocked_for": 60.0}, "give up"),
+        (api(503), Tries(), {"blocked_for": 1e9}, Again(1.0, Tries(retries=1), budgeted=True)),
+        # A 401 is answered by another token, once.
+        (api(401), Tries(), {}, Renew(Tries(replayed=True))),
+        (api(401), Tries(retries=2), {"policy": NEVER}, Renew(Tries(retries=2, replayed=True))),
+        (api(401), Tries(replayed=True), {}, "give up"),
+        # The deadline.
+        (RESET, Tries(), {"deadline": 101.0}, Again(1.0, Tries(retries=1), budgeted=True)),
+        (RESET, Tries(), {"deadline": 100.9}, "too late"),
+        (api(429), Tries(throttled=1), {"deadline": 100.9}, "too late"),
+        (api(429), Tries(), {"deadline": 100.0}, Again(0.0, Tries(throttled=1))),
+        (STALE, Tries(), {"deadline": 99.0}, Again(0.0, Tries(retries=1, reconnected=True))),
+    ],
+)
+def test_what_comes_after_a_failed_attempt(failure, tries, options, expected):
+    failure = attrs.evolve(failure, error=copy.copy(failure.error))
+    found = step(failure, tries, **options)
+    if isinstance(expected, str):
+        assert isinstance(found, GiveUp)
+        assert (found.error is failure.error) is (expected != "too late")
+        assert isinstance(found.error, CallTimeoutError) is (expected == "too late")
+        assert found.error.given_up == (
+            "the project's retry budget is used up" if "budget" in expected else None
+        )
+    else:
+        assert found == expected

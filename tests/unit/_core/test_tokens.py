@@ -540,10 +540,10 @@ async def test_a_token_that_no_header_can_carry_is_refused(token):
             await client.authenticate()
 
 
-async def test_a_manager_renews_by_its_clock():
+async def test_a_manager_renews_by_its_clock(monkeypatch):
     time = Time()
     manager = SessionManager()
-    manager._clock = time.clock
+    monkeypatch.setattr("sinch_conv_async._core.binding.clock_of", lambda loop: time.clock)
     async with Sandbox(auto_create=True) as sandbox, manager:
         client = client_of(sandbox, session_manager=manager, rate_limit=None)
         await client.update_message_metadata(ID, "one")

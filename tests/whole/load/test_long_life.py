@@ -66,14 +66,14 @@ async def test_10_000_renewals_cost_one_token_request_each_and_no_call_waits():
     assert time.slept == []
 
 
-async def test_renewals_over_the_wire_cost_one_token_request_each_and_no_call_fails():
+async def test_renewals_over_the_wire_cost_one_token_request_each_and_no_call_fails(monkeypatch):
     """The same with sockets, and a clock that the sandbox shares: a token's life passes with every few calls."""
     time = Time()
     async with Sandbox(
         auto_create=True, token_lifetime=LIFETIME, token_rate=None, clock=time.clock
     ) as sandbox:
         manager = SessionManager()
-        manager._clock = time.clock
+        monkeypatch.setattr("sinch_conv_async._core.binding.clock_of", lambda loop: time.clock)
         async with manager, client_of(sandbox, session_manager=manager, rate_limit=None) as client:
             await client.authenticate()
             renewals = 0

@@ -1,0 +1,138 @@
+"""Which event loop, of which process, a manager works on, and what it has there.
+
+A manager is made without an event loop. It binds to the running one at its first call, and anew when that loop has been closed. While
+the loop lives, another loop, thread or forked process gets :class:`ClientStateError`. Connections and the queues of waiting calls belong
+to a loop; tokens, paces and counters do not, and outlive it.
+
+Time is the event loop's time. Under a test's frozen clock that keeps asyncio running (freezegun with ``real_asyncio=True``), or on a loop
+with a clock of its own, timers and the pace thus agree. If the next loop's clock shows another time than the last one's, the difference
+is taken off: what was written down by the last clock stays right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from ..errors import ClientStateError
+from .admission import Admission
+from .exchange import ConnectionOptions, Connections
+from .lifetime import closed_error
+
+__all__ = ["Binder", "Binding", "Clock"]
+
+SAME_CLOCK: Final = 1.0
+"""Seconds that two loops' clocks may differ by and still be one clock, read twice."""
+
+
+@attrs.define(eq=False)
+class Binding:
+    """What belongs to one event loop of one process. ``clock`` gives the loop's time in seconds."""
+
+    loop: asyncio.AbstractEventLoop
+    pid: int
+    clock: Callable[[], float] = attrs.field(repr=False)
+    connections: Connections = attrs.field(repr=False)
+    admission: Admission = attrs.field(repr=False)
+    closing: asyncio.Task[None] | None = attrs.field(default=None, repr=False)
+
+
+class Clock:
+    """Monotonic seconds, by the clock of the event loop that is bound now or was last."""
+
+    __slots__ = ("read",)
+
+    def __init__(self) -> None:
+        self.read: Callable[[], float] = time.monotonic
+
+    def now(self) -> float:
+        """The time now."""
+        return self.read()
+
+
+class Binder:
+    """Binds a manager to the running event loop, one at a time.
+
+    ``forget_loop`` is called when a loop has been closed under a binding: whatever waited on it is gone. ``rng`` spreads retries; it is
+    seeded anew at each binding, or processes that were forked would all draw the same delays.
+    """
+
+    def __init__(
+        self, options: ConnectionOptions, *, max_connections: int, forget_loop: Callable[[], None]
+    ) -> None:
+        self.options = options
+        self._max_connections = max_connections
+        self._forget_loop = forget_loop
+        self._bound_before = False
+        self.clock = Clock()
+        self.rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
+        self.current: Binding | None = None
+        self.closed = False
+
+    def bind(self) -> Binding:
+        """What the manager has on the running event loop; ClientStateError if it is closed or another loop or process has it."""
+        if self.closed:
+            raise closed_error()
+        binding = self.current
+        if binding is not None and binding.loop is asyncio.get_running_loop() and binding.pid == os.getpid():
+            return binding
+        self.living()  # refuses, or gives up what is on a closed loop
+        return self._bind()
+
+    def living(self) -> Binding | None:
+        """What the manager has on the running event loop, if anything. What it had on a loop that is closed is given up."""
+        binding = self.current
+        if binding is None:
+            return None
+        if binding.loop.is_closed():
+            self.current = None
+            self._forget_loop()
+            binding.connections.discard()
+            return None
+        if binding.pid != os.getpid():
+            raise ClientStateError(
+                "this client was in use when the process was forked; make a new one in the child process"
+            )
+        if binding.loop is not asyncio.get_running_loop():
+            raise ClientStateError(
+                "this client belongs to another event loop that is still there; "
+                "make one client for each event loop or thread"
+            )
+        return binding
+
+    def _bind(self) -> Binding:
+        """Makes fresh connections and queues on the running loop."""
+        loop = asyncio.get_running_loop()
+        clock = clock_of(loop)
+        if self._bound_before:
+            ahead = clock() - self.clock.now()
+            if abs(ahead) > SAME_CLOCK:
+                clock = functools.partial(_shifted, clock, ahead)
+        self._bound_before = True
+        self.clock.read = clock
+        self.rng.seed()
+        admission = Admission(self._max_connections, clock=clock, call_later=loop.call_later)
+        self.current = Binding(loop, os.getpid(), clock, Connections(self.options), admission)
+        return self.current
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """The loop's time as a function.
+
+    uvloop's ``time()`` is the time at which the current round of the loop began. A stall within the round would not show, so there the
+    clock is read that it is made of.
+    """
+    if type(loop).__module__.partition(".")[0] == "uvloop":
+        return functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+    return loop.time
+
+
+def _shifted(clock: Callable[[], float], ahead: float) -> float:
+    return clock() - ahead

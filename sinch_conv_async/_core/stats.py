@@ -1,0 +1,80 @@
+"""What an operator sees of a manager: counters since it was made, and the state of each project."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import attrs
+
+__all__ = ["Counters", "ProjectStats", "SessionStats"]
+
+
+@attrs.frozen
+class ProjectStats:
+    """One project of a manager at one moment.
+
+    ``pace``: requests a second that it may send now, infinite when nothing sets it. ``limit``: the lowest ``rate_limit`` of its clients,
+    ``None`` if no client sets one. ``in_flight``: exchanges. ``waiting``: calls that wait for their turn. ``throttled``: answers 429 so
+    far. ``paused_for``: seconds until the project sends again after a 429, 0 if it does not pause. ``in_outage``: whether a bulk job of
+    the project waits for the API to come back.
+    """
+
+    origin: str
+    project_id: str
+    pace: float
+    in_flight: int
+    waiting: int
+    throttled: int
+    limit: float | None
+    paused_for: float
+    in_outage: bool
+
+
+@attrs.frozen
+class SessionStats:
+    """A manager's counters at one moment.
+
+    Since the manager was made: ``calls`` that were started, ``attempts`` (HTTP exchanges with the API), ``retries`` (attempts after the
+    first of a call), ``throttled`` (answers 429), ``token_requests`` and ``token_failures`` (token requests that brought no token).
+    ``succeeded`` and ``failed`` (by the name of the error's class) count the calls that ended; a cancelled call is in neither.
+    ``timed_out_waiting``: calls whose timeout passed before anything was sent. ``budget_refusals``: calls that ended because the retry
+    budget of their project was used up. ``wait_seconds`` and ``exchange_seconds``: sums over the calls that ended, of the time that they
+    waited (for a token, their turn, a retry) and of the time that their exchanges took.
+
+    Now: ``in_flight`` exchanges, calls ``waiting`` for their turn, and ``projects`` with the state of each.
+    """
+
+    calls: int
+    attempts: int
+    retries: int
+    throttled: int
+    token_requests: int
+    in_flight: int
+    waiting: int
+    projects: tuple[ProjectStats, ...]
+    succeeded: int
+    failed: Mapping[str, int] = attrs.field(hash=False)
+    timed_out_waiting: int
+    budget_refusals: int
+    token_failures: int
+    wait_seconds: float
+    exchange_seconds: float
+
+
+@attrs.define
+class Counters:
+    """What a manager and its clients count, for :class:`SessionStats` to show."""
+
+    calls: int = 0
+    attempts: int = 0
+    retries: int = 0
+    throttled: int = 0
+    token_requests: int = 0
+    token_failures: int = 0
+    succeeded: int = 0
+    failed: Counter[str] = attrs.field(factory=Counter)
+    timed_out_waiting: int = 0
+    budget_refusals: int = 0
+    wait_seconds: float = 0.0
+    exchange_seconds: float = 0.0
