@@ -33,10 +33,14 @@ SHORTEST: Final = 8
 MAX_LAYERS: Final = 8
 """Encodings within each other that are undone. A bound, so that a hostile text cannot cost more and more passes."""
 
+MAX_PRECISE: Final = 64 * 1024
+"""Characters of a text out of which an encoded credential is cut. A longer text that holds one is dropped as a whole: a hostile
+server must not keep this process busy."""
+
 _ESCAPE: Final = re.compile(
     r"%(?:[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})"
     r"|&(?:\#0*[0-9]{1,3};?|\#[xX]0*[0-9A-Fa-f]{1,2};?|[A-Za-z]{2,10};|(?i:amp|apos|gt|lt|quot))"
-    r"|\\(?:u[0-9A-Fa-f]{4}|u\{0*[0-9A-Fa-f]{1,2}\}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|[0-7]{3}|[!-/:-@\[-`{-~])"
+    r"|\\(?:u[0-9A-Fa-f]{4}|u\{0*[0-9A-Fa-f]{1,2}\}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|[0-7]{3}|[ -/:-@\[-`{-~])"
 )
 _BEGINS_ESCAPE: Final = re.compile(r"[%&\\]")
 
@@ -55,8 +59,12 @@ def forms(*credentials: str) -> tuple[str, ...]:
 
 def scrub(text: str, searched: tuple[str, ...]) -> str:
     """The text without the credentials whose :func:`forms` are given."""
-    if not any(form in layer for layer in _layers(text) for form in searched):
+    if not _holds(text, searched):
         return text
+    if len(text) > MAX_PRECISE:
+        for form in searched:
+            text = text.replace(form, REDACTED)
+        return REDACTED if _holds(text, searched) else text
     places: list[tuple[int, int]] = []
     starts = list(range(len(text) + 1))
     decoded = text
@@ -68,6 +76,10 @@ def scrub(text: str, searched: tuple[str, ...]) -> str:
                 at = decoded.find(form, at + 1)
         decoded, starts = _decoded_with_starts(decoded, starts)
     return _without(text, places)
+
+
+def _holds(text: str, searched: tuple[str, ...]) -> bool:
+    return any(form in layer for layer in _layers(text) for form in searched)
 
 
 def _layers(text: str) -> Iterator[str]:

@@ -9,6 +9,8 @@ import re
 from urllib.parse import quote, quote_plus
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from sinch_conv_async._wire.arguments import (
@@ -16,6 +18,7 @@ from sinch_conv_async._wire.arguments import (
 )
 from sinch_conv_async._wire.operations import UpdateMetadata
 from sinch_conv_async._wire.responses import Response, read_token_response
+from sinch_conv_async._wire.scrub import forms, scrub
 
 ORIGIN = "https://eu.conversation.api.sinch.com"
 PATH = "/v1/projects/project-1/messages/"
@@ -56,6 +59,42 @@ def read(*args, scrub=no_scrub, reused=True, **headers):
     return UpdateMetadata(REQUEST).read(answer(*args, **headers), scrub=scrub, reused=reused)
 
 
+def in_html(text):
+    names = {"+": "&plus;", "/": "&sol;", "=": "&equals;", "&": "&AMP;", "%": "&percnt;"}
+    return "".join(names.get(sign, sign) for sign in text)
+
+
+# How one layer of software may write a text that the next one reads.
+ENCODINGS = {
+    "percent-quoted": lambda text: quote(text, safe=""),
+    "percent-quoted in small letters": lambda text: re.sub(
+        "%..", lambda m: m[0].lower(), quote(text, safe="")
+    ),
+    "percent-quoted as a path": quote,
+    "percent-quoted as a form": quote_plus,
+    "percent-quoted throughout": lambda text: "".join(f"%{ord(sign):02x}" for sign in text),
+    "percent-quoted as IIS writes it": lambda text: "".join(f"%u{ord(sign):04X}" for sign in text),
+    "in JSON": lambda text: json.dumps(text)[1:-1],
+    "in JSON as PHP writes it": lambda text: json.dumps(text)[1:-1].replace("/", "\\/"),
+    "in JSON, in escapes": lambda text: "".join(f"\\u{ord(sign):04x}" for sign in text),
+    "in JSON, in escapes of capitals": lambda text: "".join(f"\\u{ord(sign):04X}" for sign in text),
+    "in a program's text": lambda text: "".join(f"\\x{ord(sign):02x}" for sign in text),
+    "in a program's text, in eights": lambda text: "".join(f"\\{ord(sign):03o}" for sign in text),
+    "in a program's text, in braces": lambda text: "".join(f"\\u{{{ord(sign):x}}}" for sign in text),
+    "in a program's text, in 32 bits": lambda text: "".join(f"\\U{ord(sign):08x}" for sign in text),
+    "in a pattern": re.escape,
+    "in HTML": html.escape,
+    "in HTML, by names": in_html,
+    "in HTML, by numbers": lambda text: "".join(f"&#{ord(sign)};" for sign in text),
+    "in HTML, by long numbers": lambda text: "".join(f"&#{ord(sign):012};" for sign in text),
+    "in HTML, by hexadecimal numbers": lambda text: "".join(f"&#x{ord(sign):x};" for sign in text),
+    "in HTML, by HEXADECIMAL NUMBERS": lambda text: "".join(f"&#X{ord(sign):X}" + ";" for sign in text),
+    "in HTML without semicolons": lambda text: (
+        text.replace("&", "&amp").replace("<", "&lt").replace(">", "&gt")
+    ),
+}
+
+
 def spellings(secret):
     """How a server may say a secret that it was sent, or a gateway that it logged."""
     basic = base64.b64encode(f"my-id:{secret}".encode()).decode()
@@ -63,12 +102,12 @@ def spellings(secret):
         "plain": secret,
         "basic": f"Basic {basic}",
         "basic without padding": basic.rstrip("="),
-        "percent-quoted": quote(secret, safe=""),
-        "percent-quoted as a path": quote(secret),
-        "percent-quoted as a form": quote_plus(secret),
-        "in JSON": json.dumps(secret)[1:-1],
-        "in JSON as PHP writes it": json.dumps(secret)[1:-1].replace("/", "\\/"),
-        "in HTML": html.escape(secret),
+        "basic as URLs have it": basic.replace("+", "-").replace("/", "_"),
+        **{name: encode(secret) for name, encode in ENCODINGS.items()},
+        "percent-quoted twice": quote(quote(secret, safe=""), safe=""),
+        "percent-quoted, in HTML, in JSON": json.dumps(html.escape(quote(secret, safe="")))[1:-1],
+        "in JSON, in JSON": json.dumps(json.dumps(secret)[1:-1])[1:-1],
+        "half in one, half in another": quote(secret[:4], safe="") + html.escape(secret[4:]),
     }
 
 
@@ -128,3 +167,62 @@ def test_a_secret_that_the_token_endpoint_echoes_is_in_no_part_of_the_error(secr
     for part in (str(failure.error), failure.error.error, repr(failure)):
         assert echo not in part
         assert secret not in part
+
+
+SIGNS = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
+# Not the one without semicolons: what follows it may belong to a longer name.
+LAYERS = st.lists(
+    st.sampled_from([encode for name, encode in ENCODINGS.items() if "without" not in name]), max_size=3
+)
+
+
+@given(st.text(SIGNS, min_size=8, max_size=24).filter(lambda text: text == text.strip()), LAYERS)
+def test_whatever_the_secret_and_its_encodings_it_is_cut_out_and_nothing_else_is(secret, layers):
+    text = secret
+    for encode in layers:
+        text = encode(text)
+    assert scrub(f"before | {text} | after", forms(secret)) == "before | [redacted] | after"
+
+
+def test_a_credential_of_less_than_eight_characters_is_left_where_it_is():
+    assert Credentials("id", "sevenxx").scrub("sevenxx") == "sevenxx"
+    assert Credentials("id", "eightxxx").scrub("eightxxx") == "[redacted]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "plain", "100 %", "%zz &nbsp; &#128512; \\ud83d \\n %C3%A9", "a & b < c", "&#0; &#x7f; \\x00 \\777"],
+)
+def test_a_text_without_the_credential_stays_as_it_is(text):
+    assert Credentials("id", "a-long-secret").scrub(text) == text
+
+
+def test_parts_that_overlap_get_one_mark():
+    assert scrub("x abcdabcdabcd y abcdabcd", forms("abcdabcd")) == "x [redacted] y [redacted]"
+    assert scrub("0123456789abcdef", forms("0123456789", "56789abcdef")) == "[redacted]"
+
+
+def test_nine_encodings_within_each_other_are_too_many():
+    eight = nine = "a secret / of mine"
+    for _ in range(8):
+        eight = quote(eight, safe="")
+    nine = quote(eight, safe="")
+    searched = forms("a secret / of mine")
+    assert scrub(eight, searched) == "[redacted]"
+    assert scrub(nine, searched) == nine
+
+
+@pytest.mark.parametrize(
+    "part", ["%25", "%", "&amp;", "\\\\", "&#0000000041", "%41", "&", "\\u{0000041}", "&#x"]
+)
+def test_a_long_hostile_text_is_searched_to_its_end(part):
+    text = part * (256 * 1024 // len(part))
+    searched = forms("a-long-secret")
+    assert scrub(f"{text} a-long-secret", searched) == f"{text} [redacted]"
+    assert scrub(f"{text} a%2dlong%2dsecret", searched) == "[redacted]"
+
+
+@pytest.mark.parametrize("part", ["%25", "&amp;", "\\\\"])
+def test_a_credential_is_cut_out_of_a_text_of_64_kibi_characters(part):
+    text = part * (64 * 1024 // len(part) - 20)
+    assert scrub(f"{text} a%2dlong%2dsecret", forms("a-long-secret")) == f"{text} [redacted]"
