@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from sinch_conv_async._core.noise import Noise, Trial
 from sinch_conv_async._core.pace import Pace
 
 SECONDS = 60
 SETTLED = 10
 LIMIT = 800
-MAX_REFUSALS = 5  # four retries: the fifth 429 in a row is the call's last
+MAX_DELAY = 20.0  # seconds that a call backs off at most, as in RetryPolicy
 TICK = 0.001  # the granularity of an event loop's timers
 HALF_TO_ALL = (0.5, 1.0)
 ROUND_TRIPS = (0.001, 0.010, 0.050, 0.200)  # seconds
@@ -109,6 +110,58 @@ class Unlimited:
         return True
 
 
+class Noisy:
+    """Refuses a share of the requests at random, whatever the pace; the rest goes to the server."""
+
+    def __init__(self, server: Server, share: float, *, seed: int) -> None:
+        self.server = server
+        self.share = share
+        self.rng = random.Random(seed)
+
+    def allows(self, now: float) -> bool:
+        return self.rng.random() >= self.share and self.server.allows(now)
+
+
+class Nodes:
+    """Gateway nodes that count separately, each a sliding window of its part; requests go to one at random."""
+
+    def __init__(self, limit: int, count: int, *, seed: int) -> None:
+        self.nodes = [SlidingWindow(limit // count) for _ in range(count)]
+        self.rng = random.Random(seed)
+
+    def allows(self, now: float) -> bool:
+        return self.rng.choice(self.nodes).allows(now)
+
+
+class Foreign:
+    """Other callers of the project who never give way; how many of their requests were allowed and refused."""
+
+    def __init__(self, gaps: Callable[[random.Random], float], burst: int = 1) -> None:
+        self.gaps = gaps
+        self.burst = burst
+        self.allowed = [0] * SECONDS
+        self.refused = [0] * SECONDS
+
+    def left(self, first: int = SETTLED, last: int = SECONDS) -> float:
+        """Requests a second that they leave to others."""
+        return LIMIT - sum(self.allowed[first:last]) / (last - first)
+
+    def refused_share(self, first: int = SETTLED, last: int = SECONDS) -> float:
+        """In percent."""
+        refused = sum(self.refused[first:last])
+        return 100 * refused / (refused + sum(self.allowed[first:last]))
+
+
+def poisson() -> Foreign:
+    """300 requests a second at random."""
+    return Foreign(lambda rng: rng.expovariate(300))
+
+
+def bursts() -> Foreign:
+    """400 requests at once, every five seconds."""
+    return Foreign(lambda rng: 5.0, 400)
+
+
 @dataclass
 class Client:
     """One process with its own pace; ``demand`` is in calls a second, infinite when there is always one waiting."""
@@ -129,7 +182,7 @@ class Client:
         self.wakes: float | None = None
         self.allowed = [0] * SECONDS
         self.refused = [0] * SECONDS
-        self.given_up = 0
+        self.most_refusals = 0  # of one call
         self._stalled = self._resumed = self.start
 
     def awake(self, when: float) -> float:
@@ -153,6 +206,7 @@ def simulate(
     *,
     retry_after: float | None = None,
     backoff: tuple[float, float] | None = HALF_TO_ALL,
+    foreign: Foreign | None = None,
     seed: int = 1,
 ) -> Sequence[Client]:
     """Run the clients against the server; a call that is refused again waits such a share of its backoff, or none, before it rejoins the line."""
@@ -194,12 +248,12 @@ def simulate(
 
     def refuse(now: float, client: Client, departed: float, refusals: int) -> None:
         client.pace.throttled(now, departed=departed, retry_after=retry_after, rng=client.rng)
-        if refusals == MAX_REFUSALS:
-            client.given_up += 1
-        elif refusals == 1 or backoff is None:
+        client.most_refusals = max(client.most_refusals, refusals)
+        if refusals == 1 or backoff is None:
             rejoin(now, client, refusals)
         else:
-            at(now + client.rng.uniform(*backoff) * 0.5 * 2 ** (refusals - 2), rejoin, client, refusals)
+            delay = min(MAX_DELAY, 0.5 * 2 ** (refusals - 2))
+            at(now + client.rng.uniform(*backoff) * delay, rejoin, client, refusals)
 
     def rejoin(now: float, client: Client, refusals: int) -> None:
         client.retries.append(refusals)
@@ -210,6 +264,13 @@ def simulate(
         at(now + client.rng.expovariate(client.demand), call, client)
         wake_at(client, client.awake(max(now, client.pace.due)))
 
+    def others(now: float, foreign: Foreign, rng: random.Random) -> None:
+        for _ in range(foreign.burst):
+            (foreign.allowed if server.allows(now) else foreign.refused)[int(now)] += 1
+        at(now + foreign.gaps(rng), others, foreign, rng)
+
+    if foreign is not None:
+        at(0.5, others, foreign, random.Random(seed))
     for index, client in enumerate(clients):
         client.begin(seed * 1000 + index)
         if client.demand < math.inf:
@@ -225,16 +286,18 @@ def simulate(
 
 
 class Figures(NamedTuple):
-    """Percentages, but for the calls that were given up (from the first second on)."""
+    """Percentages, but for how often one call was refused at most (from the first second on)."""
 
     reached: float
     refused: float
     least: float
     most: float
-    given_up: int
+    most_refusals: int
 
     def __str__(self) -> str:
-        return f"{self.reached:8.1f}{self.refused:8.2f}{self.least:8.0f}{self.most:8.0f}{self.given_up:9d}"
+        return (
+            f"{self.reached:8.1f}{self.refused:8.2f}{self.least:8.0f}{self.most:8.0f}{self.most_refusals:9d}"
+        )
 
 
 def fair_shares(capacity: float, demands: Iterable[float]) -> list[float]:
@@ -261,7 +324,7 @@ def measure(
         refused / (sum(allowed) + refused) * 100,
         min(parts),
         max(parts),
-        sum(client.given_up for client in clients),
+        max(client.most_refusals for client in clients),
     )
 
 
@@ -282,14 +345,53 @@ def shape(**constants: Any) -> type[Pace]:
     return type("Shape", (Pace,), {"__slots__": (), **constants})
 
 
-class EverDeeper(Pace):
-    """Falls by more with each touch of one congestion, whatever is let through meanwhile."""
+class FirstMeasured(Pace):
+    """The first shape that told noise: believes two trials in a row, each by itself, and ignores what the falls do not change."""
 
     __slots__ = ()
-    FALL = 1.0
 
-    def _let_through(self, now: float) -> float:
-        return float(self.rate_at(now) * 0.95 ** (1 << self._depth))
+    def _begin(self, trial: Trial) -> None:
+        super()._begin(trial)
+        noise = self._noise
+        if not isinstance(noise, TwoInARow):
+            self._noise = TwoInARow()
+
+
+class TwoInARow(Noise):
+    """Refusals are noise if two trials in a row find at least half of the share around the fall."""
+
+    __slots__ = ("_agreed",)
+
+    def forget(self) -> None:
+        super().forget()
+        self._agreed = 0
+
+    def learn(self, trial: Trial, *, may_be_noise: bool) -> None:
+        around, after = trial.around.share, trial.after.share
+        self._agreed = self._agreed + 1 if after and after >= 0.5 * around else 0
+        if not after:
+            self.share = 0.0
+        elif self._agreed >= 2:
+            self.share = after
+
+
+class Deaf(Noise):
+    """Knows of no noise: every refusal is congestion."""
+
+    __slots__ = ()
+
+    def learn(self, trial: Trial, *, may_be_noise: bool) -> None:
+        """Learns nothing."""
+
+
+class CongestionOnly(Pace):
+    """The same falls and climbs, and no noise."""
+
+    __slots__ = ()
+
+    def _begin(self, trial: Trial) -> None:
+        super()._begin(trial)
+        self._noise = Deaf()
 
 
 class EvenSpacing(Pace):
@@ -316,8 +418,8 @@ def busy(count: int, tried: type[Pace] = Pace) -> Figures:
 
 
 def the_law() -> None:
-    print(f"{'':60}{'reached':>8}{'429':>8}{'least':>8}{'most':>8}{'given up':>9}")
-    print(f"{'':60}{'%':>8}{'%':>8}{'% fair':>8}{'% fair':>8}{'calls':>9}")
+    print(f"{'':60}{'reached':>8}{'429':>8}{'least':>8}{'most':>8}{'refusals':>9}")
+    print(f"{'':60}{'%':>8}{'%':>8}{'% fair':>8}{'% fair':>8}{'a call':>9}")
     for round_trip in ROUND_TRIPS:
         for count in (1, 2, 3, 5, 10):
             seeds = range(1, 6) if count == 3 else range(1, 2)
@@ -367,6 +469,81 @@ def the_law() -> None:
         line(f"stalling event loop, burst 30, 1 x {round_trip * 1000:.0f} ms", measure(clients))
 
 
+SEEDS = range(1, 6)
+SHARES = (0.005, 0.01, 0.02, 0.04)
+
+
+def noisy(count: int, share: float, tried: type[Pace] = Pace) -> Figures:
+    """A sliding window that also refuses a share at random."""
+    return worst(
+        measure(
+            simulate(
+                Noisy(SlidingWindow(LIMIT), share, seed=seed),
+                same(count, shape=tried, round_trip=0.050),
+                seed=seed,
+            )
+        )
+        for seed in SEEDS
+    )
+
+
+def nodes(count: int, tried: type[Pace] = Pace) -> Figures:
+    """One process and so many gateway nodes."""
+    return worst(
+        measure(simulate(Nodes(LIMIT, count, seed=seed), same(1, shape=tried, round_trip=0.050), seed=seed))
+        for seed in SEEDS
+    )
+
+
+def beside(others: Callable[[], Foreign], tried: type[Pace] = Pace) -> tuple[Figures, float]:
+    """One process beside callers who never give way: its part of what they leave, and their share refused in percent."""
+    figures, refused = [], []
+    for seed in SEEDS:
+        foreign = others()
+        clients = simulate(
+            SlidingWindow(LIMIT), same(1, shape=tried, round_trip=0.050), foreign=foreign, seed=seed
+        )
+        figures.append(measure(clients, foreign.left()))
+        refused.append(foreign.refused_share())
+    return worst(figures), max(refused)
+
+
+def noise_and_neighbours(tried: type[Pace] = Pace) -> None:
+    """50 ms, each row the worst of five runs."""
+    for count in (1, 3):
+        for share in SHARES:
+            line(f"{100 * share:g} % refused at random, {count}", noisy(count, share, tried))
+    for count in (4, 16):
+        line(f"{count} gateway nodes, 1", nodes(count, tried))
+    for name, others in (("Poisson, 300 a second", poisson), ("400 at once every 5 s", bursts)):
+        figures, refused = beside(others, tried)
+        line(f"beside others: {name} ({refused:.1f} % of theirs refused)", figures)
+    for round_trip in ROUND_TRIPS:
+        for count in (3, 10):
+            line(
+                f"sliding window, {count} x {round_trip * 1000:.0f} ms",
+                worst(
+                    measure(
+                        simulate(
+                            SlidingWindow(LIMIT), same(count, shape=tried, round_trip=round_trip), seed=seed
+                        )
+                    )
+                    for seed in SEEDS
+                ),
+            )
+
+
+def noise_or_congestion() -> None:
+    """The law, and two shapes beside it, at what they are to tell apart."""
+    for name, tried in (
+        ("The law", Pace),
+        ("Two trials in a row, each by itself", FirstMeasured),
+        ("Every refusal is congestion", CongestionOnly),
+    ):
+        print(f"\n{name}; 50 ms unless said; worst of 5 runs")
+        noise_and_neighbours(tried)
+
+
 def what_did_not_pay() -> None:
     print("\nStalls of 10 to 50 ms, five a second, a server without limits: share of 800 that departs, %")
     for name, tried in (
@@ -386,15 +563,12 @@ def what_did_not_pay() -> None:
     for name, tried in (
         ("the law", Pace),
         ("no headroom", shape(HEADROOM=0.0)),
-        ("falls of 5, 10, 19, 34 %, whatever is let through", EverDeeper),
-        ("falls of 3 %, whatever is let through", shape(TELLING=math.inf)),
-        ("to 0.95 of what is let through", shape(FALL=0.95)),
-        ("to 0.8 of what is let through", shape(FALL=0.8)),
-        ("to what is let through", shape(FALL=1.0)),
+        ("to what is let through, whatever it is", shape(DECREASE_FACTOR=1.0)),
+        ("to 0.95 of what is let through", shape(DECREASE_FACTOR=0.95)),
         ("pauses of 0.0125 s only", shape(DEEPEST=0)),
         ("no bound on the fall within a second", shape(LEAST=0.0)),
-        ("half the climb", shape(CLIMB=0.0075)),
-        ("double the climb", shape(CLIMB=0.03)),
+        ("half the climb", shape(INCREASE_PER_SECOND=0.013)),
+        ("double the climb", shape(INCREASE_PER_SECOND=0.052)),
     ):
         for count in (1, 3):
             line(
@@ -429,5 +603,6 @@ def what_did_not_pay() -> None:
 
 if __name__ == "__main__":
     the_law()
+    noise_or_congestion()
     if "--short" not in sys.argv[1:]:
         what_did_not_pay()

@@ -26,7 +26,7 @@ __all__ = ["Admission", "Project"]
 # A queue is rid of the calls that gave up waiting when they are more than these and more than half of it.
 ABANDONED_KEPT: Final = 64
 
-FORGETTABLE_AFTER: Final = 1 / Pace.CLIMB
+FORGETTABLE_AFTER: Final = Pace.AT_REST_AFTER
 """Seconds after which a pace at rest has climbed back to its limit, so that a new one is as good."""
 
 NOT_LATER: Final = -math.inf
@@ -360,7 +360,7 @@ class Admission:
         """Raises CallTimeoutError if a call with that many ahead of it cannot have its turn before ``deadline``."""
         pace, now = project.pace, self._clock()
         # At the limit, not at the pace of the moment: a pace that was slowed climbs back, and one that is late catches up.
-        at_best = ahead / pace.limit if pace.limit is not None else 0.0
+        at_best = ahead / pace.limit if pace.limit else 0.0
         due = pace.due if pace.due < math.inf else now
         if max(now, max(due, now - pace.CATCH_UP) + at_best) > deadline:
             raise too_late_error()

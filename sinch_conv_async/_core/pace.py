@@ -13,10 +13,22 @@ Three rules together give the time of the next departure; the latest of them win
   them all, so that a busy event loop costs no throughput; after idleness nothing has been saved up.
 * *The pause.* After a 429 nobody departs for a while.
 
-With each congestion the pace falls, to a little less than what was let through in the last second, and climbs back by
-a fixed amount a second (additive increase, multiplicative decrease: Chiu and Jain, 1989, show that those who share a
-limit in this way, knowing nothing of each other, come to share it evenly). What this does with the usual ways of
-counting on a server is measured in ``benchmarks/pace_simulation.py``.
+The pace follows AIMD, additive increase and multiplicative decrease. Chiu and Jain (1989) show that processes that share
+a limit in this way, without knowing of each other, come to share it evenly.
+
+* *Decrease.* A 429 lowers the pace to 98 % of what was let through in the last second (``DECREASE_FACTOR``), once:
+  the 429s of requests that departed before the fall change nothing more.
+* *Increase.* The pace climbs back by 2.5 % of the limit each second (``INCREASE_PER_SECOND``).
+* *Noise.* Some 429s come whatever the pace: the limit of one app, a gateway node that counts for itself. They must not
+  lower it, or 1 % of them would cost most of the limit. So each fall is an experiment (``noise.py``). The pace stays where
+  it fell to for 2.3 s or more, while the refusals before and after the fall are counted. If the fall has changed nothing,
+  the pace goes back to what it was (``rate_before``), and from then on that share of refusals is ignored: no pause, no
+  fall. If requests are still refused and it is not noise, the pace falls again.
+* More than 5 % refused, beyond chance, is always congestion: the pace falls at once, and the noise is forgotten.
+* A process with less than a fifth of its limit takes all refusals for congestion (``PART_FOR_NOISE``). Its neighbours
+  fill whatever it leaves, so its own falls change little, and it could not tell their refusals from noise.
+
+What this does with the usual ways of counting on a server is measured in ``benchmarks/pace_simulation.py``.
 """
 
 from __future__ import annotations
@@ -27,6 +39,8 @@ from bisect import bisect_right
 from collections import deque
 from random import Random
 from typing import Final
+
+from .noise import LEAST_SENT, LONGEST_TRIAL, Noise, Sample, Trial, explains, severe
 
 __all__ = ["Pace"]
 
@@ -51,34 +65,41 @@ class Pace:
     When the line of waiting calls has run empty, call ``idle()``.
     """
 
-    # The values come out of benchmarks/pace_simulation.py, which says what others do.
+    # The values come out of benchmarks/pace_simulation.py; docs/evidence/pace.rst says what others do.
     HEADROOM = 0.005  # of the interval: the window is left unfilled by so much, or jitter on the way would overfill it
     CATCH_UP = 0.25  # seconds of lateness that are made up for; also the largest burst, in seconds' worth of departures
-    FALL = 0.97  # the pace falls to this share of what has lately been let through
-    WAITING_FALL = 0.66  # and to this of itself where the server asks for a wait: touches had better be rare
+    DECREASE_FACTOR = 0.98  # the pace falls to this share of what has lately been let through
+    DECREASE_FACTOR_ASKED = 0.66  # of the pace, where the server asks for a wait: each refusal costs one
+    INCREASE_PER_SECOND = 0.026  # of the limit
+    INCREASE_PER_SECOND_ASKED = 0.015  # after a wait that the server has asked for
+    AT_REST_AFTER = 1 / INCREASE_PER_SECOND_ASKED + LONGEST_TRIAL  # seconds: back at the limit by then
+    STRAY = 0.01  # a share of refusals after a fall that calls for no second fall
+    PART_FOR_NOISE = 0.2  # of the limit: who has less has neighbours, whose refusals look like noise
     TELLING = 5  # departures in a second, fewer of which say nothing about what is let through
     SATURATED = 0.5  # of the pace; nor does what departs at less than this
     PAUSE = 0.0125  # seconds, doubling while congestion lasts: 0.1 at most
     DEEPEST = 3  # doublings
-    HEEL = 0.5  # seconds: a congestion that comes so soon after the last pause is the last one's continuation
-    CLIMB = 0.015  # of the limit, each second
+    RESUMED_FOR = (
+        0.5  # seconds: a congestion that comes so soon after the last pause is the last one's continuation
+    )
     LEAST = 0.35  # of the pace that was, within a second
     FLOOR = 0.002  # of the limit
 
     __slots__ = (
         "_allowance",
         "_at",
-        "_brink",
-        "_brink_at",
-        "_climb",
+        "_decreased_at",
         "_depth",
         "_dropped",
+        "_increase",
         "_interval",
         "_limit",
         "_lowered",
         "_next",
+        "_noise",
         "_outstanding",
         "_rate",
+        "_rate_before_decrease",
         "_rate_since",
         "_refused",
         "_ring",
@@ -86,6 +107,7 @@ class Pace:
         "_slowed",
         "_span",
         "_top",
+        "_trial",
         "_window",
         "due",
         "paused_until",
@@ -97,8 +119,10 @@ class Pace:
         self._allowance = 0.0  # how far the spacing may lie behind now
         self._lowered = NEVER
         self._depth = 0
-        self._brink = math.inf  # the pace before it began to fall, and when that was
-        self._brink_at = NEVER
+        self._rate_before_decrease = math.inf  # and when that was
+        self._decreased_at = NEVER
+        self._noise = Noise()
+        self._trial: Trial | None = None
         self._slowed = False
         self._rate = math.inf
         self._rate_since = NEVER
@@ -107,17 +131,23 @@ class Pace:
         self._at = 0  # where the oldest departure lies, which the next one replaces
         self._dropped = NEVER
         self._outstanding = 0  # calls that were admitted and have not departed yet
+        self._window = 0
         self.limit = limit  # and with it all that follows from it
 
     @property
     def limit(self) -> float | None:
-        """The most requests a second; may be set while running."""
+        """The most requests a second; may be set while running. 0 means that nothing departs until it is set again."""
         return self._limit
 
     @limit.setter
     def limit(self, limit: float | None) -> None:
-        if limit is not None and not 0 < limit < math.inf:
-            raise ValueError(f"limit must be a positive number of requests a second or None, not {limit!r}")
+        if limit is not None and not 0 <= limit < math.inf:
+            raise ValueError(
+                f"limit must be a number of requests a second, 0 or more, or None, not {limit!r}"
+            )
+        if limit == 0:
+            self._hold()
+            return
         self._limit = limit
         newest = self._ring[self._at :] + self._ring[: self._at]
         if limit is None:
@@ -130,7 +160,7 @@ class Pace:
             self._window = max(1, math.floor(limit))
             self._top = self._window if limit >= 1 else limit
             self._span = WINDOW if limit >= 1 else WINDOW / limit
-            self._climb = self.CLIMB * self._top
+            self._increase = self.INCREASE_PER_SECOND * self._top
             self._interval = (1 + self.HEADROOM) / self._top
             if len(newest) > self._window:
                 self._dropped = newest[-self._window - 1]
@@ -149,10 +179,18 @@ class Pace:
         self._at = 0
         self._settle()
 
+    def _hold(self) -> None:
+        """Nothing departs until another limit is set. What has departed is remembered for then."""
+        if not self._window:
+            self.limit = 1.0
+        self._limit = 0.0
+        self._interval = self._next = math.inf
+        self._settle()
+
     @property
     def rate(self) -> float:
         """The pace in requests a second, as of the last departure or 429; infinite without a limit."""
-        return self._rate
+        return 0.0 if self._limit == 0 else self._rate
 
     @property
     def top(self) -> float:
@@ -161,9 +199,12 @@ class Pace:
 
     def rate_at(self, now: float) -> float:
         """The pace that has been climbed back to by ``now``; changes nothing."""
+        return 0.0 if self._limit == 0 else self._climbed(now)
+
+    def _climbed(self, now: float) -> float:
         if not self._slowed:
             return self._rate
-        return min(self._top, self._rate + self._climb * max(0.0, now - self._rate_since))
+        return min(self._top, self._rate + self._increase * max(0.0, now - self._rate_since))
 
     def depart(self, now: float) -> None:
         """Admit a call whose request is written at once."""
@@ -218,7 +259,8 @@ class Pace:
         self._outstanding -= 1
         if not self._window:
             return
-        self._next -= self._interval
+        if self._limit:
+            self._next -= self._interval
         self._settle()
 
     def lost(self) -> None:
@@ -229,67 +271,152 @@ class Pace:
     def throttled(self, now: float, *, departed: float, retry_after: float | None, rng: Random) -> None:
         """Take note of a 429 to a request that departed at ``departed``: pause, and lower the pace once."""
         if self._window:
-            refused = self._refused
-            refused.append(departed)
-            while refused and refused[0] <= now - WINDOW:
-                refused.popleft()
+            self._count_refusal(now, departed)
         if departed > self._lowered:
-            if retry_after is not None:
-                self._depth = self.DEEPEST
-            elif departed < max(self._lowered, self.paused_until) + self.HEEL:
-                self._depth = min(self._depth + 1, self.DEEPEST)
-            else:
-                self._depth = 0
-            if self._window:
-                rate = self.rate_at(now)
-                if departed > self._brink_at + WINDOW:
-                    self._brink = rate
-                    self._brink_at = now
-                if retry_after is None:
-                    rate = self.FALL * min(rate, self._let_through(now))
-                else:
-                    rate *= self.WAITING_FALL
-                # A server that remembers a second refuses for what was sent before the pace fell. Within a second it
-                # falls no further than this, or it would take long to climb back.
-                self._rate = max(rate, self._brink * self.LEAST, self._top * self.FLOOR)
-                self._slowed = True
-            self._lowered = now
-            if retry_after is None:
+            if retry_after is None and self._window and self._is_noise(now):
+                return
+            self._deepen(departed, asked=retry_after is not None)
+            pause = retry_after
+            if pause is None:
                 # Between half and all of it, so that processes that were refused together do not come back together.
-                retry_after = self.PAUSE * (1 << self._depth) * rng.uniform(0.5, 1.0)
+                pause = self.PAUSE * (1 << self._depth) * rng.uniform(0.5, 1.0)
+            if self._window:
+                self._lower(now, departed, max(now + pause, self.paused_until), asked=retry_after is not None)
+            self._lowered = now
         elif retry_after is None:
             return
-        until = now + retry_after
+        else:
+            pause = retry_after
+        until = now + pause
         if until > self.paused_until:
             self.paused_until = until
             if self._next < until:
                 self._next = until  # what the pause held back is not lateness
-        self._rate_since = self.paused_until  # nothing is climbed while nobody departs
+        # Nothing is climbed while nobody departs.
+        self._rate_since = max(self._rate_since, self.paused_until)
         self._settle()
+
+    def _count_refusal(self, now: float, departed: float) -> None:
+        refused = self._refused
+        refused.append(departed)
+        while refused and refused[0] <= now - WINDOW:
+            refused.popleft()
+        trial = self._trial
+        if trial is not None:
+            trial.refused(departed)
+            trial.refused_since += departed > self._lowered
+            self._observe(now, trial)
+
+    def _is_noise(self, now: float) -> bool:
+        """Whether the refusals of late call for nothing: noise explains them, or a trial counts them."""
+        trial = self._trial
+        if trial is None:
+            share = self._noise.share
+            return share > 0.0 and explains(share, self._lately(now))
+        if now > self._lowered + WINDOW:
+            return not severe(self._lately(now))
+        return not severe(Sample(self._sent_since(self._lowered), trial.refused_since))
+
+    def _deepen(self, departed: float, *, asked: bool) -> None:
+        """Choose how long the pause is: longer while a congestion goes on."""
+        if asked:
+            self._depth = self.DEEPEST
+        elif departed < max(self._lowered, self.paused_until) + self.RESUMED_FOR:
+            self._depth = min(self._depth + 1, self.DEEPEST)
+        else:
+            self._depth = 0
+
+    def _lower(self, now: float, departed: float, resumed: float, *, asked: bool) -> None:
+        """Multiplicative decrease, and a trial of what it changes."""
+        before = self._climbed(now)
+        if departed > self._decreased_at + WINDOW:
+            self._rate_before_decrease = before
+            self._decreased_at = now
+        if asked:
+            self._fall_to(before * self.DECREASE_FACTOR_ASKED)
+            self._increase = self.INCREASE_PER_SECOND_ASKED * self._top
+            self._trial = None
+            self._rate_since = now
+            return
+        self._fall_to(self.DECREASE_FACTOR * min(before, self._let_through(now)))
+        lately = self._lately(now)
+        if severe(lately):
+            self._noise.forget()
+            before = self._rate
+        self._begin(
+            Trial(resumed=resumed, rate=self._rate, rate_before=before, before=lately, trigger=departed)
+        )
+
+    def _fall_to(self, rate: float) -> None:
+        # A server that remembers a second refuses for what was sent before the pace fell. Within a second it
+        # falls no further than this, or it would take long to climb back.
+        self._rate = max(rate, self._rate_before_decrease * self.LEAST, self._top * self.FLOOR)
+        self._slowed = True
+
+    def _begin(self, trial: Trial) -> None:
+        self._trial = trial
+        self._increase = self.INCREASE_PER_SECOND * self._top
+        self._rate_since = trial.ends  # no climb until then
+
+    def _observe(self, now: float, trial: Trial) -> None:
+        """Let the trial count, and draw the conclusion when it is over."""
+        if now >= trial.count_at and not trial.count(now, self._sent_since(now - WINDOW)):
+            self._trial = None  # too few departures to count
+        elif trial.over(now):
+            self._trial = None
+            if trial.after.sent >= LEAST_SENT:
+                self._conclude(now, trial)
+
+    def _conclude(self, now: float, trial: Trial) -> None:
+        noise, after = self._noise, trial.after
+        noise.learn(trial, may_be_noise=trial.rate_before >= self.PART_FOR_NOISE * self._top)
+        if noise.share and explains(noise.share, trial.settling):
+            # The fall has changed nothing.
+            self._rate = min(self._top, max(self._rate, trial.rate_before))
+            self._rate_since = now
+        elif not explains(max(noise.share, self.STRAY), after):
+            # The fall was not enough.
+            self._rate_before_decrease = self._rate
+            self._fall_to(self._rate * self.DECREASE_FACTOR * (1.0 - after.share))
+            self._lowered = now
+            self._begin(
+                Trial(resumed=now, rate=self._rate, rate_before=trial.rate_before, before=after, trigger=now)
+            )
+
+    def _sent_since(self, since: float) -> int:
+        """Departures after ``since``, which is at most a second ago."""
+        size, at, ring = self._size, self._at, self._ring
+        return size - bisect_right(range(size), since, key=lambda index: ring[(at + index) % size])
+
+    def _lately(self, now: float) -> Sample:
+        """The requests of the last second."""
+        return Sample(self._sent_since(now - WINDOW), len(self._refused))
 
     def _let_through(self, now: float) -> float:
         """Requests a second that departed in the last one and have not been refused; infinite where too few did to say."""
-        size, at, ring = self._size, self._at, self._ring
-        oldest = bisect_right(range(size), now - WINDOW, key=lambda index: ring[(at + index) % size])
-        departed = size - oldest
-        if departed < self.TELLING:
+        sent, refused = self._sent_since(now - WINDOW), len(self._refused)
+        if sent < self.TELLING:
             return math.inf
         # The first of them may be a moment ago: then it is of a part of a second that they tell.
-        seconds = max(now - ring[(at + oldest) % size], self.PAUSE)
-        if departed < self.SATURATED * self._rate * seconds:
+        seconds = max(now - self._ring[(self._at - sent) % self._size], self.PAUSE)
+        if sent < self.SATURATED * self._rate * seconds:
             return math.inf  # so few were there to be sent, and what they used is not what there is
-        return (departed - len(self._refused)) / seconds
+        return (sent - refused) / seconds
 
     def _climbing(self, now: float) -> float:
         """The interval after a departure made now, while the pace climbs."""
-        rate = self.rate_at(now)
+        trial = self._trial
+        if trial is not None:
+            self._observe(now, trial)
+        rate = self._climbed(now)
         self._rate = rate
-        self._rate_since = now
-        if rate >= self._top:
+        if now > self._rate_since:
+            self._rate_since = now
+        if rate >= self._top and self._trial is None:
             self._slowed = False
             return self._interval
         # One request's worth of a pace that goes on climbing: rate * t + climb * t * t / 2 == 1.
-        interval = 2 * (1 + self.HEADROOM) / (rate + math.sqrt(rate * rate + 2 * self._climb))
+        interval = 2 * (1 + self.HEADROOM) / (rate + math.sqrt(rate * rate + 2 * self._increase))
         return max(interval, self._interval)
 
     def _grow(self) -> float:

@@ -21,6 +21,7 @@ PURE = (
     "errors.py",
     "models.py",
     "_core/outage.py",
+    "_core/noise.py",
     "_core/pace.py",
     "_core/retry.py",
     "_wire/*.py",

@@ -859,7 +859,7 @@ async def test_a_project_may_be_forgotten_once_its_pace_is_at_rest():
     world.release(project)
     world.release(project)
     assert not project.forgettable(world.now + 60)
-    assert project.forgettable(world.now + 70)
+    assert project.forgettable(world.now + 75)
     await asyncio.gather(*waiting)
 
 

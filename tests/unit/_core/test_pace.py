@@ -64,10 +64,52 @@ def climb_back(pace, now):
 # The limit
 
 
-@pytest.mark.parametrize("limit", [0, -1, math.inf, math.nan])
-def test_a_limit_is_a_positive_number(limit):
-    with pytest.raises(ValueError, match="limit must be a positive number"):
+@pytest.mark.parametrize("limit", [-1, math.inf, math.nan])
+def test_a_limit_is_a_finite_number_that_is_not_negative(limit):
+    with pytest.raises(ValueError, match="limit must be a number of requests a second, 0 or more, or None"):
         Pace(limit)
+
+
+@pytest.mark.parametrize("limit", [0, 0.0])
+def test_a_limit_of_0_lets_nothing_depart_until_another_is_set(limit):
+    pace = Pace(limit)
+    assert pace.limit == pace.rate == pace.rate_at(5.0) == 0
+    assert pace.due == math.inf
+    pace.limit = 2
+    assert pace.due <= 5.0
+    assert pace.rate == 2
+
+
+@pytest.mark.parametrize("before", [None, 100])
+def test_what_has_departed_before_a_limit_of_0_counts_after_it(before, rng):
+    pace = Pace(before)
+    for call in range(100):
+        pace.depart(1.0 + call / 100)
+    pace.admit(2.0)
+    pace.admit(2.0)
+    pace.limit = 0
+    pace.left(2.0)
+    pace.refund()
+    pace.throttled(2.0, departed=1.99, retry_after=None, rng=rng)
+    assert pace.due == math.inf
+    pace.limit = 50
+    assert (pace.due > 2.5) == (before is not None)
+    assert pace.due < 3.1
+    assert pace.rate <= 50
+    assert most_in(steady(pace, seconds=2.0, start=3.0), 1.0) <= 50
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+def test_a_limit_of_0_may_be_set_while_the_pace_is_lowered(seconds, rng):
+    pace = Pace(800)
+    departures = steady(pace, seconds=1.0)
+    pace.throttled(departures[-1], departed=departures[-1], retry_after=None, rng=rng)
+    rate = pace.rate
+    pace.limit = 0
+    pace.limit = 800
+    assert pace.rate == rate
+    steady(pace, seconds=5.0, start=departures[-1])
+    assert pace.rate > rate
 
 
 def test_the_first_departure_is_due_at_once():
@@ -404,7 +446,7 @@ def test_one_congestion_lowers_the_pace_once(rng):
         pace.depart(1.0 + call / 700)
     pace.throttled(1.1, departed=1.0, retry_after=None, rng=rng)
     rate, paused_until = pace.rate, pace.paused_until
-    assert rate == pytest.approx(776)
+    assert rate == pytest.approx(Pace.DECREASE_FACTOR * 800)
     for call in range(5):
         pace.throttled(1.2, departed=1.0 + call / 700, retry_after=None, rng=rng)
     assert (pace.rate, pace.paused_until) == (rate, paused_until)
@@ -430,12 +472,12 @@ def test_the_pace_falls_to_a_little_less_than_what_was_let_through(refused, rng)
         pace.throttled(1.5, departed=departed, retry_after=None, rng=rng)
     # By the first of them; what the others say counts when the congestion goes on.
     first = pace.rate
-    assert first == pytest.approx(0.97 * 399 / 0.5)
+    assert first == pytest.approx(Pace.DECREASE_FACTOR * 399 / 0.5)
     now = pace.due
     pace.depart(now)
     pace.throttled(now, departed=now, retry_after=None, rng=rng)
     let_through = (400 - refused) / (now - 1.0)
-    assert pace.rate == pytest.approx(max(0.97 * min(first, let_through), 0.35 * 800))
+    assert pace.rate == pytest.approx(max(Pace.DECREASE_FACTOR * min(first, let_through), Pace.LEAST * 800))
 
 
 def test_too_few_departures_say_nothing_about_what_is_let_through(rng):
@@ -443,7 +485,7 @@ def test_too_few_departures_say_nothing_about_what_is_let_through(rng):
     for now in (1.0, 1.1, 1.2, 1.3):
         pace.depart(now)
     pace.throttled(1.3, departed=1.3, retry_after=None, rng=rng)
-    assert pace.rate == pytest.approx(0.97 * 800)
+    assert pace.rate == pytest.approx(Pace.DECREASE_FACTOR * 800)
 
 
 def test_five_departures_do_say_something(rng):
@@ -451,7 +493,7 @@ def test_five_departures_do_say_something(rng):
     for call in range(5):
         pace.depart(1.0 + call / 500)
     pace.throttled(1.01, departed=1.0, retry_after=None, rng=rng)
-    assert pace.rate == pytest.approx(0.97 * 4 / 0.0125)
+    assert pace.rate == pytest.approx(Pace.DECREASE_FACTOR * 4 / 0.0125)
 
 
 def test_who_sends_less_than_the_pace_is_slowed_no_further_than_by_a_touch(rng):
@@ -461,7 +503,7 @@ def test_who_sends_less_than_the_pace_is_slowed_no_further_than_by_a_touch(rng):
         pace.depart(1.0 + call / 100)
     for call in range(50):
         pace.throttled(1.99, departed=1.0 + call / 100, retry_after=None, rng=rng)
-    assert pace.rate == pytest.approx(0.97 * 800)
+    assert pace.rate == pytest.approx(Pace.DECREASE_FACTOR * 800)
 
 
 def test_what_was_refused_more_than_a_second_ago_is_forgotten(rng):
@@ -486,7 +528,7 @@ def test_a_congestion_that_goes_on_does_not_lower_the_pace_below_a_third_within_
         rates.append(pace.rate)
         now = max(pace.due, now + 0.05)
     assert rates == sorted(rates, reverse=True)
-    assert rates[-1] == pytest.approx(0.35 * 800)
+    assert rates[-1] == pytest.approx(Pace.LEAST * 800)
     now = 1.2
     pace.depart(now)
     pace.throttled(now, departed=now, retry_after=None, rng=rng)
@@ -497,7 +539,7 @@ def test_a_server_that_asks_for_a_wait_is_touched_less_often(rng):
     pace = Pace(800)
     pace.depart(1.0)
     pace.throttled(1.0, departed=1.0, retry_after=1.0, rng=rng)
-    assert pace.rate == pytest.approx(0.66 * 800)
+    assert pace.rate == pytest.approx(Pace.DECREASE_FACTOR_ASKED * 800)
 
 
 def test_pauses_double_while_congestion_goes_on_and_are_short_again_after_some_quiet(rng):
@@ -541,8 +583,9 @@ def test_it_does_not_climb_in_a_pause_that_another_429_had_asked_for(rng):
     pace.throttled(3.1, departed=2.0, retry_after=None, rng=rng)
     assert pace.paused_until == 13.0
     low = pace.rate
-    assert pace.rate_at(13.0) == low
-    assert pace.rate_at(14.0) == pytest.approx(low + 0.015 * 800)
+    # Nor in the seconds after it, in which what the fall has changed is counted.
+    assert pace.rate_at(15.3) == low
+    assert pace.rate_at(16.3) == pytest.approx(low + Pace.INCREASE_PER_SECOND * 800)
 
 
 def test_a_limit_that_is_raised_after_the_climb_holds_at_once(rng):
@@ -598,11 +641,139 @@ def test_a_limit_below_the_lowered_pace_lowers_it_further_and_a_higher_one_is_cl
     pace = Pace(800)
     pace.throttled(0.0, departed=0.0, retry_after=None, rng=rng)
     pace.limit = 1000
-    assert pace.rate == pytest.approx(776)
+    assert pace.rate == pytest.approx(Pace.DECREASE_FACTOR * 800)
     pace.limit = 100
     assert pace.rate == 100
     pace.depart(1.0)
     assert pace.rate_at(1.0) == 100
+
+
+# Congestion or noise
+
+
+class Served:
+    """A server in steps of a millisecond, 20 ms away, and a pace whose supply never runs dry."""
+
+    def __init__(self, pace, allows, *, seed=3):
+        self.pace = pace
+        self.allows = allows
+        self.rng = random.Random(seed)
+        self.millisecond = 0
+        self.arrivals = deque()
+        self.answers = deque()
+        self.allowed = self.refused = 0
+
+    def run(self, seconds):
+        """Requests that are served in so many seconds more, for each of them."""
+        self.allowed = self.refused = 0
+        for _ in range(round(seconds * 1000)):
+            self.millisecond += 1
+            now = self.millisecond / 1000
+            while self.pace.due <= now:
+                self.pace.depart(now)
+                self.arrivals.append((self.millisecond + 10, now))
+            while self.arrivals and self.arrivals[0][0] <= self.millisecond:
+                _, departed = self.arrivals.popleft()
+                if self.allows(now):
+                    self.allowed += 1
+                else:
+                    self.refused += 1
+                    self.answers.append((self.millisecond + 10, departed))
+            while self.answers and self.answers[0][0] <= self.millisecond:
+                _, departed = self.answers.popleft()
+                self.pace.throttled(now, departed=departed, retry_after=None, rng=self.rng)
+        return self.allowed / seconds
+
+
+def window_of(limit):
+    """A server that allows so many in any second."""
+    log = deque()
+
+    def allows(now):
+        while log and log[0] <= now - 1.0:
+            log.popleft()
+        if len(log) < limit:
+            log.append(now)
+        return len(log) < limit or log[-1] == now
+
+    return allows
+
+
+@pytest.mark.parametrize("share", [0.005, 0.01, 0.02, 0.04])
+def test_refusals_that_come_whatever_the_pace_cost_little_more_than_themselves(share):
+    rng = random.Random(5)
+    server = Served(Pace(800), lambda now: rng.random() >= share)
+    server.run(10.0)
+    assert server.run(30.0) >= 0.9 * 800
+
+
+def test_a_limit_is_found_and_kept_to_though_some_refusals_are_noise():
+    rng = random.Random(6)
+    allows = window_of(400)
+    server = Served(Pace(800), lambda now: rng.random() >= 0.02 and allows(now))
+    server.run(15.0)
+    assert server.run(30.0) >= 0.75 * 400
+    assert server.refused <= 0.05 * (server.refused + server.allowed)
+
+
+def test_noise_that_becomes_congestion_lowers_the_pace_within_a_second():
+    rng = random.Random(7)
+    limits = [window_of(800)]
+    server = Served(Pace(800), lambda now: rng.random() >= 0.01 and limits[0](now))
+    server.run(15.0)
+    assert server.pace.rate >= 0.9 * 800
+    limits[0] = window_of(200)
+    server.run(2.0)
+    assert server.pace.rate <= 0.5 * 800
+    server.run(5.0)
+    assert server.run(5.0) >= 0.9 * 200
+    assert server.refused <= 0.05 * (server.refused + server.allowed)
+
+
+def test_when_the_noise_stops_the_pace_goes_on_as_if_it_had_never_been():
+    rng = random.Random(8)
+    share = [0.02]
+    server = Served(Pace(800), lambda now: rng.random() >= share[0])
+    server.run(15.0)
+    share[0] = 0.0
+    server.run(15.0)
+    assert server.run(5.0) >= 0.98 * 800
+
+
+def test_the_pace_stays_where_it_fell_to_until_the_fall_has_been_judged(rng):
+    pace = Pace(800)
+    departures = steady(pace, seconds=1.0)
+    fell = departures[-1]
+    pace.throttled(fell, departed=fell, retry_after=None, rng=rng)
+    low, resumed = pace.rate, pace.paused_until
+    steady(pace, seconds=2.2, start=fell)
+    assert pace.rate == low
+    steady(pace, seconds=1.0, start=resumed + 2.3)
+    assert low < pace.rate <= low + Pace.INCREASE_PER_SECOND * 800
+
+
+def test_a_fall_that_was_not_enough_is_followed_by_another_when_it_has_been_judged(rng):
+    pace = Pace(800)
+    fell = steady(pace, seconds=1.0)[-1]
+    pace.throttled(fell, departed=fell, retry_after=None, rng=rng)
+    low, resumed = pace.rate, pace.paused_until
+    after = steady(pace, seconds=resumed + 2.1 - fell, start=fell)
+    for departed in after[::25]:  # 4 %
+        pace.throttled(after[-1], departed=departed, retry_after=None, rng=rng)
+    assert pace.rate == low
+    steady(pace, seconds=0.4, start=resumed + 2.1)
+    assert pace.rate == pytest.approx(low * 0.96 * Pace.DECREASE_FACTOR, rel=0.01)
+
+
+def test_a_process_that_stops_sending_after_a_fall_learns_nothing_from_it(rng):
+    pace = Pace(800)
+    fell = steady(pace, seconds=1.0)[-1]
+    pace.throttled(fell, departed=fell, retry_after=None, rng=rng)
+    low = pace.rate
+    pace.depart(fell + 60.0)
+    pace.throttled(fell + 60.1, departed=fell + 60.0, retry_after=None, rng=rng)
+    assert pace.rate_at(fell + 60.1) == pytest.approx(Pace.DECREASE_FACTOR * 800)
+    assert pace.rate > low
 
 
 @pytest.mark.parametrize("round_trip", [1, 50, 200])
