@@ -79,7 +79,9 @@ def run_pytest(session: nox.Session, name: str, *runs: tuple[str, ...]) -> None:
     """Pytest, once with each of these arguments, with branch coverage. Arguments after -- are run instead, without it."""
     session.install("-e", ALL, *group("tests"), *group("examples"))
     if session.posargs:
-        session.run("python", "-m", "pytest", "--numprocesses=auto", *session.posargs)
+        profile = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+        options = ("--numprocesses=auto", *session.posargs)
+        session.run("python", "-m", "pytest", *options, env={"HYPOTHESIS_PROFILE": profile})
         return
     for old in ROOT.glob(f".coverage.{name}.*"):
         old.unlink()

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 os.environ["PATH"] = programs.path()
 
 # No deadlines: a slow machine is no finding. In CI the examples are the same in every run, so that a red run can be had
-# again; the fuzzing profile is for `nox -s fuzz`, which keeps trying.
+# again; "quick" is for `nox -s tests-3.13 -- tests/unit`; the fuzzing profile is for `nox -s fuzz`, which keeps trying.
 hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=20_000, print_blob=True)
 hypothesis.settings.load_profile(
@@ -37,7 +38,7 @@ LOOP_PASSES = 10
 
 # What runs the whole drives servers, processes and loads. Minutes of it on each Python would show nothing that one
 # Python does not show: `nox -s tests` leaves these to `nox -s once`. These files of tests/whole depend on the Python.
-ON_EACH_PYTHON = {"test_secrets.py"}
+ON_EACH_PYTHON = {"test_bulk.py", "test_calls.py", "test_secrets.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

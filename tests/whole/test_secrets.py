@@ -38,7 +38,7 @@ from sinch_conv_async import (
     TransportError,
 )
 from tests.servers import ID, OTHER, Server, http, message
-from tests.unit._core.test_manager import SlowResolver
+from tests.whole.test_calls import SlowResolver
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
