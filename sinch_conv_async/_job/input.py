@@ -33,9 +33,10 @@ import attrs
 
 from .._wire import json as _json
 from .._wire.arguments import checked_id, checked_metadata, checked_word
+from .._wire.merge import merge_json
 from ..enums import MessagesSource
 from ..errors import InvalidArgumentError
-from ..models import MetadataUpdate
+from ..models import ConversationMessage, MetadataUpdate
 from .quoting import Place, RecordEnd
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "InputError",
     "InputReason",
     "Layout",
+    "MergeRecord",
     "Record",
     "RecordReader",
     "Source",
@@ -124,6 +126,28 @@ class Record(MetadataUpdate):
         return digest_of(
             self.message_id.encode(), self.metadata.encode(), (self.messages_source or "").encode()
         )
+
+
+@attrs.frozen(kw_only=True)
+class MergeRecord(Record):
+    """A change to be merged into what the message has. ``metadata`` is the change until then."""
+
+    change: str = attrs.field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """That of the change, which stays the same when it is merged."""
+        return digest_of(
+            self.message_id.encode(), self.change.encode(), (self.messages_source or "").encode()
+        )
+
+    def changed(self, message: ConversationMessage) -> str | None:
+        """The metadata after the merge; None if the change changes nothing.
+
+        Raises InvalidArgumentError if the metadata is no JSON object, or would be too long.
+        """
+        merged = merge_json(message, _json.loads(self.change.encode()))
+        return None if merged == merge_json(message, {}) else merged
 
 
 @attrs.frozen(kw_only=True)
@@ -365,8 +389,8 @@ class RecordReader:
     """The records of a stream in their order, the bad ones among them. Blank lines are no records.
 
     Known at once: ``format``, ``header`` (the bytes of a CSV's first line), ``columns``,
-    ``layout``, and ``fingerprint``, a digest of the input's beginning, which is all that is known
-    of a pipe. Raises InputError for a header that lacks a column, and where reading must end.
+    ``layout``, and ``fingerprint``, the first record's digest, which is all that is known of a
+    pipe beforehand. Raises InputError for a header that lacks a column, and where reading must end.
     ``name`` is the input's.
     """
 
@@ -390,11 +414,17 @@ class RecordReader:
         self._end = RecordEnd(layout.delimiter)
         if self.format == "csv":
             self._read_header(first)
-            first = self._lines.peek()
         self.layout = layout.as_read(self.format, self._id_name(self.columns))
-        self.fingerprint = f"first-line:{digest_of(self.header, first)}"
+        self._items = self._read()
+        self._first = next(self._items, None)
+        self.fingerprint = f"first-record:{'' if self._first is None else self._first.digest}"
 
     def __iter__(self) -> Iterator[Record | BadLine]:
+        if self._first is not None:
+            yield self._first
+            yield from self._items
+
+    def _read(self) -> Iterator[Record | BadLine]:
         read = self._row if self.format == "csv" else self._object
         number = 1
         while True:
@@ -624,7 +654,10 @@ class RecordReader:
                 checked_word("messages_source", MessagesSource, source)
         except InvalidArgumentError as refused:
             return str(refused)
-        return Record(fields.message_id, metadata, source, number=number, line=taken.line, raw=taken.raw)
+        place: dict[str, Any] = {"number": number, "line": taken.line, "raw": taken.raw}
+        if layout.merge:
+            return MergeRecord(fields.message_id, metadata, source, change=metadata, **place)
+        return Record(fields.message_id, metadata, source, **place)
 
 
 def _change(found: object) -> str | None:

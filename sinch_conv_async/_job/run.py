@@ -22,7 +22,7 @@ import attrs
 from ..bulk import BulkUpdate
 from ..client import ConversationClient
 from ..errors import ApiError, InvalidArgumentError, SinchError, TokenError, TransportError
-from ..models import UpdateOutcome
+from ..models import Unchanged, UpdateOutcome
 from .input import BadLine, InputError, InputReason, Record
 from .ledger import FINAL, Entry, Ledger, LedgerError, Outcome
 from .progress import Progress
@@ -57,18 +57,19 @@ class Counts:
     """What this run has done. What all runs together have done is in the ledger."""
 
     updated: int = 0
+    unchanged: int = 0
     failed: int = 0
     kinds: Counter[str] = attrs.field(factory=Counter[str])
     seconds: float = 0.0
 
     @property
     def sent(self) -> int:
-        """Updates that ended."""
-        return self.updated + self.failed
+        """Records that ended."""
+        return self.updated + self.unchanged + self.failed
 
     @property
     def rate(self) -> float:
-        """Updates that ended, a second."""
+        """Records that ended, a second."""
         return self.sent / self.seconds if self.seconds else 0.0
 
 
@@ -215,10 +216,12 @@ class Run:
         assert isinstance(record, Record)  # what was handed in comes back
         await self._write(entry_of(record, outcome))
         self._under_way -= 1
-        if outcome.error is None:
-            self.counts.updated += 1
-        else:
+        if outcome.error is not None:
             self._failed(record, outcome.error)
+        elif isinstance(outcome, Unchanged):
+            self.counts.unchanged += 1
+        else:
+            self.counts.updated += 1
         self._show()
 
     def _failed(self, record: Record, error: SinchError) -> None:
@@ -251,11 +254,11 @@ def entry_of(record: Record, outcome: UpdateOutcome) -> Entry:
     """What the ledger remembers of an outcome."""
     error = outcome.error
     api = error if isinstance(error, ApiError) else None
-    word = Outcome.UPDATED if error is None else Outcome.FAILED
+    word = Outcome.UNCHANGED if isinstance(outcome, Unchanged) else Outcome.UPDATED
     told = isinstance(error, TransportError | InvalidArgumentError | TokenError)
     return Entry(
         record=record.number,
-        outcome=word,
+        outcome=word if error is None else Outcome.FAILED,
         line=record.line,
         message_id=record.message_id,
         digest=record.digest,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import socket
 import sys
 import tracemalloc
@@ -14,13 +15,14 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from sinch_conv_async import MetadataUpdate
+from sinch_conv_async import ConversationMessage, InvalidArgumentError, MetadataUpdate
 from sinch_conv_async._job.input import (
     MAX_LINE,
     BadLine,
     InputError,
     InputReason,
     Layout,
+    MergeRecord,
     Record,
     RecordReader,
     Source,
@@ -353,13 +355,69 @@ def test_a_digest_is_that_of_what_is_said_and_not_of_how_it_is_written() -> None
     assert quoted.digest == plain.digest
 
 
-@pytest.mark.parametrize(
-    "data", [b"message_id,metadata\nA,one\n", b"message_id,metadata\nB,one\n", b"metadata,message_id\n"]
-)
-def test_a_readers_fingerprint_is_its_beginnings(data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"message_id,metadata\nA,one\n", b"message_id,metadata\nB\n"])
+def test_a_readers_fingerprint_is_its_first_records(data: bytes) -> None:
     first = RecordReader(io.BytesIO(data), Layout()).fingerprint
-    assert first == RecordReader(io.BytesIO(data + b"C,three\n" * data.count(b"one")), Layout()).fingerprint
+    assert first == RecordReader(io.BytesIO(data + b"C,three\n"), Layout()).fingerprint
     assert first != RecordReader(io.BytesIO(b"message_id,metadata\nD,four\n"), Layout()).fingerprint
+
+
+def test_an_input_without_records_has_a_fingerprint_too() -> None:
+    assert RecordReader(io.BytesIO(b"message_id,metadata\n"), Layout()).fingerprint == "first-record:"
+
+
+def test_what_a_job_changes_of_a_listed_message_does_not_make_it_another_input() -> None:
+    """The list of messages that is piped in anew after a crash has the metadata that the job has set."""
+    layout = Layout(merge=True, constant='{"tag": "x"}')
+    before, after = (
+        RecordReader(io.BytesIO(b'{"id": "A", "metadata": "%s"}\n' % metadata), layout)
+        for metadata in (b"{}", b'{\\"tag\\":\\"x\\"}')
+    )
+    assert before.fingerprint == after.fingerprint
+    assert [item.digest for item in before] == [item.digest for item in after]
+
+
+# A merge
+
+
+def merged(line: bytes, layout: Layout, metadata: str | None) -> object:
+    """What becomes of a message's metadata by the one record of this input."""
+    (record,) = read(line, layout)
+    assert isinstance(record, MergeRecord)
+    return record.changed(ConversationMessage(id="A", metadata=metadata))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "result"),
+    [
+        (None, '{"tag":"x"}'),
+        ("", '{"tag":"x"}'),
+        ('{"a": 1}', '{"a":1,"tag":"x"}'),
+        ('{"tag": 1}', '{"tag":"x"}'),
+        ('{"tag": "x", "a": [1, true]}', None),
+        ('{ "tag":"x" }', None),
+    ],
+)
+def test_a_change_is_merged_unless_it_changes_nothing(metadata: str | None, result: str | None) -> None:
+    change = b'{"message_id": "A", "metadata": "{\\"tag\\": \\"x\\", \\"gone\\": null}"}'
+    assert merged(change, Layout("jsonl", merge=True), metadata) == result
+    plain = b'{"message_id": "A", "metadata": {"tag": "x"}}'
+    assert merged(plain, Layout("jsonl", merge=True), metadata) == result
+    assert merged(b"id\nA\n", Layout(merge=True, constant='{"tag": "x"}'), metadata) == result
+
+
+@pytest.mark.parametrize("metadata", ["no JSON", "[1]", '{"a": NaN}', '{"a": "%s"}' % ("x" * 1010)])
+def test_a_change_that_cannot_be_merged_says_so(metadata: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"metadata must be "):
+        merged(b"id\nA\n", Layout(merge=True, constant='{"tag": "x"}'), metadata)
+
+
+@pytest.mark.parametrize("metadata", ["[1]", "1", '"{}"', "text", ""])
+def test_only_an_object_can_be_merged(metadata: str) -> None:
+    line = json.dumps({"message_id": "A", "metadata": metadata}).encode()
+    (bad,) = read(line, Layout(merge=True))
+    assert isinstance(bad, BadLine)
+    assert bad.reason == "metadata must be a JSON object to be merged"
 
 
 @pytest.mark.parametrize("beginning", [b"\x1f\x8b\x08", b"PK\x03\x04", b"\xff\xfe{", b"\xfe\xff"])
