@@ -91,9 +91,9 @@ class InputReason(StrEnum):
 class InputError(Exception):
     """The input cannot be read, or not be read further.
 
-    The text says where and why, and quotes no metadata. ``delimiter`` is one that would give the
-    header its wanted columns; ``column`` names the one that is missing (``message_id`` or
-    ``metadata``).
+    The text says where and why, and quotes no metadata. ``column`` names the column that is missing
+    (``message_id`` or ``metadata``), ``columns`` those that are there, and ``delimiter`` one that
+    would give the header its columns. ``count``: how many bad lines there are.
     """
 
     def __init__(
@@ -102,12 +102,14 @@ class InputError(Exception):
         reason: InputReason = InputReason.UNREADABLE,
         *,
         column: Literal["message_id", "metadata"] | None = None,
+        columns: str = "",
         delimiter: str | None = None,
         count: int = 1,
     ) -> None:
         super().__init__(text)
         self.reason = reason
         self.column = column
+        self.columns = columns
         self.delimiter = delimiter
         self.count = count
 
@@ -484,9 +486,10 @@ class RecordReader:
         for column, name in wanted:
             if name not in columns:
                 raise InputError(
-                    f"{place}: the header has no column {name!r}; it has {_shown(columns)}",
+                    f"{place}: the header has no column {name!r}",
                     InputReason.NO_COLUMN,
                     column=column,
+                    columns=_shown(columns),
                     delimiter=self._better_delimiter(first),
                 )
         for name in (id_name, layout.metadata, layout.messages_source):

@@ -62,7 +62,7 @@ def _input_advice(error: InputError) -> str:
     if error.reason is InputReason.NO_COLUMN:
         option = "--id-column" if error.column == "message_id" else "--metadata-column"
         if error.delimiter is None:
-            return f"; {option} names another one"
+            return f"; it has {error.columns}; {option} names another one"
         delimiter = "tab" if error.delimiter == "\t" else error.delimiter
         return f"; --delimiter '{delimiter}' would find it"
     return ""

@@ -293,11 +293,11 @@ def test_a_record_that_is_written_by_csv_ends_where_csv_says(
         (b"\n\n", "the input is empty"),
         (
             b"note,metadata\nA,b\n",
-            "the input, line 1: the header has no column 'message_id'; it has 'note', 'metadata'$",
+            "the input, line 1: the header has no column 'message_id'$",
         ),
         (
             b"\nmessage_id,note\nA,b\n",
-            "line 2: the header has no column 'metadata'; it has 'message_id', 'note'",
+            "line 2: the header has no column 'metadata'$",
         ),
         (
             b"message_id,metadata,metadata\n",
@@ -325,6 +325,35 @@ def test_a_record_that_is_written_by_csv_ends_where_csv_says(
 def test_a_header_that_will_not_do_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         read(data)
+
+
+@pytest.mark.parametrize(
+    ("header", "layout", "column", "columns", "delimiter"),
+    [
+        (b"note,metadata", Layout(), "message_id", "'note', 'metadata'", None),
+        (b"id,note", Layout(), "metadata", "'id', 'note'", None),
+        (b"message_id;metadata", Layout(), "message_id", "one that is no name", ";"),
+        (b"id\tmetadata", Layout(), "message_id", "one that is no name", "\t"),
+        (b"id|x", Layout(constant="1"), "message_id", "one that is no name", "|"),
+        # Data is no header, and is not shown.
+        (
+            b'01ABC,"{""secret"": 1}"',
+            Layout(),
+            "message_id",
+            "one that is no name, one that is no name",
+            None,
+        ),
+        (b"a" + b",b" * 20, Layout(), "message_id", "'a'" + ", 'b'" * 11 + " and 9 more", None),
+    ],
+)
+def test_a_header_without_the_wanted_columns_says_what_there_is(
+    header: bytes, layout: Layout, column: str, columns: str, delimiter: str | None
+) -> None:
+    with pytest.raises(InputError) as raised:
+        read(header + b"\nA,b\n", layout)
+    error = raised.value
+    assert error.reason is InputReason.NO_COLUMN
+    assert (error.column, error.columns, error.delimiter) == (column, columns, delimiter)
 
 
 def test_a_json_array_is_not_taken_for_a_csv() -> None:
