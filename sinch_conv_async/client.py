@@ -14,7 +14,7 @@ from ._core.retry import RetryPolicy
 from ._core.send import Call
 from ._wire.arguments import checked_credentials, checked_id, checked_origin, regional_origin
 from .bulk import MAX_OUTAGE, BulkUpdate, Updates, update_many
-from .enums import MessagesSource, Region
+from .enums import MessagesSource, MessagesSourceName, Region, RegionName
 from .errors import InvalidArgumentError
 from .models import ConversationMessage
 
@@ -42,7 +42,7 @@ class ClientOptions(TypedDict, total=False):
     project_id: str
     key_id: str
     key_secret: str
-    conversation_region: Region | str | None
+    conversation_region: Region | RegionName | None
     auth: Literal["oauth2", "basic"]
     session_manager: SessionManager | None
     rate_limit: float | None
@@ -77,7 +77,7 @@ class ConversationClient:
         project_id: str,
         key_id: str,
         key_secret: str,
-        conversation_region: Region | str | None = None,
+        conversation_region: Region | RegionName | None = None,
         auth: Literal["oauth2", "basic"] = "oauth2",
         session_manager: SessionManager | None = None,
         rate_limit: float | None = RATE_LIMIT,
@@ -182,7 +182,7 @@ class ConversationClient:
         message_id: str,
         metadata: str,
         *,
-        messages_source: MessagesSource | str | None = None,
+        messages_source: MessagesSource | MessagesSourceName | None = None,
         timeout: float | None = None,
     ) -> ConversationMessage:
         """The message as the API answers it, once its metadata has been set to ``metadata``.

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .._wire.structure import to_dict
-from ..enums import MessagesSource
+from ..enums import MessagesSource, MessagesSourceName
 from ..errors import SinchError
 from .access import Finite, access_of, with_access
 from .output import Ended, PrintingCommand, put_json
@@ -33,7 +33,11 @@ __all__ = ["update"]
 )
 @with_access
 def update(
-    message_id: str, metadata: str, messages_source: str | None, timeout: float | None, **options: Any
+    message_id: str,
+    metadata: str,
+    messages_source: MessagesSourceName | None,
+    timeout: float | None,
+    **options: Any,
 ) -> int:
     """Set the metadata of one message, and print the message as the API answers it.
 

@@ -37,6 +37,7 @@ from sinch_conv_async import (
     SinchError,
     TokenError,
     TransportError,
+    merge_json,
     to_dict,
 )
 
@@ -87,6 +88,8 @@ async def every_option() -> None:
         timeout=None,
     )
     ConversationClient.from_env(conversation_region="br", rate_limit=100)
+    ConversationClient.from_env(conversation_region="EU")
+    ConversationClient.from_env(conversation_region=None)
     assert_type(await client.authenticate(), None)
     assert_type(client.closed, bool)
     message = await client.update_message_metadata(
@@ -134,6 +137,7 @@ def answers(message: ConversationMessage) -> None:
     # A word that an enum does not know stays as its text, and members are text too.
     word: str | None = message.direction
     print(word, Direction.TO_APP.lower())
+    assert_type(merge_json(message, {"tag": "x", "old": None}), str)
     ConversationMessage(id="made up", metadata="for a test of one's own", channel_identity=ChannelIdentity())
 
 
@@ -155,6 +159,7 @@ async def errors(client: ConversationClient) -> float | None:
         assert_type(error.sent, Literal["no", "maybe"])
     except TokenError as error:
         assert_type(error.attempts, int)
+        assert_type(error.extra, Mapping[str, Any])
     except ResponseFormatError as error:
         assert_type(error.http_status, int | None)
     except RateLimitedError as error:
@@ -170,6 +175,7 @@ async def errors(client: ConversationClient) -> float | None:
         assert_type(error.retry_after, float | None)
         assert_type(error.request_id, str | None)
         assert_type(error.body, str)
+        assert_type(error.extra, Mapping[str, Any])
         for detail in error.details:
             assert_type(detail, ErrorDetail)
             assert_type(detail.type_url, str | None)
@@ -187,5 +193,7 @@ async def refused(client: ConversationClient, message: ConversationMessage) -> N
     await client.update_message_metadata("id", "x", None)  # type: ignore[call-arg]
     ConversationClient("project", "key", "secret", "us")  # type: ignore[call-arg]
     ConversationClient(project_id="p", key_id="k", key_secret="s", conversation_region="us", auth="none")  # type: ignore[arg-type]
+    ConversationClient(project_id="p", key_id="k", key_secret="s", conversation_region="moon")  # type: ignore[arg-type]
+    await client.update_message_metadata("id", "x", messages_source="DISPATCH")  # type: ignore[arg-type]
     RetryPolicy(4)  # type: ignore[call-arg]
     message.metadata = "models are frozen"  # type: ignore[misc]
