@@ -1,8 +1,9 @@
 """The words of the API.
 
-Members equal their text on the wire. A word of an answer that is not listed here is no error: models keep it as plain text,
-because a server adds words long before its clients learn them. An argument may also be the text of a member, in any case of its
-letters; the ``...Name`` types tell type checkers which texts there are.
+Members equal their text on the wire. A word of an answer that is not listed here is no error:
+models keep it as plain text, because a server adds words long before its clients learn them. An
+argument may also be the text of a member, in any case of its letters; the ``...Name`` types tell
+type checkers which texts there are.
 """
 
 from enum import StrEnum

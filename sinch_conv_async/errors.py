@@ -13,12 +13,13 @@
         ├── BadRequestError 400   ├── AuthenticationError 401   ├── PermissionDeniedError 403
         ├── NotFoundError 404     ├── RateLimitedError 429      └── ServerError 5xx
 
-Errors carry data as attributes, compare by identity, copy and pickle with every field, and never carry a
-credential. They know nothing of JSON or HTTP libraries.
+Errors carry data as attributes, compare by identity, copy and pickle with every field, and never
+carry a credential. They know nothing of JSON or HTTP libraries.
 """
 
-# Each class is slots=False: a slotted one cannot also inherit TimeoutError's layout, and copy and pickle carry __dict__ along. Fields are positional
-# and have defaults: BaseException.__reduce__ rebuilds an error from its args.
+# Each class is slots=False: a slotted one cannot also inherit TimeoutError's layout, and copy and
+# pickle carry __dict__ along. Fields are positional and have defaults: BaseException.__reduce__
+# rebuilds an error from its args.
 
 from __future__ import annotations
 
@@ -72,8 +73,9 @@ def _repr(text: str | None) -> str:
 class SinchError(Exception):
     """The root of every error that this package raises.
 
-    ``attempts`` is the number of HTTP exchanges with the API that the call made before it gave up; ``str`` shows it if there were more
-    than one. ``given_up`` says why the call was not tried again although it could have been, ``None`` where nothing kept it from that.
+    ``attempts`` is the number of HTTP exchanges with the API that the call made before it gave up;
+    ``str`` shows it if there were more than one. ``given_up`` says why the call was not tried again
+    although it could have been, ``None`` where nothing kept it from that.
     """
 
     message: str = attrs.field(default="", repr=_repr)
@@ -106,7 +108,8 @@ class ClientStateError(SinchError, RuntimeError):
 class TransportError(SinchError):
     """No usable HTTP answer came.
 
-    ``sent`` is ``"no"`` when no request of this call can have reached the server, else ``"maybe"``: the update may have been applied.
+    ``sent`` is ``"no"`` when no request of this call can have reached the server, else ``"maybe"``:
+    the update may have been applied.
     """
 
     sent: Literal["no", "maybe"] = "maybe"
@@ -116,7 +119,8 @@ class TransportError(SinchError):
 class CallTimeoutError(TransportError, TimeoutError):
     """``attempt_timeout`` or ``timeout`` passed, or nothing more can be done before it does.
 
-    ``last`` is the error of the attempt before it, or why there was no access token, where there was one; ``str`` ends with it.
+    ``last`` is the error of the attempt before it, or why there was no access token, where there
+    was one; ``str`` ends with it.
     """
 
     last: SinchError | None = None
@@ -130,9 +134,10 @@ class CallTimeoutError(TransportError, TimeoutError):
 class TokenError(SinchError):
     """No access token could be had.
 
-    ``error`` is the OAuth 2.0 error code of the token endpoint where it gave one, such as ``invalid_client``
-    (RFC 6749, section 5.2); ``http_status`` is its last HTTP status, ``None`` if it gave no answer. ``extra`` holds all other fields of
-    its answer, such as ``error_description`` and ``error_hint``.
+    ``error`` is the OAuth 2.0 error code of the token endpoint where it gave one, such as
+    ``invalid_client`` (RFC 6749, section 5.2); ``http_status`` is its last HTTP status, ``None`` if
+    it gave no answer. ``extra`` holds all other fields of its answer, such as ``error_description``
+    and ``error_hint``.
     """
 
     error: str | None = None
@@ -150,7 +155,8 @@ class TokenError(SinchError):
 class ResponseFormatError(SinchError):
     """An answer that is not what the API promises.
 
-    The text says where: ``... @ $.channel_identity.channel``. ``http_status`` 200 means that the update was applied.
+    The text says where: ``... @ $.channel_identity.channel``. ``http_status`` 200 means that the
+    update was applied.
     """
 
     http_status: int | None = None
@@ -160,8 +166,9 @@ class ResponseFormatError(SinchError):
 class ErrorDetail:
     """One entry of an error's ``details``: a ``type_url`` and, where one came, its ``value``.
 
-    The API names the type in three ways (``type_url``, ``@type``, ``type``): ``type_url`` has whichever came.
-    All other fields, such as ``field_violations`` or a problem document's ``pointer``, are in ``extra``.
+    The API names the type in three ways (``type_url``, ``@type``, ``type``): ``type_url`` has
+    whichever came. All other fields, such as ``field_violations`` or a problem document's
+    ``pointer``, are in ``extra``.
     """
 
     type_url: str | None = attrs.field(default=None, repr=_repr)
@@ -174,11 +181,12 @@ class ApiError(SinchError):
     """The API answered with an error.
 
     ``code``, ``message``, ``status`` and ``details`` are the wire's fields (``error`` object of the
-    specification's 400, 403, 500 and 501 answers), ``None`` or empty where the answer had none. ``http_status`` is the
-    status of the HTTP answer, which ``code`` need not equal. ``retry_after`` is in seconds, ``None`` where
-    the server gave none. ``request_id`` is the id that the answer's headers carried, to be quoted to Sinch's support.
-    ``body`` is the answer's first 2 KiB as text; it never shows in ``str``, ``repr`` or logs. ``str`` and ``repr`` show the first 500
-    characters of a longer ``message``, and escape what no line of a log should hold.
+    specification's 400, 403, 500 and 501 answers), ``None`` or empty where the answer had none.
+    ``http_status`` is the status of the HTTP answer, which ``code`` need not equal. ``retry_after``
+    is in seconds, ``None`` where the server gave none. ``request_id`` is the id that the answer's
+    headers carried, to be quoted to Sinch's support. ``body`` is the answer's first 2 KiB as text;
+    it never shows in ``str``, ``repr`` or logs. ``str`` and ``repr`` show the first 500 characters
+    of a longer ``message``, and escape what no line of a log should hold.
     """
 
     code: int | None = None

@@ -27,7 +27,8 @@ __all__ = [
 
 
 def _extra() -> Any:
-    # Not part of the hash (a dict has none) nor of the repr (app_message and contact_message are message contents).
+    # Not part of the hash (a dict has none) nor of the repr (app_message and contact_message are
+    # message contents).
     return attrs.field(factory=dict, hash=False, repr=False)
 
 
@@ -35,9 +36,10 @@ def _extra() -> Any:
 class ChannelIdentity:
     """Who the recipient is on one channel.
 
-    ``identity`` is a phone number on SMS, WhatsApp and Viber; on other channels it is something else. ``app_id`` is set on app-scoped
-    channels (Messenger, Instagram, LINE, WeChat). ``channel`` is plain text if :class:`Channel` does not list it. ``extra`` holds the
-    fields that the specification does not name.
+    ``identity`` is a phone number on SMS, WhatsApp and Viber; on other channels it is something
+    else. ``app_id`` is set on app-scoped channels (Messenger, Instagram, LINE, WeChat). ``channel``
+    is plain text if :class:`Channel` does not list it. ``extra`` holds the fields that the
+    specification does not name.
     """
 
     identity: str | None = None
@@ -47,7 +49,10 @@ class ChannelIdentity:
 
 
 class _TimeText:
-    """Keeps the text that ``accept_time`` was read from, for ``to_dict``. It is not part of the value."""
+    """Keeps the text that ``accept_time`` was read from, for ``to_dict``.
+
+    It is not part of the value.
+    """
 
     __slots__ = ("accept_time_text",)
 
@@ -56,11 +61,13 @@ class _TimeText:
 class ConversationMessage(_TimeText):
     """A message as the API answers it. Every field may be missing; its attribute is ``None`` then.
 
-    ``accept_time`` is an aware :class:`~datetime.datetime`. It is ``None`` if the API's text is empty or no timestamp; the text of the
-    latter is ``extra["accept_time"]``, and so is a text whose digits go beyond microseconds. ``metadata`` has at most 1,024
-    characters. ``direction``, ``processing_mode`` and the channel are enum members, or plain text if the enum does not list the word.
-    ``sender_id`` is the recipient of a contact message, on channels that support it. Fields that the specification does not name
-    (``app_message``, ``contact_message``, new ones) are in ``extra`` as they came.
+    ``accept_time`` is an aware :class:`~datetime.datetime`. It is ``None`` if the API's text is
+    empty or no timestamp; the text of the latter is ``extra["accept_time"]``, and so is a text
+    whose digits go beyond microseconds. ``metadata`` has at most 1,024 characters. ``direction``,
+    ``processing_mode`` and the channel are enum members, or plain text if the enum does not list
+    the word. ``sender_id`` is the recipient of a contact message, on channels that support it.
+    Fields that the specification does not name (``app_message``, ``contact_message``, new ones) are
+    in ``extra`` as they came.
 
     Source: *Update message metadata*, fields of the 200 answer.
     """
@@ -89,7 +96,10 @@ class ConversationMessage(_TimeText):
 
 @attrs.frozen
 class MessagePage:
-    """One page of the list. ``next_page_token`` names the page after it; ``None`` or empty on the last one."""
+    """One page of the list.
+
+    ``next_page_token`` names the page after it; ``None`` or empty on the last one.
+    """
 
     messages: tuple[ConversationMessage, ...] = ()
     next_page_token: str | None = attrs.field(default=None, repr=False)
@@ -139,7 +149,8 @@ class NotUpdated:
 class Unchanged:
     """The outcome of a message that was read and needed no update: ``message`` as it was read.
 
-    ``update`` holds the metadata that the message has. ``attempts`` counts the HTTP exchanges of the read.
+    ``update`` holds the metadata that the message has. ``attempts`` counts the HTTP exchanges of
+    the read.
     """
 
     update: MetadataUpdate

@@ -1,1 +1,4 @@
-"""What goes over the wire: arguments that may be sent, requests, responses, JSON. Pure: no clock, no event loop, no socket."""
+"""What goes over the wire.
+
+Arguments, requests, responses, JSON. Pure: no clock, event loop or socket.
+"""

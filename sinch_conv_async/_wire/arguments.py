@@ -1,8 +1,9 @@
 """What may be sent: every argument is checked here before a request is made of it.
 
-An argument that cannot be right raises :class:`InvalidArgumentError`, whose text does not repeat the argument: arguments get mixed
-up, and this one may be a secret or a message's contents. The two arguments that hold a secret, the key and the proxy's URL, are
-checked by functions that return the problem: a raised error would carry the secret in the frames of its traceback.
+An argument that cannot be right raises :class:`InvalidArgumentError`, whose text does not repeat
+the argument: arguments get mixed up, and this one may be a secret or a message's contents. The two
+arguments that hold a secret, the key and the proxy's URL, are checked by functions that return the
+problem: a raised error would carry the secret in the frames of its traceback.
 """
 
 from __future__ import annotations
@@ -42,17 +43,20 @@ __all__ = [
 _Word = TypeVar("_Word", bound=StrEnum)
 
 MAX_METADATA: Final = 1024
-"""Characters. The request schema names no limit; the specification's response field says up to 1,024."""
+"""Characters. The request schema names no limit; the specification's response field says up to
+1,024."""
 
 MAX_FILTER: Final = 1024
-"""Characters of a filter of the list. The API names no limit; a request's head must stay below a few KiB."""
+"""Characters of a filter of the list. The API names no limit; a request's head must stay below a
+few KiB."""
 
 MAX_PAGE_SIZE: Final = 1000
 """Messages of one page of the list, at most (the API's own limit)."""
 
 # RFC 3986's unreserved characters: a text of these needs no escaping, so no escaping can go wrong.
 _ID: Final = re.compile(r"[A-Za-z0-9._~-]{1,256}")
-# One or more DNS labels (RFC 1035, section 2.3.4). The resolver raises UnicodeError for any other text.
+# One or more DNS labels (RFC 1035, section 2.3.4). The resolver raises UnicodeError for any other
+# text.
 _HOST: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 
 
@@ -149,7 +153,10 @@ def checked_metadata(value: object) -> str:
 
 
 def checked_word(name: str, words: type[_Word], value: object) -> _Word:
-    """The member of an enum that a word names, in any case of its letters; or InvalidArgumentError."""
+    """The member of an enum that a word names, in any case of its letters.
+
+    Or InvalidArgumentError.
+    """
     word = _member(words, value)
     if word is None:
         raise InvalidArgumentError(f"{name} must be one of {', '.join(words)}")
@@ -199,7 +206,10 @@ def checked_page_size(value: object) -> int:
 
 
 def checked_origin(name: str, value: object) -> str:
-    """``https://host[:port]``, or ``http`` to this machine, without a trailing slash; or InvalidArgumentError."""
+    """``https://host[:port]``, or ``http`` to this machine, without a trailing slash.
+
+    Or InvalidArgumentError.
+    """
     if not isinstance(value, str):
         raise InvalidArgumentError(f"{name} must be a str, not {type(value).__name__}")
     url = _http_url(value)

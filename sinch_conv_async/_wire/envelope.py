@@ -8,11 +8,11 @@ The documented form is ``{"error": {"code", "message", "status", "details"}}``. 
 - ``code`` and ``text``, or ``errorCode`` and ``message``, of other Sinch products,
 - a bare text or a bare list.
 
-So each of the four fields is looked for under several names, first inside ``error`` and then beside it. A field that is found is taken
-out. What is left is ``extra``: nothing is lost.
+So each of the four fields is looked for under several names, first inside ``error`` and then beside
+it. A field that is found is taken out. What is left is ``extra``: nothing is lost.
 
-Credentials are cut out after that, and only out of values and of names that are not known: a secret that happens to be ``"message"``
-must not hide the error's own fields.
+Credentials are cut out after that, and only out of values and of names that are not known: a secret
+that happens to be ``"message"`` must not hide the error's own fields.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Scrub = Callable[[str], str]
 _T = TypeVar("_T")
 
 DETAILS_KEPT: Final = 100
-"""Details of an error. A mebibyte has room for half a million, which would take a hundred times as much memory as objects."""
+"""Details of an error. A mebibyte has room for half a million, which would take a hundred times as
+much memory as objects."""
 
 _NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
 
@@ -71,7 +72,10 @@ _TOKENS: Final = ("access_token", "id_token", "refresh_token")
 
 
 def error_fields(said: Any, scrub: Scrub) -> dict[str, Any]:
-    """The fields of an ApiError, ready to be structured: ``code``, ``message``, ``status``, ``details`` and ``extra``."""
+    """The fields of an ApiError, ready to be structured.
+
+    ``code``, ``message``, ``status``, ``details`` and ``extra``.
+    """
     layers = _layers(said)
     code = _take(layers, _whole_number, "code", "status", "errorCode")
     message = _take(layers, _text, "message", "detail", "text", "error_description", "error", "title")
@@ -128,7 +132,7 @@ def _take(layers: list[dict[str, Any]], read: Callable[[Any], _T | None], *names
 
 
 def _whole_number(value: Any) -> int | None:
-    """A number, also one that is written as text (``"400"``) or with a fraction of nothing (``400.0``). JSON's true is no number."""
+    """A number, also one that is written as text (``"400"``) or as ``400.0``. JSON's true is none."""
     if type(value) is str and _NUMBER.fullmatch(value):
         return int(value)
     if type(value) is float and value.is_integer() and abs(value) < _LARGEST:
@@ -145,7 +149,10 @@ def _list(value: Any) -> list[Any] | None:
 
 
 def _left(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """All fields that were not taken. Of two with one name, the inner one is kept under ``error``."""
+    """All fields that were not taken.
+
+    Of two with one name, the inner one is kept under ``error``.
+    """
     for layer in layers:
         for name in ("code", "message", "status", "details", "error"):
             # An attribute that is None or empty says the same.

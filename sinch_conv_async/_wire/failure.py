@@ -13,9 +13,11 @@ __all__ = ["Failure"]
 class Failure:
     """One attempt that did not end in an updated message.
 
-    ``retryable``: whether trying again can change anything. ``maybe_applied``: whether the server may have applied the update, so that a repeat
-    could overwrite what somebody else wrote in between. ``retry_after``: seconds that the server asked for. ``stale_connection``: an idle
-    connection turned out to be closed. ``crossed``: the connection carried somebody else's answer and must not be used again.
+    ``retryable``: whether trying again can change anything. ``maybe_applied``: whether the server
+    may have applied the update, so that a repeat could overwrite what somebody else wrote in
+    between. ``retry_after``: seconds that the server asked for. ``stale_connection``: an idle
+    connection turned out to be closed. ``crossed``: the connection carried somebody else's answer
+    and must not be used again.
     """
 
     error: SinchError

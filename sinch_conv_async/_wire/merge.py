@@ -18,14 +18,15 @@ __all__ = ["merge_json"]
 
 
 def merge_json(message: ConversationMessage, changes: Mapping[str, Any]) -> str:
-    """The message's metadata with ``changes`` merged into it, as compact JSON of at most 1,024 characters.
+    """The message's metadata with ``changes`` merged into it: compact JSON of at most 1,024 characters.
 
-    ``changes`` is a JSON merge patch: a key with a value is set, a key with ``None`` is removed, an object within an object is merged
-    in the same way, and anything else is replaced as a whole. Missing or empty metadata counts as ``{}``. Keys that are not changed
-    keep their order; new keys come last. Nothing is sent, and ``message`` stays as it is.
+    ``changes`` is a JSON merge patch: a key with a value is set, a key with ``None`` is removed, an
+    object within an object is merged in the same way, and anything else is replaced as a whole.
+    Missing or empty metadata counts as ``{}``. Keys that are not changed keep their order; new keys
+    come last. Nothing is sent, and ``message`` stays as it is.
 
-    Raises :class:`InvalidArgumentError` if the metadata is not a JSON object, if ``changes`` is not an object that JSON can hold, or
-    if the result is longer than 1,024 characters.
+    Raises :class:`InvalidArgumentError` if the metadata is not a JSON object, if ``changes`` is not
+    an object that JSON can hold, or if the result is longer than 1,024 characters.
 
     Source: RFC 7396, JSON Merge Patch.
     """

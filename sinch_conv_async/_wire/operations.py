@@ -1,7 +1,7 @@
 """The operations of the API: what is asked, how the response is read, and whether a repeat is safe.
 
-Each class implements the protocol ``Operation`` of ``_core/seams.py``. ``of`` checks the arguments and raises
-:class:`InvalidArgumentError` for one that cannot be right.
+Each class implements the protocol ``Operation`` of ``_core/seams.py``. ``of`` checks the arguments
+and raises :class:`InvalidArgumentError` for one that cannot be right.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ MAX_PAGE: Final = 16 * 1024 * 1024
 class UpdateMetadata:
     """Set the metadata of one message.
 
-    Not safe to repeat whatever happened: a repeat can overwrite what another writer wrote in between.
+    Not safe to repeat whatever happened: a repeat can overwrite what another writer wrote in
+    between.
     """
 
     request: Request
@@ -106,7 +107,7 @@ class ListMessages:
         messages_source: object = None,
         page_size: object = 100,
     ) -> ListMessages:
-        """The operation for the first page of the messages under ``path`` (:func:`messages_path`)."""
+        """The operation for the first page; ``path`` as for a message."""
         texts = {
             "conversation_id": conversation_id,
             "contact_id": contact_id,

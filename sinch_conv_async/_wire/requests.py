@@ -1,6 +1,7 @@
 """Requests: their values, and how they go over the wire.
 
-Whatever is put into a request has been checked by ``arguments``, so nothing in it can end its line of the head.
+Whatever is put into a request has been checked by ``arguments``, so nothing in it can end its line
+of the head.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ __all__ = [
 ]
 
 VERSION: Final = "0.1.0"
-"""This package's version, for the User-Agent. Written out: looking it up in the installed metadata takes a millisecond at import."""
+"""This package's version, for the User-Agent. Written out: looking it up in the installed metadata
+takes a millisecond at import."""
 
 MAX_RESPONSE: Final = 1024 * 1024
-"""Bytes that a response may have, also once it is decompressed. A message with its contents is a few KiB."""
+"""Bytes that a response may have, also once it is decompressed. A message with its contents is a
+few KiB."""
 
 _JSON: Final = "application/json"
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -36,8 +39,8 @@ _FORM: Final = "application/x-www-form-urlencoded"
 class Request:
     """One request, ready to be sent as often as it takes.
 
-    ``body``: ``None`` for a request without one. ``message_id``: the message that the response must be about, if it is about one.
-    ``max_response``: bytes that the response may have.
+    ``body``: ``None`` for a request without one. ``message_id``: the message that the response must
+    be about, if it is about one. ``max_response``: bytes that the response may have.
     """
 
     method: str
@@ -55,7 +58,7 @@ class Request:
 
 @attrs.frozen
 class Head:
-    """The lines that the heads of all requests to one origin with one token have in common, as bytes."""
+    """The lines that the heads of all requests to one origin with one token share, as bytes."""
 
     data: bytes = attrs.field(repr=False)
 
@@ -66,7 +69,10 @@ def messages_path(project_id: str) -> str:
 
 
 def token_request(auth_origin: str) -> Request:
-    """The request for a token by client credentials (RFC 6749, section 4.4.2). The key goes into its Authorization header."""
+    """The request for a token by client credentials (RFC 6749, section 4.4.2).
+
+    The key goes into its Authorization header.
+    """
     return Request("POST", auth_origin, "/oauth2/token", b"grant_type=client_credentials", _FORM)
 
 
@@ -82,7 +88,7 @@ def request_headers(request: Request, authorization: str, user_agent: str) -> di
 
 
 def request_head(request: Request, authorization: str, user_agent: str) -> Head:
-    """The lines that stay the same for all requests to this request's origin (RFC 9112, sections 3 and 5)."""
+    """The lines that all requests to this request's origin share (RFC 9112, sections 3 and 5)."""
     fields = {
         "Host": request.url.host_port_subcomponent,
         **request_headers(request, authorization, user_agent),

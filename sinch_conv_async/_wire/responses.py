@@ -1,6 +1,7 @@
-"""Responses: what they mean. Each reader gives a value, or a :class:`Failure` that says what went wrong and whether a repeat can help.
+"""Responses: what they mean.
 
-Raises nothing, so no credential and no message content is ever in the frames of a traceback.
+Each reader gives a value, or a :class:`Failure` that says what went wrong and whether a repeat can
+help. Raises nothing, so no credential and no message content is ever in the frames of a traceback.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ Scrub = Callable[[str], str]
 _T = TypeVar("_T")
 
 DEFAULT_TOKEN_LIFETIME: Final = 600.0
-"""Seconds that a token lives if its response has no ``expires_in`` (RFC 6749, 5.1, only recommends it). Sinch's live an hour."""
+"""Seconds that a token lives if its response has no ``expires_in`` (RFC 6749, 5.1, only recommends
+it). Sinch's live an hour."""
 
 _DELAY_SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]*)?")
 # RFC 9111, section 1.2.2: a number of seconds that is too large is read as this one, 68 years.
@@ -48,7 +50,8 @@ _REQUEST_ID_HEADERS: Final = (
 )
 # After these statuses the server has not acted on the request (RFC 9110, 15.5.9; RFC 6585, 4).
 _TRY_AGAIN_NOT_APPLIED: Final = frozenset({408, 429})
-# After these it may have: a gateway also answers 503 when the connection behind it broke after the request had passed.
+# After these it may have: a gateway also answers 503 when the connection behind it broke after the
+# request had passed.
 _TRY_AGAIN_MAYBE_APPLIED: Final = frozenset({500, 502, 503, 504})
 
 _CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
@@ -63,7 +66,10 @@ MAX_MEMBERS: Final = 100
 
 @attrs.frozen
 class Response:
-    """What the server sent: the status, the headers (looked up in any case) and the body, as far as it was read."""
+    """What the server sent.
+
+    The status, the headers (looked up in any case) and the body, as far as it was read.
+    """
 
     status: int
     headers: Mapping[str, str] = attrs.field(repr=False)
@@ -84,15 +90,20 @@ class TokenResponse:
 def read_message(
     response: Response, request: Request, *, scrub: Scrub, reused: bool
 ) -> ConversationMessage | Failure:
-    """The message that was asked for, or a Failure. ``reused``: the connection has carried a response before."""
+    """The message that was asked for, or a Failure.
+
+    ``reused``: the connection has carried a response before.
+    """
     message = _read(response, request, structure_message, "a message", scrub)
     if isinstance(message, Failure):
         return message
-    # Ids are ULIDs, whose letters have no case. Protobuf-style APIs write an empty text for what is missing.
+    # Ids are ULIDs, whose letters have no case. Protobuf-style APIs write an empty text for what is
+    # missing.
     if message.id and message.id.lower() != request.message_id.lower():
         problem = "the answer is about another message than the one asked for"
         if reused:
-            # The response may belong to an earlier request. Every later one on this connection would be shifted too.
+            # The response may belong to an earlier request. Every later one on this connection
+            # would be shifted too.
             return Failure(TransportError(problem), retryable=True, maybe_applied=True, crossed=True)
         return Failure(ResponseFormatError(problem, http_status=200), retryable=False, maybe_applied=True)
     return message
@@ -110,7 +121,10 @@ def _read(
     what: str,
     scrub: Scrub,
 ) -> _T | Failure:
-    """What a 200 holds, read by ``structure``, which returns the problem as text; or a Failure for any other status."""
+    """What a 200 holds, read by ``structure``, which returns the problem as text.
+
+    Or a Failure for any other status.
+    """
     status = response.status
     body, problem = _content(response, request.max_response)
     if status == 200:
@@ -121,7 +135,8 @@ def _read(
     elif 400 <= status <= 599:
         return _api_failure(response, body, scrub)
     else:
-        # Redirects are not followed: 303 would turn a PATCH into a GET, 307 would carry body and token to another host.
+        # Redirects are not followed: 303 would turn a PATCH into a GET, 307 would carry body and
+        # token to another host.
         problem = f"the API answers 200 or an error, not {status}"
     error = ResponseFormatError(problem, http_status=status)
     return Failure(error, retryable=False, maybe_applied=status < 300)
@@ -153,9 +168,10 @@ def _request_id(headers: Mapping[str, str], extra: Mapping[str, Any], scrub: Scr
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3), None if it is missing or makes no sense.
+    """The seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3); None if there are none.
 
-    A date is compared with the response's own ``Date``: one clock wrote both, and ours may be wrong.
+    A date is compared with the response's own ``Date``: one clock wrote both, and ours may be
+    wrong.
     """
     value = headers.get("Retry-After", "").strip()
     if _DELAY_SECONDS.fullmatch(value):
@@ -167,7 +183,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _moment(text: str) -> datetime | None:
-    """An HTTP date in any of its three forms. The oldest, asctime's, names no time zone and means UTC (RFC 9110, section 5.6.7)."""
+    """An HTTP date in any of its three forms.
+
+    The oldest, asctime's, names no time zone and means UTC (RFC 9110, section 5.6.7).
+    """
     try:
         moment = parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError, IndexError):
@@ -180,9 +199,10 @@ def _moment(text: str) -> datetime | None:
 
 
 def _content(response: Response, limit: int) -> tuple[bytes, str | None]:
-    """The body with its Content-Encoding undone (RFC 9110, section 8.4), as far as possible, and what is wrong with it.
+    """The body with its Content-Encoding undone (RFC 9110, section 8.4), and what is wrong with it.
 
-    No coding was asked for. One that cannot be undone is the server's mistake, and a repeat would meet it again.
+    No coding was asked for. One that cannot be undone is the server's mistake, and a repeat would
+    meet it again.
     """
     body, problem = response.body, None
     codings = _codings(response.headers)
@@ -201,10 +221,14 @@ def _content(response: Response, limit: int) -> tuple[bytes, str | None]:
 
 
 def _codings(headers: Mapping[str, str]) -> list[str]:
-    """The codings of the body. Several Content-Encoding lines mean the same as one with commas (RFC 9110, section 5.3)."""
+    """The codings of the body.
+
+    Several Content-Encoding lines mean the same as one with commas (RFC 9110, section 5.3).
+    """
     if "Content-Encoding" not in headers:
         return []
-    # Headers that keep equal names apart have `getall`; for a plain mapping, one line is all there can be.
+    # Headers that keep equal names apart have `getall`; for a plain mapping, one line is all there
+    # can be.
     getall = getattr(headers, "getall", None)
     lines = [headers["Content-Encoding"]] if getall is None else getall("Content-Encoding")
     names = [part.strip().lower() for line in lines for part in line.split(",")]
@@ -213,7 +237,8 @@ def _codings(headers: Mapping[str, str]) -> list[str]:
 
 def _inflated(data: bytes, limit: int) -> tuple[bytes, str | None] | None:
     """The decompressed data and what is wrong with it; None if it is not compressed."""
-    # 32: gzip or zlib, whichever it begins with. Some servers send "deflate" without zlib's two bytes around it.
+    # 32: gzip or zlib, whichever it begins with. Some servers send "deflate" without zlib's two
+    # bytes around it.
     for bits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
         try:
             return _members(data, bits, limit)
@@ -223,7 +248,10 @@ def _inflated(data: bytes, limit: int) -> tuple[bytes, str | None] | None:
 
 
 def _members(data: bytes, bits: int, limit: int) -> tuple[bytes, str | None]:
-    """A gzip body may have several members, one after the other; its content is theirs, joined (RFC 1952, section 2.2)."""
+    """A gzip body may have several members, one after the other.
+
+    Its content is theirs, joined (RFC 1952, section 2.2).
+    """
     body = b""
     for _ in range(MAX_MEMBERS):
         inflate = zlib.decompressobj(bits)
@@ -278,7 +306,10 @@ def _granted(fields: dict[str, Any]) -> TokenResponse | Failure:
 
 
 def _seconds(value: object) -> float | None:
-    """A positive, finite number of seconds; the default if none is given. Some gateways send the number as text."""
+    """A positive, finite number of seconds.
+
+    The default if none is given. Some gateways send the number as text.
+    """
     if value is None:
         return DEFAULT_TOKEN_LIFETIME
     if isinstance(value, bool) or not isinstance(value, int | float | str):

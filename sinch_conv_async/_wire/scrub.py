@@ -1,18 +1,20 @@
 r"""Cuts credentials out of what a server says, however the server spells them.
 
-A server may repeat a credential as it came, percent-encoded (``%2b``), as HTML writes it (``&#43;``, ``&#x2B;``, ``&plus;``), as
-JSON and programming languages write it (``\u002b``, ``\x2b``, ``\/``), or in several of these at once. So the text is decoded
-before it is searched:
+A server may repeat a credential as it came, percent-encoded (``%2b``), as HTML writes it
+(``&#43;``, ``&#x2B;``, ``&plus;``), as JSON and programming languages write it (``\u002b``,
+``\x2b``, ``\/``), or in several of these at once. So the text is decoded before it is searched:
 
 1. Search the text for the credential.
-2. Decode the text once: each escape of a printable ASCII character becomes this character. Credentials have no other characters.
+2. Decode the text once: each escape of a printable ASCII character becomes this character.
+   Credentials have no other characters.
 3. Repeat both steps until there is nothing left to decode.
 
-A credential that holds escapes itself is also searched for in its decoded forms, because step 2 decodes it too.
-What is found in a decoded text is cut out of the original text, at the place that it was decoded from.
+A credential that holds escapes itself is also searched for in its decoded forms, because step 2
+decodes it too. What is found in a decoded text is cut out of the original text, at the place that
+it was decoded from.
 
-Only credentials of 8 characters or more are searched for: cutting out a shorter one would make texts unreadable, and guessing it
-takes no server that repeats it.
+Only credentials of 8 characters or more are searched for: cutting out a shorter one would make
+texts unreadable, and guessing it takes no server that repeats it.
 """
 
 from __future__ import annotations
@@ -31,11 +33,12 @@ SHORTEST: Final = 8
 """Characters of the shortest credential that is searched for."""
 
 MAX_LAYERS: Final = 8
-"""Encodings within each other that are undone. A bound, so that a hostile text cannot cost more and more passes."""
+"""Encodings within each other that are undone. A bound, so that a hostile text cannot cost more and
+more passes."""
 
 MAX_PRECISE: Final = 64 * 1024
-"""Characters of a text out of which an encoded credential is cut. A longer text that holds one is dropped as a whole: a hostile
-server must not keep this process busy."""
+"""Characters of a text out of which an encoded credential is cut. A longer text that holds one is
+dropped as a whole: a hostile server must not keep this process busy."""
 
 _ESCAPE: Final = re.compile(
     r"%(?:[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})"
@@ -46,7 +49,10 @@ _BEGINS_ESCAPE: Final = re.compile(r"[%&\\]")
 
 
 def forms(*credentials: str) -> tuple[str, ...]:
-    """What to search for: each credential and its decoded forms, the longest first, because one may contain another."""
+    """What to search for.
+
+    Each credential and its decoded forms, the longest first, because one may contain another.
+    """
     found: set[str] = set()
     for credential in credentials:
         # A form has a space as a plus sign.
@@ -96,7 +102,10 @@ def _layers(text: str) -> Iterator[str]:
 
 
 def _decoded_with_starts(text: str, starts: list[int]) -> tuple[str, list[int]]:
-    """The text decoded once. ``starts[n]`` is where character n begins in the original; the last item is where the text ends."""
+    """The text decoded once.
+
+    ``starts[n]`` is where character n begins in the original; the last item is where the text ends.
+    """
     parts: list[str] = []
     new: list[int] = []
     done = 0
@@ -141,7 +150,10 @@ def _named_entities() -> dict[str, str]:
 
 
 def _without(text: str, places: list[tuple[int, int]]) -> str:
-    """The text with one mark in the place of each of these parts; parts that overlap get one mark."""
+    """The text with one mark in the place of each of these parts.
+
+    Parts that overlap get one mark.
+    """
     merged: list[list[int]] = []
     for begin, end in sorted(places):
         if merged and begin < merged[-1][1]:

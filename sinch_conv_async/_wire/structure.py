@@ -1,10 +1,12 @@
 """JSON values to models and errors, and back, all through one cattrs converter.
 
-cattrs generates the function that structures each class; :func:`_converter` says how. The generated functions note where they are, so
-that an answer that does not fit is explained (``expected a string @ $.channel_identity.channel``) without a second try.
+cattrs generates the function that structures each class; :func:`_converter` says how. The generated
+functions note where they are, so that an answer that does not fit is explained (``expected a string
+@ $.channel_identity.channel``) without a second try.
 
-Strict about types: an ``id`` that is a number is not the API's. Tolerant of words and fields that came later: what a class does not
-name is kept in its ``extra``. Knows nothing of HTTP except the status that an error is filed under.
+Strict about types: an ``id`` that is a number is not the API's. Tolerant of words and fields that
+came later: what a class does not name is kept in its ``extra``. Knows nothing of HTTP except the
+status that an error is filed under.
 """
 
 from __future__ import annotations
@@ -59,13 +61,16 @@ _ERROR_CLASSES: Final = {
 }
 
 _BODY_KEPT: Final = 2048
-"""Characters of an error's body: enough for any error envelope, too little to fill a log by accident."""
+"""Characters of an error's body: enough for any error envelope, too little to fill a log by
+accident."""
 
 _MARGIN: Final = 16 * 1024
-"""Characters of a body that are searched beyond those kept, so that no credential is cut in half before it is found."""
+"""Characters of a body that are searched beyond those kept, so that no credential is cut in half
+before it is found."""
 
 _MAX_PAGE_TOKEN: Final = 4096
-"""Characters. It becomes a part of the next request's target, and servers refuse heads of more than 8 KiB."""
+"""Characters. It becomes a part of the next request's target, and servers refuse heads of more than
+8 KiB."""
 
 # What the API and problem documents call a detail's type when they do not call it type_url.
 _TYPE_NAMES: Final = ("@type", "type")
@@ -109,7 +114,8 @@ def _timestamp(value: Any, _: object) -> datetime.datetime | None:
     try:
         moment = datetime.datetime.fromisoformat(value)
     except ValueError:
-        # RFC 3339 allows a small "t" and "z". A leap second is read as the second before it: Python has none.
+        # RFC 3339 allows a small "t" and "z". A leap second is read as the second before it: Python
+        # has none.
         text = value.upper()
         other = f"{text[:17]}59{text[19:]}" if text[16:19] == ":60" else text
         return None if other == value else _timestamp(other, None)
@@ -143,7 +149,10 @@ def _page_token(value: Any, _: object) -> str | None:
 
 @functools.cache
 def _converter() -> cattrs.Converter:
-    """The converter of models and errors. Made when first needed, because importing the package must cost little."""
+    """The converter of models and errors.
+
+    Made when first needed, because importing the package must cost little.
+    """
     converter = cattrs.Converter(detailed_validation=True)
     identity = _keeping_extra(ChannelIdentity, _generated(converter, ChannelIdentity, channel=_word(Channel)))
     converter.register_structure_hook(ChannelIdentity, identity)
@@ -189,7 +198,10 @@ def _hook(cls: Any) -> Hook:
 
 
 def _generated(converter: cattrs.Converter, cls: type[Any], **hooks: Hook) -> Hook:
-    """The function that cattrs generates to structure ``cls``. A field without a hook is text; ``extra`` is left out."""
+    """The function that cattrs generates to structure ``cls``.
+
+    A field without a hook is text; ``extra`` is left out.
+    """
     overrides = {
         field.name: override(struct_hook=hooks.get(field.name, _text), omit=field.name == _EXTRA)
         for field in attrs.fields(cls)
@@ -209,7 +221,7 @@ def _optional(base: Hook) -> Hook:
 
 
 def _keeping_extra(cls: type[Any], base: Hook) -> Hook:
-    """Wraps a structure function so that the fields which the class does not name end up in ``extra``."""
+    """Wraps a structure function: the fields which the class does not name end up in ``extra``."""
     named = frozenset(field.name for field in attrs.fields(cls)) - {_EXTRA}
 
     def structure(value: Any, _: object) -> Any:
@@ -226,7 +238,7 @@ def _keeping_extra(cls: type[Any], base: Hook) -> Hook:
 
 
 def _keeping_accept_time(base: Hook) -> Hook:
-    """Wraps the messages' structure function so that nothing of the text of ``accept_time`` is lost."""
+    """Wraps the messages' structure function: nothing of the text of ``accept_time`` is lost."""
     set_attribute = object.__setattr__  # the class is frozen
 
     def structure(value: Any, cls: object) -> ConversationMessage:
@@ -243,7 +255,10 @@ def _keeping_accept_time(base: Hook) -> Hook:
 
 
 def _generated_error(converter: cattrs.Converter, cls: type[ApiError]) -> Hook:
-    """The function that structures an error. Its fields have been made tidy by :func:`error_fields`, so it cannot fail."""
+    """The function that structures an error.
+
+    Its fields have been made tidy by :func:`error_fields`, so it cannot fail.
+    """
 
     def as_it_is(value: Any, _: object) -> Any:
         return value
@@ -261,7 +276,8 @@ def _detail(value: Any, _: object) -> ErrorDetail:
     text = extra.pop("value") if type(extra.get("value")) is str else None
     implied = _type_name(extra)
     type_url = extra["type_url"] if type(extra.get("type_url")) is str else implied
-    # It stays in extra when a sibling says the same: _unstructure_detail could not tell that there were two.
+    # It stays in extra when a sibling says the same: _unstructure_detail could not tell that there
+    # were two.
     if type(extra.get("type_url")) is str and type_url != implied:
         del extra["type_url"]
     return ErrorDetail(type_url=type_url, value=text, extra=extra)
@@ -275,7 +291,7 @@ def _type_name(fields: Mapping[str, Any]) -> str | None:
 
 
 def structure_message(body: bytes) -> ConversationMessage | str:
-    """The message that a 200 answer holds, or what is wrong with it and where (``expected a string @ $.id``)."""
+    """The message that a 200 answer holds, or what is wrong and where (``expected a string @ $.id``)."""
     return _structured(body, ConversationMessage)
 
 
@@ -357,7 +373,7 @@ def _message_fields(converter: cattrs.Converter, message: ConversationMessage) -
 
 
 def _named_fields(converter: cattrs.Converter, value: Any) -> dict[str, Any]:
-    """The fields that are there, under the wire's names, and beside them those that the model does not name."""
+    """The fields that are not None, under the wire's names, and beside them those in ``extra``."""
     fields = {name: getattr(value, name) for name in (field.name for field in attrs.fields(type(value)))}
     extra = copy.deepcopy(fields.pop(_EXTRA, {}))  # the model keeps its own
     named = {name: _plain(converter, field) for name, field in fields.items() if field is not None}
@@ -386,7 +402,8 @@ def _unstructure_error(error: SinchError) -> dict[str, Any]:
         "status": error.status,
         "details": [_unstructure_detail(detail) for detail in error.details],
     }
-    # A field of the wrong type has stayed in extra, and its attribute is empty. A second field of a name has stayed there, too.
+    # A field of the wrong type has stayed in extra, and its attribute is empty. A second field of a
+    # name has stayed there, too.
     found = {name: value for name, value in named.items() if value}
     twice = {name: extra[name] for name in found if name in extra}
     return {**named, **extra, **found, **({_EXTRA: twice} if twice else {})}
@@ -397,8 +414,9 @@ def to_dict(
 ) -> dict[str, Any]:
     """Plain JSON-ready data of a model or an error, with the wire's names.
 
-    Fields that are ``None`` are left out. Those in ``extra`` stand beside the named ones. ``accept_time`` is the text that the answer
-    had; where a message was not read from an answer, it is RFC 3339 text. An :class:`ApiError` always gives its ``code``, ``message``,
-    ``status`` and ``details``; any other error gives its class as ``status`` and its ``message``.
+    Fields that are ``None`` are left out. Those in ``extra`` stand beside the named ones.
+    ``accept_time`` is the text that the answer had; where a message was not read from an answer, it
+    is RFC 3339 text. An :class:`ApiError` always gives its ``code``, ``message``, ``status`` and
+    ``details``; any other error gives its class as ``status`` and its ``message``.
     """
     return _converter().unstructure(model)  # type: ignore[no-any-return]  # the hooks above all give dicts
