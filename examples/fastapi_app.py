@@ -1,16 +1,17 @@
-"""FastAPI: one client for the whole process, errors as answers, a background task.
+"""FastAPI: one client for the whole process, errors as answers, updates afterwards.
 
 uvicorn --app-dir examples fastapi_app:app
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import BackgroundTasks, Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -22,6 +23,7 @@ from sinch_conv_async import (
     RateLimitedError,
     SessionManager,
     SinchError,
+    UpdateQueue,
     to_dict,
 )
 
@@ -39,7 +41,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         ConversationClient.from_env(session_manager=manager, timeout=5.0) as client,
     ):
         await client.authenticate()  # a service with wrong credentials does not start
-        yield {"client": client, "manager": manager}
+        async with UpdateQueue(client, stop_within=3.0) as queue:
+            yield {"client": client, "manager": manager, "queue": queue}
+        for update in queue.pending:
+            log.warning("%s was not updated: the service ended", update.message_id)
 
 
 app = FastAPI(lifespan=lifespan)
@@ -49,7 +54,12 @@ def get_client(request: Request) -> ConversationClient:
     return request.state.client
 
 
+def get_queue(request: Request) -> UpdateQueue:
+    return request.state.queue
+
+
 Client = Annotated[ConversationClient, Depends(get_client)]
+Queue = Annotated[UpdateQueue, Depends(get_queue)]
 
 
 class Metadata(BaseModel):
@@ -68,24 +78,12 @@ async def set_metadata(
 
 
 @app.post("/tickets/{ticket}/close", status_code=202)
-async def close_ticket(
-    ticket: str, body: Ticket, client: Client, background: BackgroundTasks
-) -> dict[str, int]:
-    background.add_task(mark_closed, client, ticket, body.message_ids)
-    return {"accepted": len(body.message_ids)}
-
-
-async def mark_closed(
-    client: ConversationClient, ticket: str, message_ids: list[str]
-) -> None:
-    """Runs after the answer; uvicorn waits for it, and closes the client afterwards."""
+async def close_ticket(ticket: str, body: Ticket, queue: Queue) -> dict[str, int]:
+    """Answers at once. The updates follow, and one that fails is logged."""
     metadata = json.dumps({"ticket": ticket, "state": "closed"})
-    updates = [(message_id, metadata) for message_id in message_ids]
-    async with client.update_many(updates) as outcomes:
-        async for outcome in outcomes:
-            if not outcome.ok:
-                failed = outcome.update.message_id
-                log.warning("ticket %s: %s: %s", ticket, failed, outcome.error)
+    for message_id in body.message_ids:
+        queue.put_nowait(message_id, metadata)
+    return {"accepted": len(body.message_ids)}
 
 
 @app.get("/stats")
@@ -107,11 +105,13 @@ async def not_found(request: Request, error: NotFoundError) -> JSONResponse:
 
 @app.exception_handler(CallTimeoutError)
 @app.exception_handler(RateLimitedError)
-async def too_busy(request: Request, error: SinchError) -> JSONResponse:
+@app.exception_handler(asyncio.QueueFull)
+async def too_busy(request: Request, error: Exception) -> JSONResponse:
+    log.warning("too busy: %s: %s", request.url.path, error)
     return JSONResponse({"error": "try again later"}, 503, headers={"Retry-After": "5"})
 
 
 @app.exception_handler(SinchError)
 async def bad_gateway(request: Request, error: SinchError) -> JSONResponse:
-    log.error("update failed: %s", error)
+    log.error("update failed: %s: %s", request.url.path, error)
     return JSONResponse({"error": "the update was not confirmed"}, 502)

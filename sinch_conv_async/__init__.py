@@ -41,6 +41,7 @@ from .models import (
     Updated,
     UpdateOutcome,
 )
+from .update_queue import UpdateQueue
 
 __all__ = [
     "ApiError",
@@ -76,6 +77,7 @@ __all__ = [
     "TransportError",
     "Unchanged",
     "UpdateOutcome",
+    "UpdateQueue",
     "Updated",
     "__version__",
     "merge_json",

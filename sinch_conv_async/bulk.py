@@ -48,6 +48,7 @@ from typing import Any, Final, Protocol, Self
 
 import attrs
 
+from ._core.log import INFO, WARNING, log
 from ._core.outage import AnotherRound, ApiState, EndJob, Evidence, Failed, Outage, WaitForApi, judge
 from ._core.send import Call, Sender
 from .errors import ClientStateError, InvalidArgumentError, SinchError
@@ -581,11 +582,30 @@ class _Job:
         )
         if self._probes is None:
             self._probes = _Probes(outage)
+            project_id = self._sender.project_id
+            self._sender.project.outages += 1
+            log(
+                WARNING,
+                "a job waits for the API: %s",
+                str(error),  # a record that is kept would keep the frames of the error too
+                project_id=project_id,
+                error=type(error).__name__,
+            )
 
     def _end_outage(self) -> None:
         probes, self._probes = self._probes, None
         if probes is not None:
             probes.end()
+            seconds = self._sender.now() - probes.outage.began
+            project_id = self._sender.project_id
+            self._sender.project.outages -= 1
+            log(
+                INFO,
+                "a job no longer waits for the API, after %.0f s",
+                seconds,
+                project_id=project_id,
+                seconds=seconds,
+            )
 
     async def _may_send(self) -> _Probes | None:
         """Wait while the API is out. If the next attempt is a probe, return whom to tell its end."""

@@ -204,13 +204,13 @@ class ConversationClient:
         return await sender.send(Call(operation), timeout=timeout)
 
     def update_many(
-        self, updates: Updates, *, concurrency: int | None = None, max_outage: float = MAX_OUTAGE
+        self, updates: Updates, *, concurrency: int | None = None, max_outage: float | None = MAX_OUTAGE
     ) -> BulkUpdate:
         """The outcomes of many updates, one for each, in order of completion: ``async for outcome in client.update_many(...)``.
 
         ``updates``: :class:`MetadataUpdate` objects or ``(message_id, metadata)`` pairs, from any iterable or asynchronous iterable of any length.
         ``concurrency``: updates held at a time; the manager's ``max_connections`` when not given. ``max_outage``: seconds to wait
-        for an API that takes no update, probing, before the job ends with its error.
+        for an API that takes no update, probing, before the job ends with its error; ``None``: for ever.
 
         A failed update is an outcome with its ``error``. Use ``async with client.update_many(...) as outcomes`` to leave nothing running when
         the loop is left early. See :class:`BulkUpdate` for what is raised.

@@ -11,11 +11,12 @@ import sys
 import traceback
 from typing import Any, Final
 
-__all__ = ["DEBUG", "INFO", "WARNING", "log", "logs"]
+__all__ = ["DEBUG", "ERROR", "INFO", "WARNING", "log", "logs"]
 
 DEBUG: Final = logging.DEBUG
 INFO: Final = logging.INFO
 WARNING: Final = logging.WARNING
+ERROR: Final = logging.ERROR
 
 _logger: Final = logging.getLogger("sinch_conv_async")
 

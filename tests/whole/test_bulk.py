@@ -1436,3 +1436,34 @@ async def test_a_closed_job_says_nothing_of_what_it_was_doing(client, sandbox):
     await outcomes.aclose()
     assert not outcomes.in_outage
     assert repr(outcomes) == "<BulkUpdate at rest: 0 held, 0 unread>"
+
+
+async def test_an_outage_is_logged_when_it_begins_and_when_it_ends_and_counted_meanwhile(
+    client, sandbox, quick_probes, caplog
+):
+    caplog.set_level("INFO", logger="sinch_conv_async")
+    sandbox.fail_next(503, times=1_000_000)
+    outcomes = client.update_many(Input(30), concurrency=4)
+    reading = asyncio.create_task(collect(outcomes, []))
+    await first_probe_to_come(outcomes, sandbox, 4)
+    assert [project.in_outage for project in client._manager.stats().projects] == [True]
+    sandbox.clear_faults()
+    await reading
+    assert [project.in_outage for project in client._manager.stats().projects] == [False]
+    began, ended = [
+        record for record in caplog.records if record.name == "sinch_conv_async" and "job" in record.msg
+    ]
+    assert (began.levelname, ended.levelname) == ("WARNING", "INFO")
+    assert began.getMessage().startswith("a job waits for the API: 503")
+    assert ended.getMessage().startswith("a job no longer waits for the API")
+    assert began.sinch_conv_async["project_id"] == ended.sinch_conv_async["project_id"]
+
+
+async def test_an_outage_ends_with_its_job(client, sandbox):
+    sandbox.fail_next(503, times=1_000_000)
+    async with client.update_many(Input(), concurrency=4) as outcomes:
+        reading = asyncio.create_task(collect(outcomes, []))
+        await until(lambda: outcomes.in_outage)
+        reading.cancel()
+        await asyncio.wait([reading])
+    assert [project.in_outage for project in client._manager.stats().projects] == [False]

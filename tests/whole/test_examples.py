@@ -153,7 +153,7 @@ async def test_fastapi_updates_a_message_and_stops_cleanly(sandbox: Sandbox) -> 
 
 
 @posix
-async def test_fastapi_finishes_a_background_task_before_it_stops(sandbox: Sandbox) -> None:
+async def test_fastapi_finishes_what_is_queued_before_it_stops(sandbox: Sandbox) -> None:
     ids = [f"{ID}-{number}" for number in range(20)]
     for message_id in ids:
         sandbox.add_message(message_id)
@@ -171,6 +171,56 @@ async def test_fastapi_finishes_a_background_task_before_it_stops(sandbox: Sandb
     assert all(
         sandbox.messages[message_id].metadata == '{"ticket": "42", "state": "closed"}' for message_id in ids
     )
+
+
+@contextlib.asynccontextmanager
+async def process(app: str) -> AsyncIterator[tuple[Program, aiohttp.ClientSession]]:
+    """One of the three services in a process of its own, and somebody who uses it."""
+    if app != "aiohttp_app":
+        async with uvicorn(f"{app}:app") as started:
+            yield started
+        return
+    async with running("-u", "examples/aiohttp_app.py") as program:
+        origin = (await program.reads(r"Running on (http://\S+)")).group(1)
+        async with aiohttp.ClientSession(origin) as user:
+            yield program, user
+
+
+@posix
+@pytest.mark.parametrize("app", ["fastapi_app", "starlette_app", "aiohttp_app"])
+async def test_a_service_that_is_told_to_stop_in_an_outage_is_soon_gone_and_names_each_message(
+    app: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT", "0")
+    ids = [f"{ID}-{number}" for number in range(10)]
+    async with process(app) as (program, user):
+        await sandbox.close()
+        for number, message_id in enumerate(ids):
+            body = {"message_ids": [message_id]}
+            async with user.post(f"/tickets/{number}/close", json=body) as answer:
+                assert (answer.status, await answer.json()) == (202, {"accepted": 1})
+        late = [
+            asyncio.create_task(user.put(f"/messages/late-{number}/metadata", **put_body(app, "new")))
+            for number in range(10)
+        ]
+        await asyncio.sleep(0.1)  # they are under way
+        program.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            await program.ends()
+        for answer in await asyncio.gather(*late):
+            assert answer.status in (502, 503)
+            answer.close()
+    for message_id in ids:
+        assert f"{message_id} was not updated: the service ended" in program.output
+    for number in range(10):
+        assert f"/messages/late-{number}/metadata" in program.output
+    assert "Traceback" not in program.output
+    assert "Warning" not in program.output
+
+
+def put_body(app: str, metadata: str) -> dict[str, Any]:
+    """What the three services take as the body of their PUT."""
+    return {"json": {"metadata": metadata}} if app == "fastapi_app" else {"data": metadata}
 
 
 @posix
@@ -231,8 +281,8 @@ async def service(app: str) -> AsyncIterator[Put]:
             _, user = await stack.enter_async_context(uvicorn(f"{app}:app"))
 
         async def put(message_id: str = ID, metadata: str = "new") -> int:
-            body = {"json": {"metadata": metadata}} if app == "fastapi_app" else {"data": metadata}
-            async with user.put(f"/messages/{message_id}/metadata", **body) as answer:
+            target = f"/messages/{message_id}/metadata"
+            async with user.put(target, **put_body(app, metadata)) as answer:
                 text = await answer.text()
                 assert not any(secret in text for secret in SECRETS)
                 assert ("Retry-After" in answer.headers) == (answer.status == 503)
@@ -484,6 +534,48 @@ async def test_a_worker_that_is_killed_leaves_its_jobs_to_the_next(
         assert await program.ends() == 0
     assert (queue.count("done"), queue.count("failed"), queue.count("claimed")) == (jobs, 1, 0)
     assert all(sandbox.messages[message_id].metadata == "done" for message_id in ids)
+
+
+# An outbox
+
+
+@posix
+@pytest.mark.needs_program("initdb")
+async def test_the_outbox_sends_each_row_once_and_keeps_what_it_could_not_send(sandbox: Sandbox) -> None:
+    import psycopg
+
+    from tests.whole.fleet.stores import Postgres
+
+    module = example("outbox")
+    ids = [f"{ID}-{number}" for number in range(50)]
+    for message_id in ids:
+        sandbox.add_message(message_id)
+    insert = "insert into outbox (message_id, metadata) values (%s, %s)"
+    with Postgres() as store, psycopg.connect(store.url, autocommit=True) as db:
+
+        def left() -> list[tuple[str, bool]]:
+            select = "select message_id, error is not null from outbox order by number"
+            return db.execute(select).fetchall()
+
+        db.execute(module.TABLE)
+        for number, message_id in enumerate((*ids, "unknown", *ids)):
+            db.execute(insert, (message_id, str(number)))
+        async with running("examples/outbox.py", store.url) as program:
+            while left() != [("unknown", True)]:
+                assert program.process.returncode is None
+                await asyncio.sleep(0.01)
+            await sandbox.close()
+            db.execute(insert, (ID, "in an outage"))
+            db.execute(insert, (ids[0], "in an outage"))
+            await asyncio.sleep(0.5)
+            program.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(10):
+                assert await program.ends() == 0
+        assert program.output == ""
+        assert left() == [("unknown", True), (ID, False), (ids[0], False)]
+    for number, message_id in enumerate(ids):
+        message = sandbox.messages[message_id]
+        assert (message.updates, message.metadata) == (2, str(51 + number))
 
 
 # Scripts and notebooks
