@@ -1,6 +1,7 @@
 """Processes that know nothing of each other, each set to the whole limit, against one sandbox that allows it once.
 
-Run it with ``python -m benchmarks.sharing`` (a minute; ``--seconds``, ``--processes`` and ``--limit`` make it shorter). It prints, from second 10 on, what they reach
+Run it with ``python -m benchmarks.sharing`` (a minute; ``--seconds``, ``--processes`` and ``--limit`` make it shorter;
+``--processes=1 --noise=0.01 --seconds=25 --settled=0`` shows a process alone that meets 1 % of random 429s). It prints, from second 10 on, what they reach
 together, how many requests were answered 429, what the slowest of them got, and how many calls failed. Real sockets on loopback: the figures depend on a machine
 that can bear the load. What does not is in ``benchmarks/pace_simulation.py``.
 """
@@ -29,11 +30,14 @@ def endless() -> Iterator[tuple[str, str]]:
 async def work(origin: str, limit: float, seconds: float) -> dict[str, int]:
     """One process: a bulk job that never ends, for so many seconds; how many updates were applied, how many failed."""
     our_client.choose_json("speedups")
-    from sinch_conv_async import ConversationClient
+    from sinch_conv_async import ConversationClient, SessionManager
 
     applied = failed = 0
     options = our_client.client_options(origin, rate_limit=limit)
-    async with ConversationClient(**options) as client:  # type: ignore[arg-type]  # keywords of several types
+    async with (
+        SessionManager() as manager,
+        ConversationClient(**options, session_manager=manager) as client,  # type: ignore[arg-type]  # of several types
+    ):
         until = time.monotonic() + seconds
         async with client.update_many(endless()) as outcomes:
             async for outcome in outcomes:
@@ -41,7 +45,8 @@ async def work(origin: str, limit: float, seconds: float) -> dict[str, int]:
                 failed += not outcome.ok
                 if time.monotonic() >= until:
                     break
-    return {"applied": applied, "failed": failed}
+        [project] = manager.stats().projects
+    return {"applied": applied, "failed": failed, "pace": round(project.pace)}
 
 
 def most_in(times: list[float], window: float) -> int:
@@ -55,7 +60,14 @@ def most_in(times: list[float], window: float) -> int:
 
 
 async def measure(
-    processes: int, limit: int, seconds: float, settled: float, *, allowed: int | None, latency: float = 0.0
+    processes: int,
+    limit: int,
+    seconds: float,
+    settled: float,
+    *,
+    allowed: int | None,
+    latency: float = 0.0,
+    noise: float = 0.0,
 ) -> dict[str, float]:
     """Starts processes that are each set to ``limit``, and reads the record of a sandbox that allows ``allowed`` in all."""
     async with Sandbox(
@@ -67,6 +79,8 @@ async def measure(
         auto_create=True,
         keep_headers=True,
     ) as sandbox:
+        if noise:
+            sandbox.at_random(noise, lambda: sandbox.fail_next(429))
         began = time.monotonic()
         command = (sys.executable, "-m", "benchmarks.sharing", "--work", sandbox.origin)
         started = [
@@ -104,6 +118,7 @@ async def measure(
         "processes_heard": len(shares),
         "calls_failed": sum(result["failed"] for result in results),
         "calls_applied": sum(result["applied"] for result in results),
+        "lowest_pace_at_the_end": min(result["pace"] for result in results),
         "requests": len(requests),
         "most_in_a_second": most_in(times, 1.0),
         "most_in_50_ms": most_in(times, 0.05),
@@ -124,6 +139,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=800)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--settled", type=float, default=10.0, help="from which second on it is counted")
+    parser.add_argument("--noise", type=float, default=0.0, help="the share that is answered 429 at random")
     parser.add_argument("--work", metavar="ORIGIN", help="be one of the processes")
     given = parser.parse_args()
     with workload.missing_is_reported():
@@ -131,7 +147,14 @@ def main() -> None:
             print(json.dumps(asyncio.run(work(given.work, given.limit, given.seconds))))
             return
         found = asyncio.run(
-            measure(given.processes, given.limit, given.seconds, given.settled, allowed=given.limit)
+            measure(
+                given.processes,
+                given.limit,
+                given.seconds,
+                given.settled,
+                allowed=given.limit,
+                noise=given.noise,
+            )
         )
         print(
             f"{given.processes} processes, each set to {given.limit}/s, one limit of {given.limit}/s, "

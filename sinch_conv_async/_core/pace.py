@@ -68,6 +68,7 @@ class Pace:
     # The values come out of benchmarks/pace_simulation.py; docs/evidence/pace.rst says what others do.
     HEADROOM = 0.005  # of the interval: the window is left unfilled by so much, or jitter on the way would overfill it
     CATCH_UP = 0.25  # seconds of lateness that are made up for; also the largest burst, in seconds' worth of departures
+    CATCH_UP_WHEN_FULL = 0.05  # seconds of lateness that are made up for once the window has room again
     DECREASE_FACTOR = 0.98  # the pace falls to this share of what has lately been let through
     DECREASE_FACTOR_ASKED = 0.66  # of the pace, where the server asks for a wait: each refusal costs one
     INCREASE_PER_SECOND = 0.026  # of the limit
@@ -234,6 +235,8 @@ class Pace:
             if self._size < self._window:
                 self._settle()
                 return
+            # What the window held back is not lateness, or the burst after a stall would come back each second.
+            self._next = max(due, free - self.CATCH_UP_WHEN_FULL)
             due = free
         self.due = due
 

@@ -373,6 +373,16 @@ def test_idleness_saves_up_no_burst(limit, busy):
     assert most_in(departures, 0.05) <= 0.05 * limit + 1
 
 
+def test_the_burst_that_catches_up_after_a_stall_does_not_come_back_each_second():
+    pace = Pace(400)
+    before = steady(pace, seconds=2.0)
+    after = steady(pace, seconds=5.0, start=before[-1] + 0.6)
+    assert most_in(before + after, 1.0) <= 400
+    assert most_in(after, 0.05) >= 100
+    assert most_in([departure for departure in after if departure > after[0] + 0.9], 0.05) <= 42
+    assert len(after) >= 0.98 * 400 * 5
+
+
 def test_lateness_of_more_than_a_quarter_of_a_second_is_not_made_up_for():
     pace = Pace(100)
     pace.depart(0.0)

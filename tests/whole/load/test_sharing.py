@@ -9,6 +9,7 @@ import asyncio
 
 import pytest
 
+from sinch_conv_async import SessionManager
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import client_of
 
@@ -38,3 +39,22 @@ async def test_three_who_know_nothing_of_each_other_share_one_limit_and_no_call_
         assert sum(counts) == UPDATES == sandbox.updates_applied
         assert len(sandbox.token_requests) == 3
         assert min(counts) >= UPDATES / 3 / 4
+
+
+async def test_429s_that_come_whatever_the_pace_fail_no_call_and_leave_the_pace_where_it_is():
+    limit, updates = 200, 1600
+    async with (
+        Sandbox(auto_create=True) as sandbox,
+        SessionManager() as manager,
+        client_of(sandbox, rate_limit=limit, session_manager=manager) as client,
+    ):
+        sandbox.at_random(0.02, lambda: sandbox.fail_next(429), seed=1)
+        async with client.update_many((f"m{n}", "x") for n in range(updates)) as outcomes:
+            failed = [outcome async for outcome in outcomes if not outcome.ok]
+        refused = sum(request.status == 429 for request in sandbox.requests)
+        [project] = manager.stats().projects
+    assert not failed
+    assert refused > 0
+    assert sandbox.updates_applied == updates
+    assert len(sandbox.requests) == updates + refused
+    assert project.pace >= 0.8 * limit
