@@ -13,7 +13,6 @@ import inspect
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,33 +75,12 @@ def page_sandbox() -> Iterator[Any]:
     """A sandbox in a thread of its own, and an environment that leads to it."""
     from sinch_conv_async.sandbox import Sandbox
 
-    started: list[Any] = []
-    ready = threading.Event()
-
-    async def serve() -> None:
-        over = asyncio.Event()
-        try:
-            async with Sandbox() as sandbox:
-                sandbox.add_message(MESSAGE_ID, metadata="old")
-                started.extend([sandbox, asyncio.get_running_loop(), over])
-                ready.set()
-                await over.wait()
-        finally:
-            ready.set()
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),), name="page sandbox")
-    thread.start()
-    ready.wait()
-    assert started, "the sandbox did not start"
-    sandbox, loop, over = started
-    options = sandbox.client_options()
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("project_id", "key_id", "key_secret", "conversation_origin", "auth_origin"):
-            environment.setenv(f"SINCH_{name.upper()}", str(options[name]))
+    with Sandbox() as sandbox, pytest.MonkeyPatch.context() as environment:
+        sandbox.add_message(MESSAGE_ID, metadata="old")
+        for name, value in sandbox.environment().items():
+            environment.setenv(name, value)
         environment.setenv("SINCH_CONVERSATION_REGION", "us")
         yield sandbox
-    loop.call_soon_threadsafe(over.set)
-    thread.join()
 
 
 pytest_collect_file = Sybil(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
+import ssl
+import time
 from typing import TYPE_CHECKING
 
 import attrs
@@ -12,33 +15,58 @@ import click
 
 from .._job.signals import not_ignored
 from .access import Finite
-from .output import USAGE, Ended, PrintingCommand, put
+from .output import USAGE, Ended, PrintingCommand, put, say
 
 if TYPE_CHECKING:
-    from ..sandbox import Sandbox
+    from collections.abc import Callable
+
+    from ..sandbox import Sandbox, SandboxRequest, SandboxTokenRequest
 
 __all__ = ["sandbox"]
 
 
 @attrs.frozen
-class Every:
-    """``--fail 503:100``: every hundredth request is answered 503."""
+class Failing:
+    """``--fail 503:100``: every hundredth request is answered 503. ``--fail 429:1%``: 1 % of them, at random."""
 
-    number: int
     status: int
+    number: int | None
+    share: float | None
 
 
-def _every(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Every, ...]:
+def _failing(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[Failing, ...]:
     found = []
     for value in values:
-        status, _, number = value.partition(":")
-        if not (status.isdigit() and number.isdigit() and 400 <= int(status) <= 599 and int(number) > 0):
-            raise click.BadParameter("STATUS:N, such as 503:100")
-        found.append(Every(int(number), int(status)))
+        status, _, often = value.partition(":")
+        try:
+            percent = float(often[:-1]) if often.endswith("%") else None
+            each = Failing(
+                int(status),
+                int(often) if percent is None else None,
+                None if percent is None else percent / 100,
+            )
+        except ValueError:
+            each = Failing(0, None, None)
+        often_enough = (each.number or 0) > 0 or 0 < (each.share or 0) <= 1
+        if not (400 <= each.status <= 599 and often_enough):
+            raise click.BadParameter("STATUS:N or STATUS:P%, such as 503:100 or 429:1%")
+        found.append(each)
     return tuple(found)
 
 
+_FILE = click.Path(exists=True, dir_okay=False)
+
+
 @click.command(cls=PrintingCommand)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="The address to listen on. The client speaks plain http to the loopback only.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -47,6 +75,19 @@ def _every(context: click.Context, parameter: click.Parameter, values: tuple[str
     metavar="PORT",
     help="0 takes a free one.",
 )
+@click.option("--certificate", type=_FILE, metavar="FILE", help="Speak https with this certificate (PEM).")
+@click.option(
+    "--private-key", type=_FILE, metavar="FILE", help="Its key, if the certificate's file has none."
+)
+@click.option(
+    "--seed",
+    "seeds",
+    type=_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Messages that it knows from the start: JSON Lines (.jsonl), JSON (.json) or CSV.",
+)
+@click.option("--strict-ids", is_flag=True, help="Answer 404 to ids that it does not know.")
 @click.option(
     "--rate-limit",
     type=click.IntRange(0),
@@ -54,6 +95,12 @@ def _every(context: click.Context, parameter: click.Parameter, values: tuple[str
     show_default=True,
     metavar="N",
     help="Requests in a second before it answers 429; 0: no limit.",
+)
+@click.option(
+    "--rate-burst",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Limit as a token bucket that holds N requests, instead of a window of a second.",
 )
 @click.option("--latency", type=Finite(0), default=0.0, metavar="SECONDS", help="Added before each answer.")
 @click.option(
@@ -68,49 +115,127 @@ def _every(context: click.Context, parameter: click.Parameter, values: tuple[str
     "--fail",
     "fails",
     multiple=True,
-    callback=_every,
-    metavar="STATUS:N",
-    help="Answer every Nth request with this status; may be given more than once.",
+    callback=_failing,
+    metavar="STATUS:N|P%",
+    help="Answer every Nth request, or P percent of them at random, with this status; may be given more than once.",
 )
 @click.option("--drop", type=click.IntRange(1), metavar="N", help="Drop the connection of every Nth request.")
 @click.option(
     "--expire-tokens", type=click.IntRange(1), metavar="N", help="Let all tokens expire at every Nth request."
 )
+@click.option(
+    "--random-seed",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="What the random choice of --fail STATUS:P% begins with.",
+)
+@click.option(
+    "--keep-requests",
+    type=click.IntRange(0),
+    default=10_000,
+    show_default=True,
+    metavar="N",
+    help="How many of the latest requests it remembers for /_sandbox/requests.",
+)
+@click.option("--log", is_flag=True, help="Write a line on standard error for each request.")
+@click.option("--no-gc", is_flag=True, help="Switch Python's garbage collector off, for measurements.")
 def sandbox(
+    *,
+    host: str,
     port: int,
+    certificate: str | None,
+    private_key: str | None,
+    seeds: tuple[str, ...],
+    strict_ids: bool,
     rate_limit: int,
+    rate_burst: int | None,
     latency: float,
     token_lifetime: float,
-    fails: tuple[Every, ...],
+    fails: tuple[Failing, ...],
     drop: int | None,
     expire_tokens: int | None,
+    random_seed: int,
+    keep_requests: int,
+    log: bool,
+    no_gc: bool,
 ) -> int:
-    """A stand-in for the API on this machine, for trying things out. It knows every message id.
+    """A stand-in for the API, for trying things out and for tests in any language.
+
+    It knows every message id, unless --strict-ids is given. Other programs can ask what arrived, add messages and
+    script faults under /_sandbox/ on the same port.
 
     Prints the environment that leads to it, one NAME=value a line, and runs until Ctrl-C.
     """
     # Here: its web server is of no use to the other commands, and takes its time to load.
     from ..sandbox import Sandbox
 
+    if rate_burst is not None and not rate_limit:
+        raise Ended("--rate-burst needs a --rate-limit", USAGE)
     box = Sandbox(
+        host=host,
         port=port,
+        ssl=_server_context(certificate, private_key),
         rate_limit=rate_limit or None,
+        rate_burst=rate_burst,
         latency=latency,
         token_lifetime=token_lifetime,
-        auto_create=True,
-        keep_requests=0,
+        auto_create=not strict_ids,
+        keep_requests=keep_requests,
+        on_request=_log if log else None,
     )
-    for fail in fails:
-        box.every(fail.number, functools.partial(box.fail_next, fail.status))
+    _seed(box, seeds)
+    for each in fails:
+        _fail(box, each, random_seed)
     if drop is not None:
         box.every(drop, box.drop_next)
     if expire_tokens is not None:
         box.every(expire_tokens, box.expire_tokens)
+    if no_gc:
+        gc.disable()
     try:
         asyncio.run(_serve(box))
     except OSError as error:
-        raise Ended(f"port {port}: {error.strerror}", USAGE) from None
+        raise Ended(f"{host} port {port}: {error.strerror}", USAGE) from None
     return 0
+
+
+def _server_context(certificate: str | None, private_key: str | None) -> ssl.SSLContext | None:
+    if certificate is None:
+        if private_key is not None:
+            raise Ended("--private-key needs a --certificate", USAGE)
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, private_key)
+    except (OSError, ssl.SSLError) as error:
+        raise Ended(f"{certificate}: {error.strerror or 'not a certificate with its key'}", USAGE) from None
+    return context
+
+
+def _seed(box: Sandbox, files: tuple[str, ...]) -> None:
+    for file in files:
+        try:
+            box.load_messages(file)
+        except (OSError, ValueError, KeyError) as error:
+            raise Ended(f"{file}: {error.args[-1]}", USAGE) from None
+
+
+def _fail(box: Sandbox, each: Failing, random_seed: int) -> None:
+    fault: Callable[[], None] = functools.partial(box.fail_next, each.status)
+    if each.share is not None:
+        box.at_random(each.share, fault, seed=random_seed)
+    elif each.number is not None:
+        box.every(each.number, fault)
+
+
+def _log(request: SandboxRequest | SandboxTokenRequest) -> None:
+    """One line for a request that is over. No query and no body: they may hold what is nobody's business."""
+    method, path = getattr(request, "method", "POST"), getattr(request, "path", "/oauth2/token")
+    shown = "".join(each if each.isprintable() else "?" for each in path)
+    status = "no answer" if request.status is None else request.status
+    say(f"{time.strftime('%H:%M:%S')} {method} {shown} {status}")
 
 
 async def _serve(box: Sandbox) -> None:
@@ -119,18 +244,6 @@ async def _serve(box: Sandbox) -> None:
         for number in not_ignored():
             asyncio.get_running_loop().add_signal_handler(number, over.set)
     async with box:
-        for name, value in environment(box).items():
+        for name, value in box.environment().items():
             put(f"{name}={value}")
         await over.wait()
-
-
-def environment(box: Sandbox) -> dict[str, str]:
-    """What leads to a sandbox, as the client reads it."""
-    options = box.client_options()
-    return {
-        "SINCH_PROJECT_ID": options["project_id"],
-        "SINCH_KEY_ID": options["key_id"],
-        "SINCH_KEY_SECRET": options["key_secret"],
-        "SINCH_CONVERSATION_ORIGIN": options["conversation_origin"],
-        "SINCH_AUTH_ORIGIN": options["auth_origin"],
-    }

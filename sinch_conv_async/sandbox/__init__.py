@@ -1,8 +1,8 @@
-"""A stand-in for the Conversation API's messages and its OAuth2 token endpoint, on one port of this machine.
+"""A stand-in for the Conversation API's messages and its OAuth2 token endpoint, on one port.
 
-It is for tests and demonstrations: it answers as the API does, keeps a record of what arrived, and misbehaves
-on request. It imports nothing else of this package, so that it cannot share the client's mistakes, and it speaks
-JSON and HTTP/1.1 as text: what goes over the wire is written here by hand.
+It is for tests and demonstrations: it answers as the API does, keeps a record of what arrived, and
+misbehaves on request. It imports nothing else of this package, so that it cannot share the client's
+mistakes, and it speaks JSON and HTTP/1.1 as text: what goes over the wire is written here by hand.
 
 It refuses to know what a client ought to do about an answer.
 """

@@ -1,7 +1,7 @@
-"""The sandbox's connections: accepting them, writing to them by hand, breaking them, and closing them all at once.
+"""The sandbox's connections: accepted, written to by hand, broken, and closed all at once.
 
-aiohttp's low-level server reads the requests. The responses are written to the transport as bytes, because a sandbox
-must be able to send what no well-made server would.
+aiohttp's low-level server reads the requests. The responses are written to the transport as bytes,
+because a sandbox must be able to send what no well-made server would.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _BACKLOG: Final = 4096
 
 
 def _quotes_no_request(record: logging.LogRecord) -> bool:
-    # aiohttp logs a malformed request with the line that it could not read, which may be the one with the
-    # credentials. (Told by the exception's module, so that `aiohttp.web` is all that is imported here.)
+    # aiohttp logs a malformed request with the line that it could not read, which may be the one
+    # with the credentials. (Told by the exception's module, so that `aiohttp.web` is all that is
+    # imported here.)
     return not record.exc_info or type(record.exc_info[1]).__module__ != "aiohttp.http_exceptions"
 
 
@@ -35,7 +36,7 @@ _log.addFilter(_quotes_no_request)
 
 
 class _Written(web.StreamResponse):
-    """Tells aiohttp that the response has been written already, and whether the connection lives on."""
+    """Tells aiohttp that the response has been written, and whether the connection lives on."""
 
     def __init__(self, *, keep_alive: bool) -> None:
         super().__init__()
@@ -137,8 +138,9 @@ class Listener:
             return
         self._peak = max(self._peak, server.peak)
         server.closing = True
-        # A connection that the loop has accepted takes two turns to get its transport, and asyncio loses it if
-        # its server is closed in between. So accept no more, then let those arrive. (Windows' loop has no readers.)
+        # A connection that the loop has accepted takes two turns to get its transport, and asyncio
+        # loses it if its server is closed in between. So accept no more, then let those arrive.
+        # (Windows' loop has no readers.)
         with contextlib.suppress(NotImplementedError):
             for each in listening.sockets:
                 asyncio.get_running_loop().remove_reader(each.fileno())
@@ -149,8 +151,8 @@ class Listener:
             task.cancel()
         for transport in tuple(server.transports.values()):
             transport.abort()
-        # aiohttp forgets a connection when its task has ended, a few turns of the loop after the abort, and has
-        # no event to tell of it.
+        # aiohttp forgets a connection when its task has ended, a few turns of the loop after the
+        # abort, and has no event to tell of it.
         while server.connections:  # noqa: ASYNC110  # closing sockets call back nobody
             await asyncio.sleep(0)
 
@@ -197,7 +199,8 @@ def reset(transport: asyncio.Transport | None) -> None:
     """Close with a TCP reset."""
     if transport is None:
         return
-    # Lingering for no time at all makes the kernel answer with RST instead of FIN; Windows' struct is shorter.
+    # Lingering for no time at all makes the kernel answer with RST instead of FIN; Windows' struct
+    # is shorter.
     linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     transport.abort()

@@ -1,7 +1,7 @@
-"""What a test tells the sandbox to do with the requests to come: scripts, recurring and random faults, held answers.
+"""What a test says about the requests to come: scripts, recurring and random faults, held answers.
 
-A script waits in the queue of the requests that it is for: all, those for one message, those of one method, or both.
-A request takes the oldest script at the head of its queues, and takes one at most.
+A script waits in the queue of the requests that it is for: all, those for one message, those of one
+method, or both. A request takes the oldest script at the head of its queues, and takes one at most.
 
 Nothing here knows a connection or a message: `server.py` carries a script out.
 """
@@ -31,7 +31,7 @@ DropPoint = Literal["before_answer", "mid_headers", "mid_body", "after_answer"]
 
 @attrs.frozen
 class Unsolicited:
-    """A second response that nobody asked for: these bytes, or one of this status; and when it follows."""
+    """A second response that nobody asked for: these bytes, or one of this status."""
 
     raw: bytes | None
     status: int
@@ -40,7 +40,10 @@ class Unsolicited:
 
 @attrs.define(eq=False, kw_only=True)
 class Script:
-    """What is to happen to the next requests. Without `response`, `raw`, `drop` or `swap` they are served as usual."""
+    """What happens to the next requests.
+
+    Without `response`, `raw`, `drop` or `swap` they are served as usual.
+    """
 
     remaining: int
     message_id: str | None = None
@@ -70,7 +73,7 @@ class Script:
 
 @attrs.define(eq=False, kw_only=True)
 class TokenScript:
-    """What is to happen to the next token requests. Only `response` and `drop` keep them from being served."""
+    """What happens to the next token requests. `response` and `drop` keep them from being served."""
 
     remaining: int
     response: Response | None = None
@@ -85,7 +88,7 @@ class TokenScript:
 
 
 class Gate:
-    """Holds back those who come while it is shut, and lets them go in the order in which they came."""
+    """Holds back those who come while it is shut, and lets them go in the order of arrival."""
 
     def __init__(self) -> None:
         self.is_shut = False
@@ -119,8 +122,9 @@ class Gate:
 class Faults(OwnThread):
     """The part of the sandbox that a test scripts.
 
-    In all scripts ``times`` is the number of requests that they hit, ``message_id`` and ``method`` restrict them to
-    requests for that message or of that method, and ``applied`` changes the message whatever the answer looks like.
+    In all scripts ``times`` is the number of requests that they hit, ``message_id`` and ``method``
+    restrict them to requests for that message or of that method, and ``applied`` changes the
+    message whatever the answer looks like.
     """
 
     def __init__(self) -> None:
@@ -133,7 +137,7 @@ class Faults(OwnThread):
 
     @property
     def pending_faults(self) -> int:
-        """How many requests the scripts that are left will still hit, the token endpoint's included."""
+        """How many requests the scripts will still hit, the token endpoint's included."""
         return self._pending()
 
     @on_its_loop
@@ -196,11 +200,13 @@ class Faults(OwnThread):
     ) -> None:
         """Answer the next requests with this status, whatever they ask.
 
-        As in every script: it hits ``times`` requests. With ``message_id`` these are requests for that message, with
-        ``method`` (``"GET"`` or ``"PATCH"``) requests of that method. Raises ValueError if ``times`` is less than 1,
-        the status is not that of a final answer, or ``body`` names no shape.
+        As in every script: it hits ``times`` requests. With ``message_id`` these are requests for
+        that message, with ``method`` (``"GET"`` or ``"PATCH"``) requests of that method. Raises
+        ValueError if ``times`` is less than 1, the status is not that of a final answer, or
+        ``body`` names no shape.
 
-        :param retry_after: the header's seconds, or its text as it is to be sent (an HTTP date, garbage).
+        :param retry_after: the header's seconds, or its text as it is to be sent (an HTTP date,
+            garbage).
         :param body: one of the shapes of :data:`ErrorBody`, or the bytes to send.
         :param content_type: instead of the shape's own; bytes are ``application/json`` otherwise.
         :param headers: more headers.
@@ -240,9 +246,9 @@ class Faults(OwnThread):
     ) -> None:
         """Close the connection of the next requests.
 
-        :param when: before a byte of the answer, halfway through its headers or its body (which promise a 200
-            for a valid request), or ``after_answer``: served as usual, with the headers of a connection that
-            is kept alive.
+        :param when: before a byte of the answer, halfway through its headers or its body (which
+            promise a 200 for a valid request), or ``after_answer``: served as usual, with the
+            headers of a connection that is kept alive.
         :param reset: with a TCP reset instead of an orderly close.
         :param applied: change the message all the same; ``after_answer`` does what the answer says.
         """
@@ -284,7 +290,7 @@ class Faults(OwnThread):
         message_id: str | None = None,
         method: str | None = None,
     ) -> None:
-        """Serve the next requests as usual, but send the answer's body byte by byte with this pause after each."""
+        """Serve the next requests as usual, but send the body byte by byte with this pause."""
         check_seconds("seconds_per_byte", seconds_per_byte)
         self._script(
             Script(remaining=times, message_id=message_id, method=method, seconds_per_byte=seconds_per_byte)
@@ -318,7 +324,7 @@ class Faults(OwnThread):
         method: str | None = None,
         applied: bool = False,
     ) -> None:
-        """Answer the next requests with a 200 that belongs to another message, one that was not asked for."""
+        """Answer the next requests with a 200 that belongs to another message."""
         self._script(
             Script(remaining=times, message_id=message_id, method=method, applied=applied, swap=True)
         )
@@ -333,13 +339,13 @@ class Faults(OwnThread):
         message_id: str | None = None,
         method: str | None = None,
     ) -> None:
-        """Serve the next requests as usual, then write a second, complete answer that nobody asked for.
+        """Serve the next requests as usual, then write a complete answer that nobody asked for.
 
-        :param raw: the second answer's bytes; without them it has this ``status``, and for 200 it is
-            one more answer for the same message.
-        :param after: seconds between the two, so that the connection is idle by then; with 0 they leave together.
-            :meth:`Sandbox.wait_for_unsolicited` tells when the second has been written. (If the connection is
-            closed by then, it is lost.)
+        :param raw: the second answer's bytes; without them it has this ``status``, and for 200 it
+            is one more answer for the same message.
+        :param after: seconds between the two, so that the connection is idle by then; with 0 they
+            leave together. :meth:`Sandbox.wait_for_unsolicited` tells when the second has been
+            written. (If the connection is closed by then, it is lost.)
         """
         check_seconds("after", after)
         scripted(status, "empty")  # refuses a status that is not possible
@@ -350,10 +356,11 @@ class Faults(OwnThread):
 
     @on_its_loop
     def every(self, number: int, fault: Callable[[], None]) -> None:
-        """Call ``fault`` with every so many requests to the API, before anything else is done with that request.
+        """Call ``fault`` with every so many requests to the API.
 
-        ``sandbox.every(100, lambda: sandbox.fail_next(503))`` answers every hundredth request with 503,
-        ``sandbox.every(1000, sandbox.expire_tokens)`` lets a token serve for 999.
+        It is called before anything else is done with that request:
+        ``sandbox.every(100, lambda: sandbox.fail_next(503))`` answers every hundredth request with
+        503, ``sandbox.every(1000, sandbox.expire_tokens)`` lets a token serve for 999.
         """
         if number < 1:
             raise ValueError("number must be 1 or more")
@@ -361,11 +368,12 @@ class Faults(OwnThread):
 
     @on_its_loop
     def at_random(self, share: float, fault: Callable[[], None], *, seed: int = 0) -> None:
-        """Call ``fault`` with this share of the requests to the API, chosen at random, before anything else is done.
+        """Call ``fault`` with this share of the requests to the API, chosen at random.
 
-        ``sandbox.at_random(0.01, lambda: sandbox.fail_next(429))`` answers 1 % of the requests with 429, whatever the
-        pace. The same ``seed`` chooses the same requests, by the order of their arrival. Raises ValueError unless
-        ``share`` is between 0 and 1.
+        It is called before anything else is done with such a request:
+        ``sandbox.at_random(0.01, lambda: sandbox.fail_next(429))`` answers 1 % of the requests with
+        429, whatever the pace. The same ``seed`` chooses the same requests, by the order of their
+        arrival. Raises ValueError unless ``share`` is between 0 and 1.
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share must be between 0 and 1, not {share}")
@@ -386,7 +394,8 @@ class Faults(OwnThread):
     ) -> None:
         """Answer the next token requests with this status.
 
-        :param error: an OAuth error code (RFC 6749, section 5.2), such as ``invalid_client``, in a JSON body.
+        :param error: an OAuth error code (RFC 6749, section 5.2), such as ``invalid_client``, in a
+            JSON body.
         :param retry_after: the header's seconds, or its text as it is to be sent.
         :param body: the body to send instead; without it and ``error`` there is none.
         """
@@ -409,12 +418,13 @@ class Faults(OwnThread):
         """Answer the next good token requests with 200 and just these fields.
 
         An ``access_token`` among them that is text is accepted afterwards, for ``token_lifetime``,
-        whatever ``expires_in`` says. Floats that JSON does not have are sent as Python writes them (``NaN``).
+        whatever ``expires_in`` says. Floats that JSON does not have are sent as Python writes them
+        (``NaN``).
         """
         self._token_script(TokenScript(remaining=times, fields=dict(fields)))
 
     def redirect_next_token(self, status: int, location: str, *, times: int = 1) -> None:
-        """Answer the next token requests with a redirect to ``location``, which is sent as it is."""
+        """Answer the next token requests with a redirect to ``location``, sent as it is."""
         response = scripted(status, "empty", None, (("Location", location),))
         self._token_script(TokenScript(remaining=times, response=response))
 

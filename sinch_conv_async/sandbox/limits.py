@@ -1,4 +1,4 @@
-"""How many requests are let through: the project's window of a second, and a token bucket. Both are pure."""
+"""How many requests are let through: a window of a second, and a token bucket. Both are pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Window:
     _arrivals: deque[float] = attrs.field(factory=deque[float], init=False, repr=False)
 
     def admits(self, now: float) -> bool:
-        """Count a request, unless the second before it already holds as many as the limit allows."""
+        """Count a request, unless the second before it holds as many as the limit allows."""
         arrivals = self._arrivals
         while arrivals and arrivals[0] <= now - 1.0:
             arrivals.popleft()

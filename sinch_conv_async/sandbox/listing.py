@@ -1,12 +1,15 @@
 """The list of messages: its query, its filters, its order and its pages.
 
-The list is newest first by ``accept_time``; messages of one time are ordered by id, the greater first. An
-``accept_time`` without an offset counts as UTC, and a text that is no time counts as the oldest.
+The list is newest first by ``accept_time``; messages of one time are ordered by id, the greater
+first. An ``accept_time`` without an offset counts as UTC, and a text that is no time counts as the
+oldest.
 
-A page token holds the place of the last message that was given, so a message that is added meanwhile moves nothing
-and no token is ever forgotten. It also holds a checksum of the filters: with others it gets 400.
+A page token holds the place of the last message that was given, so a message that is added
+meanwhile moves nothing and no token is ever forgotten. It also holds a checksum of the filters:
+with others it gets 400.
 
-Nothing is known of the service's own page tokens; these are of the sandbox's making, and opaque to a client.
+Nothing is known of the service's own page tokens; these are of the sandbox's making, and opaque to
+a client.
 """
 
 from __future__ import annotations
@@ -125,7 +128,7 @@ _PARAMETERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
 
 
 def source_complaint(query: str) -> Response | None:
-    """The 400 for a ``messages_source`` that is not valid: the one parameter of the operations on one message."""
+    """The 400 for a ``messages_source`` that is not valid: one message takes no other parameter."""
     try:
         source = _once(query).get("messages_source")
         if source is not None:

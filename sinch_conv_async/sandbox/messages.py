@@ -1,16 +1,18 @@
-"""The messages that the sandbox knows, and their JSON; what an update may hold."""
+"""The messages that the sandbox knows, their JSON, a file of them, and what an update may hold."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, cast
 
 import attrs
 
 from .responses import JSON, Response, invalid, is_unicode, media_type
 
-__all__ = ["SandboxMessage", "message_fields", "read_metadata"]
+__all__ = ["SandboxMessage", "attributes_of", "message_fields", "read_file", "read_metadata"]
 
 # "Up to 1024 characters long", the specification says of the response's field.
 _MAX_METADATA: Final = 1024
@@ -20,11 +22,13 @@ _MAX_METADATA: Final = 1024
 class SandboxMessage:
     """A message that the sandbox knows; change its attributes at will, the next answer shows them.
 
-    The attributes are the fields of the API's answer. ``direction`` decides whether the answer carries an
-    ``app_message`` (``TO_CONTACT``) or a ``contact_message`` (anything else), with ``text`` in it.
+    The attributes are the fields of the API's answer. ``direction`` decides whether the answer
+    carries an ``app_message`` (``TO_CONTACT``) or a ``contact_message`` (anything else), with
+    ``text`` in it.
 
     ``extra`` is laid over the answer's fields as it is, to add some or to give them odd values;
-    the fields named in ``omit`` are left out. ``updates`` counts how often the metadata was written.
+    the fields named in ``omit`` are left out. ``updates`` counts how often the metadata was
+    written.
     """
 
     id: str
@@ -76,7 +80,7 @@ def message_fields(message: SandboxMessage, metadata: str | None) -> dict[str, A
 
 
 def read_metadata(content_type: str | None, body: bytes) -> tuple[str | None, Response | None]:
-    """The metadata in an update's body, if it holds text of that name, and the 400 for a body that is not valid."""
+    """The metadata in an update's body, None without any, and the 400 for an invalid body."""
     if content_type != JSON and media_type(content_type) != JSON:
         return None, invalid("body", "Content-Type must be application/json.")
     try:
@@ -91,3 +95,79 @@ def read_metadata(content_type: str | None, body: bytes) -> tuple[str | None, Re
     if not is_unicode(metadata):
         return metadata, invalid("metadata", "Not Unicode text.")
     return metadata, None
+
+
+# Attributes of a message that are text, under their own names.
+_TEXTS: Final = frozenset(
+    {
+        *("id", "metadata", "project_id", "accept_time", "channel", "identity", "app_id", "contact_id"),
+        *("conversation_id", "direction", "sender_id", "processing_mode", "text"),
+    }
+)
+
+
+def attributes_of(fields: object) -> dict[str, Any]:
+    """The attributes of a :class:`SandboxMessage` in a JSON object.
+
+    It holds attributes under their own names, or what the API answers: then ``channel_identity`` is
+    taken apart, and ``app_message`` or ``contact_message`` becomes part of ``extra``.
+    ``message_id`` may stand for ``id``. Raises ValueError for anything else: a name that no message
+    has is likely a slip.
+    """
+    _check(isinstance(fields, dict), "a message is a JSON object")
+    given = dict(cast("dict[str, Any]", fields))
+    if "message_id" in given:
+        given["id"] = given.pop("message_id")
+    identity = given.pop("channel_identity", {})
+    _check(isinstance(identity, dict), "channel_identity must be an object")
+    given = cast("dict[str, Any]", identity) | given
+    bodies = {name: given.pop(name) for name in ("app_message", "contact_message") if name in given}
+    extra = given.pop("extra", {})
+    omit = given.pop("omit", [])
+    injected = given.pop("injected", False)
+    for name, value in given.items():
+        _check(name in _TEXTS, f"a message has no attribute {name!r}")
+        _check(isinstance(value, str), f"{name} must be text")
+    _check(bool(given.get("id")), "a message needs an id")
+    _check(isinstance(extra, dict), "extra must be an object")
+    _check(
+        isinstance(omit, list) and all(isinstance(each, str) for each in omit), "omit must be a list of texts"
+    )
+    _check(isinstance(injected, bool), "injected must be true or false")
+    return given | {"extra": cast("dict[str, Any]", extra) | bodies, "omit": omit, "injected": injected}
+
+
+def _check(fits: bool, complaint: str) -> None:
+    if not fits:
+        raise ValueError(complaint)
+
+
+def read_file(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The attributes of the messages in a file.
+
+    It is JSON Lines (``.jsonl``, ``.ndjson``), a JSON array (``.json``) or CSV, whose first line
+    names the columns. Raises ValueError with the number of the record that is
+    not valid.
+    """
+    path = Path(path)
+    number = 0
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        records: Iterator[Mapping[str, Any] | Any]
+        if path.suffix in (".jsonl", ".ndjson"):
+            records = (json.loads(line) for line in file if not line.isspace())
+        elif path.suffix == ".json":
+            document: object = json.load(file)
+            if not isinstance(document, list):
+                raise ValueError("a .json file must hold a list of messages")
+            records = iter(document)
+        else:
+            records = csv.DictReader(file, strict=True)
+        while True:
+            number += 1
+            try:
+                fields = next(records)
+                yield attributes_of(fields)
+            except StopIteration:
+                return
+            except (ValueError, TypeError, csv.Error) as error:
+                raise ValueError(f"record {number}: {error}") from None

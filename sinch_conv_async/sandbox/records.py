@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 class ClientOptions(TypedDict):
-    """What ``ConversationClient(**options)`` takes to speak to a sandbox instead of the real service."""
+    """What ``ConversationClient(**options)`` takes to speak to a sandbox."""
 
     project_id: str
     key_id: str
@@ -27,10 +27,11 @@ class ClientOptions(TypedDict):
 class SandboxRequest:
     """One request to the API as it arrived, and what became of it.
 
-    ``time`` is the arrival in seconds of the sandbox's monotonic clock. ``message_id`` is None for a list.
-    ``metadata`` is None if the body holds no text of that name. ``status`` is None until the request is answered,
-    and stays None if it never is (a dropped connection, a cut answer). ``applied`` tells whether the message was
-    changed, answered or not. ``headers`` (names in lower case) are kept only by ``Sandbox(keep_headers=True)``.
+    ``time`` is the arrival in seconds of the sandbox's monotonic clock. ``message_id`` is None for
+    a list. ``metadata`` is None if the body holds no text of that name. ``status`` is None until
+    the request is answered, and stays None if it never is (a dropped connection, a cut answer).
+    ``applied`` tells whether the message was changed, answered or not. ``headers`` (names in lower
+    case) are kept only by ``Sandbox(keep_headers=True)``.
     """
 
     number: int
@@ -41,7 +42,8 @@ class SandboxRequest:
     query: str = attrs.field(repr=False)
     metadata: str | None = attrs.field(repr=False)
     headers: dict[str, str] | None = attrs.field(repr=False)
-    # Only if it is not the usual path of the two ids: one string less for each of a million records.
+    # Only if it is not the usual path of the two ids: one string less for each of a million
+    # records.
     _path: str | None = attrs.field(repr=False, alias="path")
     status: int | None = None
     applied: bool = False
@@ -62,8 +64,8 @@ class SandboxRequest:
 class SandboxTokenRequest:
     """One request to the token endpoint as it arrived.
 
-    ``key_id`` is the user name of its Basic credentials, or None without any. ``status`` is None until the request
-    is answered, and stays None if it never is.
+    ``key_id`` is the user name of its Basic credentials, or None without any. ``status`` is None
+    until the request is answered, and stays None if it never is.
     """
 
     number: int

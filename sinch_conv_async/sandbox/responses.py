@@ -36,8 +36,9 @@ __all__ = [
 ]
 
 ErrorBody = Literal["envelope", "flat", "problem", "html", "text", "empty", "string"]
-"""The shapes in which errors have been seen: the documented ``{"error": {...}}``, the same without ``error``,
-an RFC 9457 problem document, a gateway's HTML page or line of text, no body, and ``{"error": "text"}``."""
+"""The shapes in which errors have been seen: the documented ``{"error": {...}}``, the same without
+``error``, an RFC 9457 problem document, a gateway's HTML page or line of text, no body, and
+``{"error": "text"}``."""
 
 JSON: Final = "application/json"
 _PROBLEM: Final = "application/problem+json"
@@ -63,7 +64,7 @@ _STATUS_WORDS: Final = {
 
 @attrs.frozen
 class Response:
-    """One response before it is encoded. The body stays out of the repr: it may hold metadata or a token."""
+    """One response before it is encoded. Its body may hold a token, so no repr shows it."""
 
     status: int
     body: bytes = attrs.field(default=b"", repr=False)
@@ -139,9 +140,10 @@ def scripted(
     content_type: str | None = None,
     headers: tuple[tuple[str, str], ...] = (),
 ) -> Response:
-    """A response that a test asks for, usually an error; a 200 with a gateway's page has been seen too.
+    """A response that a test asks for, usually an error.
 
-    Raises ValueError for a status that ends no exchange, and for a shape that is not an :data:`ErrorBody`.
+    Raises ValueError for a status that ends no exchange, and for a shape that is not an
+    :data:`ErrorBody`.
     """
     if not 200 <= status <= 599:
         raise ValueError(f"status must be that of a final answer, 200 to 599, not {status}")

@@ -1,7 +1,8 @@
 """The sandbox itself: what a user makes, starts and asks, and how it serves a request.
 
-`faults.py` holds what a test has scripted, `tokens.py` who may do what, `messages.py` and `listing.py` what is
-answered, `connections.py` how bytes leave. This file puts them together in the order that :class:`Sandbox` promises.
+`faults.py` holds what a test has scripted, `tokens.py` who may do what, `messages.py` and
+`listing.py` what is answered, `connections.py` how bytes leave. This file puts them together in the
+order that :class:`Sandbox` promises.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import secrets
 import ssl as tls
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -22,9 +24,10 @@ import attrs
 from aiohttp import web
 
 from .connections import CLOSED, KEPT, Listener, reset, trickle, write
+from .control import CONTROL_PATH, control
 from .faults import Faults, Script, TokenScript, Unsolicited, check_seconds
 from .listing import Listing, source_complaint
-from .messages import SandboxMessage, message_fields, read_metadata
+from .messages import SandboxMessage, message_fields, read_file, read_metadata
 from .records import ClientOptions, SandboxRequest, SandboxTokenRequest, Tally, remember
 from .responses import (
     NO_SUCH_MESSAGE,
@@ -54,20 +57,22 @@ _LOOPBACK_OF: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # 
 class Sandbox(Faults, Access):
     """A Conversation API of one's own for tests: ``async with Sandbox() as sandbox``.
 
-    It serves, on one port, ``PATCH`` and ``GET /v1/projects/{project_id}/messages/{message_id}``, the list at
-    ``GET /v1/projects/{project_id}/messages`` with its filters and page tokens, and ``POST /oauth2/token``.
+    It serves, on one port, ``PATCH`` and ``GET /v1/projects/{project_id}/messages/{message_id}``,
+    the list at ``GET /v1/projects/{project_id}/messages`` with its filters and page tokens, and
+    ``POST /oauth2/token``.
 
     :param project_id: the project it starts with; :meth:`add_project` adds others.
     :param key_id: the access key of that project, made up unless given.
     :param key_secret: the key's secret, likewise.
-    :param rate_limit: requests that the project may send in any window of one second, from all connections together,
-        counted as they arrive; beyond it they get 429 without Retry-After, and are not counted. None (default): no
-        limit. The real service allows 800.
-    :param rate_burst: makes the rate limit a token bucket: so many requests at once, and ``rate_limit`` a second
-        from then on. None (default): a window of one second.
+    :param rate_limit: requests that the project may send in any window of one second, from all
+        connections together, counted as they arrive; beyond it they get 429 without Retry-After,
+        and are not counted. None (default): no limit. The real service allows 800.
+    :param rate_burst: makes the rate limit a token bucket: so many requests at once, and
+        ``rate_limit`` a second from then on. None (default): a window of one second.
     :param token_lifetime: seconds a token is good for, by a monotonic clock.
     :param token_burst: requests that the token endpoint allows at once,
-    :param token_rate: and a second from then on; beyond it they get 429 without Retry-After. None: no limit.
+    :param token_rate: and a second from then on; beyond it they get 429 without Retry-After. None:
+        no limit.
     :param latency: seconds added before each answer of the API. May be changed at any time.
     :param host: the address to listen on.
     :param port: the port to listen on; 0 (default) takes a free one.
@@ -77,7 +82,8 @@ class Sandbox(Faults, Access):
         ``token_requests``; None (default): all.
     :param keep_headers: remember the headers of API requests too, credentials included.
     :param clock: what arrivals, rate limits and lifetimes are measured with, in seconds.
-    :param on_request: called with each :class:`SandboxRequest` and :class:`SandboxTokenRequest` when it is over.
+    :param on_request: called with each :class:`SandboxRequest` and :class:`SandboxTokenRequest`
+        when it is over.
 
     Raises ValueError for an argument that makes no sense, such as a negative latency.
 
@@ -87,29 +93,34 @@ class Sandbox(Faults, Access):
         The messages it knows (:class:`SandboxMessage`), by id.
     ``requests``, ``token_requests``
         What arrived at the API (:class:`SandboxRequest`) and at the token endpoint
-        (:class:`SandboxTokenRequest`), oldest first. Plain lists: clear them at will, the numbering goes on.
+        (:class:`SandboxTokenRequest`), oldest first. Plain lists: clear them at will, the numbering
+        goes on.
     ``next_token``
         The text of the next token to be issued, used once. None: a random one.
     ``updates_applied``, ``peak_in_flight``
-        How many updates changed a message, and how many API requests waited for their answer at most.
+        How many updates changed a message, and how many API requests waited for their answer at
+        most.
 
     A request is dealt with in this order:
 
-    1. It is recorded once it has arrived in full. What is due with it (:meth:`every`, :meth:`at_random`) is done.
-       The oldest script that fits it (``fail_next`` and its like) is taken: each request takes one at most, and
-       takes it on arrival.
-    2. If no script replaces the answer: an unknown path gets 404 and another method 405; bad credentials get 401,
-       those of another project 403; what is then too fast gets 429. Only requests that come this far, and are not
-       refused here, count against ``rate_limit``.
-    3. It waits while answers are held (:meth:`hold`), and for ``latency`` and its script's delay. Credentials are
-       looked at again after a wait, so that a token which expires meanwhile gets 401.
-    4. The body and the query are checked (400), the message is looked up (404), changed, and answered (200).
-       A caller who has gone by then does not keep the message from being changed, as with any server.
+    1. It is recorded once it has arrived in full. What is due with it (:meth:`every`,
+       :meth:`at_random`) is done. The oldest script that fits it (``fail_next`` and its like) is
+       taken: each request takes one at most, and takes it on arrival.
+    2. If no script replaces the answer: an unknown path gets 404 and another method 405; bad
+       credentials get 401, those of another project 403; what is then too fast gets 429. Only
+       requests that come this far, and are not refused here, count against ``rate_limit``.
+    3. It waits while answers are held (:meth:`hold`), and for ``latency`` and its script's delay.
+       Credentials are looked at again after a wait, so that a token which expires meanwhile gets
+       401.
+    4. The body and the query are checked (400), the message is looked up (404), changed, and
+       answered (200). A caller who has gone by then does not keep the message from being changed,
+       as with any server.
 
-    ``async with`` starts it on the event loop that runs. A plain ``with`` starts it in a thread of its own, for
-    synchronous code; all methods may be called from other threads then, and :meth:`run` waits for the ones that are
-    coroutines. Closing it resets its connections; started again, it listens on the same port, so that the two
-    together make an outage. All else is kept over the pause.
+    ``async with`` starts it on the event loop that runs. A plain ``with`` starts it in a thread of
+    its own, for synchronous code; all methods may be called from other threads then, and
+    :meth:`run` waits for the ones that are coroutines. Closing it resets its connections; started
+    again, it listens on the same port, so that the two together make an outage. All else is kept
+    over the pause.
     """
 
     def __init__(
@@ -179,7 +190,7 @@ class Sandbox(Faults, Access):
 
     @property
     def latency(self) -> float:
-        """Seconds added before each answer of the API. Raises ValueError if it is set to less than 0."""
+        """Seconds added before each answer of the API. Less than 0 raises ValueError."""
         return self._latency
 
     @latency.setter
@@ -190,15 +201,20 @@ class Sandbox(Faults, Access):
     # Its life.
 
     async def start(self) -> None:
-        """Listen. Does nothing if it listens already; after :meth:`close`, takes the same port again.
+        """Listen. Does nothing if it listens already.
 
-        Raises OSError if the port is taken.
+        After :meth:`close` it takes the same port again. Raises OSError if the port is taken.
         """
         await self._listener.open()
 
     async def close(self) -> None:
         """Stop listening and abort every connection, at once. Closing twice is fine."""
         await self._listener.close()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it listens."""
+        return self._listener.is_open
 
     async def serve_forever(self) -> None:
         """Start, serve until cancelled, and close: a program's main coroutine."""
@@ -210,7 +226,7 @@ class Sandbox(Faults, Access):
 
     @property
     def port(self) -> int:
-        """The port it listens on, or did before it was closed. Raises RuntimeError before the first start."""
+        """The port it listens on, or did before its close. RuntimeError before the first start."""
         if not self._listener.port:
             raise RuntimeError("the sandbox has no port before it is started")
         return self._listener.port
@@ -237,9 +253,10 @@ class Sandbox(Faults, Access):
         return self.origin
 
     def client_options(self, project_id: str | None = None) -> ClientOptions:
-        """The keyword arguments that make a ``ConversationClient`` speak to this sandbox, the secret included.
+        """The keyword arguments that make a ``ConversationClient`` speak to this sandbox.
 
-        For the project it was made with, unless another is named. Raises KeyError for an unknown project.
+        The secret is one of them.         For the project it was made with, unless another is
+        named. Raises KeyError for an unknown project.
         """
         project = self._projects[self._default_project_id if project_id is None else project_id]
         return {
@@ -251,9 +268,10 @@ class Sandbox(Faults, Access):
         }
 
     def environment(self, project_id: str | None = None) -> dict[str, str]:
-        """The environment variables that lead ``ConversationClient.from_env()`` and the commands to this sandbox.
+        """The environment variables that lead to this sandbox.
 
-        They hold what :meth:`client_options` holds, under the names ``SINCH_PROJECT_ID`` and so on.
+        ``ConversationClient.from_env()`` and the commands read them. They hold what
+        :meth:`client_options` holds, under the names ``SINCH_PROJECT_ID`` and so on.
         """
         options = self.client_options(project_id)
         return {f"SINCH_{name.upper()}": str(value) for name, value in options.items()}
@@ -275,8 +293,8 @@ class Sandbox(Faults, Access):
     ) -> SandboxMessage:
         """Add a message to a project (the first one, unless another is named), and return it.
 
-        Its other fields are attributes of what is returned. ``accept_time`` is now unless given. A message of the
-        same id is replaced. Raises KeyError for an unknown project.
+        Its other fields are attributes of what is returned. ``accept_time`` is now unless given. A
+        message of the same id is replaced. Raises KeyError for an unknown project.
         """
         project = self._projects[self._default_project_id if project_id is None else project_id]
         message = self.messages[message_id] = SandboxMessage(
@@ -291,6 +309,35 @@ class Sandbox(Faults, Access):
             omit=omit,
         )
         return message
+
+    @on_its_loop
+    def add_messages(self, messages: Iterable[Mapping[str, Any]]) -> int:
+        """Add messages, each a mapping of :class:`SandboxMessage` attributes; return their number.
+
+        ``project_id`` is the first project unless given, ``accept_time`` now. Raises KeyError for
+        an unknown project; then none is added.
+        """
+        now = timestamp(time.time())
+        usual = {"project_id": self._default_project_id, "accept_time": now}
+        found = [SandboxMessage(**{**usual, **attributes}) for attributes in messages]
+        for message in found:
+            if message.project_id not in self._projects:
+                raise KeyError(f"there is no project {message.project_id!r}")
+        self.messages.update((message.id, message) for message in found)
+        return len(found)
+
+    def load_messages(self, path: str | Path) -> int:
+        """Add the messages of a file, and return their number.
+
+        The file's ending says what it is: ``.jsonl`` and ``.ndjson`` hold one JSON object a line,
+        ``.json`` a list of them, everything else is CSV, whose first line names the columns. The
+        names are attributes of :class:`SandboxMessage` (``message_id`` may stand for ``id``), or
+        the fields that the API answers with.
+
+        Raises ValueError with the number of the record that is not valid, KeyError for an unknown
+        project, and OSError if the file cannot be read. Then no message is added.
+        """
+        return self.add_messages(read_file(path))
 
     @property
     def open_connections(self) -> int:
@@ -316,14 +363,14 @@ class Sandbox(Faults, Access):
         await self._there(self._token_requests_arrived.reaches(number))
 
     async def wait_for_unsolicited(self, number: int) -> None:
-        """Return as soon as so many unsolicited answers have been written since the sandbox was made."""
+        """Return as soon as so many unsolicited answers have been written in all."""
         await self._there(self._unsolicited.reaches(number))
 
     # What it does at once.
 
     @on_its_loop
     def send_unsolicited(self, raw: bytes | None = None, *, status: int = 200) -> int:
-        """Write an answer that nobody asked for on every idle connection now, and return their number."""
+        """Write an answer that nobody asked for on every idle connection; return their number."""
         idle = self._listener.idle()
         for transport in idle:
             self._write_unsolicited(transport, self._unasked(Unsolicited(raw, status, 0), None))
@@ -342,7 +389,7 @@ class Sandbox(Faults, Access):
 
     @on_its_loop
     def clear_faults(self) -> None:
-        """Forget every script that has not been used up or comes again, the token endpoint's included.
+        """Forget every script, also those that come again and the token endpoint's.
 
         Tokens are accepted again after :meth:`refuse_tokens`.
         """
@@ -359,6 +406,10 @@ class Sandbox(Faults, Access):
         path, _, query = request.raw_path.partition("?")
         if path == _OAUTH2_PATH:
             return await self._serve_token(request, body)
+        if path.startswith(CONTROL_PATH):
+            rest = path.removeprefix(CONTROL_PATH)
+            content_type = request.headers.get("Content-Type")
+            return _write_plainly(request, control(self, request.method, rest, query, content_type, body))
         return await self._serve_api(request, path, query, body)
 
     async def _serve_api(
@@ -380,7 +431,7 @@ class Sandbox(Faults, Access):
             self._tell(exchange.record)
 
     def _arrive(self, request: web.BaseRequest, path: str, query: str, body: bytes) -> _Exchange:
-        """Record a request, let the faults happen that are due with it, and decide whether it is refused."""
+        """Record a request, let due faults happen, and decide whether it is refused."""
         headers = request.headers
         project_id, message_id = self._route(path)
         metadata, complaint = None, None
@@ -407,7 +458,7 @@ class Sandbox(Faults, Access):
         return exchange
 
     def _route(self, path: str) -> tuple[str | None, str | None]:
-        """The project and the message that a path names. A list names no message, another path neither."""
+        """The project and the message that a path names, or None. A list names no message."""
         match = _PATH.fullmatch(path)
         if match is None:
             return None, None
@@ -504,7 +555,7 @@ class Sandbox(Faults, Access):
         return CLOSED
 
     async def _give(self, exchange: _Exchange, response: Response) -> web.StreamResponse:
-        """Write a response as its script says: at once, slowly, with a second one, or as the last."""
+        """Write a response as its script says: at once, slowly, with a second, or as the last."""
         request, record, script = exchange.request, exchange.record, exchange.script
         keep_alive = request.keep_alive
         head, body = encode(response, f"{record.number:032x}", now=time.time(), close=not keep_alive)
@@ -595,12 +646,12 @@ class Sandbox(Faults, Access):
                 content_type = request.headers.get("Content-Type")
                 response = self._issue(request.method, content_type, body, key, script.fields)
             record.status = response.status
-            return _write_token_response(request, response, record.number)
+            return _write_plainly(request, response, record.number)
         finally:
             self._tell(record)
 
     def _tell(self, record: SandboxRequest | SandboxTokenRequest) -> None:
-        """Hand a request that is over to the user's function. An error of it is logged, and changes no answer."""
+        """Hand a request that is over to the user's function, whose errors are only logged."""
         if self._on_request is None:
             return
         try:
@@ -613,8 +664,8 @@ class Sandbox(Faults, Access):
 class _Exchange:
     """A request on its way through the sandbox.
 
-    `complaint` is the 400 for what it holds, `refusal` the response of a request that is not served, and `response`
-    the one that was made before its script's delay.
+    `complaint` is the 400 for what it holds, `refusal` the response of a request that is not
+    served, and `response` the one that was made before its script's delay.
     """
 
     request: web.BaseRequest
@@ -636,7 +687,7 @@ def _unserved(record: SandboxRequest) -> Response | None:
     return envelope(405, f"Served here: {words}.", headers=(("Allow", words),))
 
 
-def _write_token_response(request: web.BaseRequest, response: Response, number: int) -> web.StreamResponse:
+def _write_plainly(request: web.BaseRequest, response: Response, number: int = 0) -> web.StreamResponse:
     keep_alive = request.keep_alive
     head, content = encode(response, f"{number:032x}", now=time.time(), close=not keep_alive)
     write(request.transport, head + (b"" if request.method == "HEAD" else content))

@@ -1,8 +1,9 @@
-"""A server that runs either on the event loop that started it or, for synchronous code, in a thread of its own.
+"""A server that runs on the event loop that started it, or in a thread of its own.
 
-``async with`` starts it on the running loop. A plain ``with`` makes a thread with a loop of its own and starts it
-there. Then every method that changes the server is carried over to that loop (:func:`on_its_loop`), and the caller
-waits until it has been done: what a test has said holds for the next request.
+``async with`` starts it on the running loop. A plain ``with`` makes a thread with a loop of its own
+and starts it there. Then every method that changes the server is carried over to that loop
+(:func:`on_its_loop`), and the caller waits until it has been done: what a test has said holds for
+the next request.
 """
 
 from __future__ import annotations
@@ -49,9 +50,14 @@ class OwnThread:
     ) -> None:
         await self.close()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started, and not closed."""
+        raise NotImplementedError
+
     def __enter__(self) -> Self:
-        if self._thread is not None:
-            raise RuntimeError("it runs in a thread of its own already")
+        if self._thread is not None or self.is_running:
+            raise RuntimeError("it runs already")
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name=type(self).__name__, daemon=True)
         thread.start()
@@ -84,10 +90,11 @@ class OwnThread:
         loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, _T], *, timeout: float | None = None) -> _T:
-        """The result of a coroutine of this object, for synchronous code: ``sandbox.run(sandbox.wait_for_requests(2))``.
+        """The result of a coroutine of this object, for synchronous code.
 
-        It blocks the calling thread. Raises TimeoutError after ``timeout`` seconds, and RuntimeError unless a plain
-        ``with`` has started it.
+        ``sandbox.run(sandbox.wait_for_requests(2))`` is an example. It blocks the calling thread.
+        Raises TimeoutError after ``timeout`` seconds, and RuntimeError unless a plain ``with`` has
+        started it.
         """
         if self._loop is None or threading.current_thread() is self._thread:
             coroutine.close()

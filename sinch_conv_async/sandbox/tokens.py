@@ -1,6 +1,7 @@
 """Who may do what: access keys, projects, and the tokens that the OAuth2 token endpoint issues.
 
-It knows no connection. Time comes from the sandbox's clock; only the text "Jwt expired at ..." tells the real time.
+It knows no connection. Time comes from the sandbox's clock; only the text "Jwt expired at ..."
+tells the real time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .thread import OwnThread, on_its_loop
 __all__ = ["Access", "Key", "Project", "TokenRefusal", "check_word"]
 
 TokenRefusal = Literal["expired", "revoked"]
-"""The two forms of a 401: with ``Jwt expired at ...`` in a Bearer challenge, or as a problem document."""
+"""The two forms of a 401: ``Jwt expired at ...`` in a Bearer challenge, or a problem document."""
 
 
 @attrs.define(eq=False)
@@ -100,8 +101,9 @@ class Access(OwnThread):
     ) -> None:
         """Add a project with its access key and its rate limit, in requests a second.
 
-        ``rate_limit`` and ``rate_burst`` mean what they mean for the sandbox. A key that is known already opens this
-        project too. Raises ValueError if the project exists, or if the key has another secret.
+        ``rate_limit`` and ``rate_burst`` mean what they mean for the sandbox. A key that is known
+        already opens this project too. Raises ValueError if the project exists, or if the key has
+        another secret.
         """
         if project_id in self._projects:
             raise ValueError(f"project {project_id!r} exists already")
@@ -118,7 +120,8 @@ class Access(OwnThread):
     def rotate_secret(self, key_id: str, new_secret: str) -> None:
         """Give a key another secret; the old one gets ``invalid_client`` from now on.
 
-        Tokens that were issued stay good; :meth:`revoke_tokens` ends them. Raises KeyError for an unknown key.
+        Tokens that were issued stay good; :meth:`revoke_tokens` ends them. Raises KeyError for an
+        unknown key.
         """
         self._keys[key_id].secret = new_secret
 
@@ -131,7 +134,7 @@ class Access(OwnThread):
 
     @on_its_loop
     def revoke_tokens(self) -> None:
-        """Withdraw every token issued so far: 401 as a problem document, its challenge ``Basic realm="Realm"``."""
+        """Withdraw every token issued so far: 401 as a problem document with a Basic challenge."""
         for token in self._tokens.values():
             token.revoked = True
 

@@ -1183,7 +1183,7 @@ async def test_a_port_that_is_taken_is_said(sandbox: Sandbox, tmp_path: Path) ->
 def test_a_fault_that_is_none_is_refused(fail: str, here: Here) -> None:
     ended = here("sandbox", "--fail", fail)
     assert ended.code == 2
-    assert "STATUS:N, such as 503:100" in ended.err
+    assert "STATUS:N or STATUS:P%, such as 503:100 or 429:1%" in ended.err
 
 
 async def test_the_demo_loses_nothing(tmp_path: Path) -> None:
