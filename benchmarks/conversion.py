@@ -44,7 +44,7 @@ def measure(plan: Plan) -> Measurement:
             Goal(
                 text="an answer's bytes to ConversationMessage against json.loads",
                 figure=process.ratio(results["sinch-conv-async"], base, "us"),
-                bound=2.0,
+                bound=2.5,
             )
         ],
         plot=Plot(

@@ -118,17 +118,23 @@ class MetadataUpdate:
 
 
 @attrs.frozen
-class Updated:
-    """The outcome of an update that was applied: ``message`` as the API answers it.
-
-    ``attempts`` counts the HTTP exchanges that it took.
-    """
+class _Done:
+    """What the outcomes that are ``ok`` have in common."""
 
     update: MetadataUpdate
     message: ConversationMessage
     error: None = None
     attempts: int = 0
     ok: ClassVar[Literal[True]] = True
+
+
+class Updated(_Done):
+    """The outcome of an update that was applied: ``message`` as the API answers it.
+
+    ``attempts`` counts the HTTP exchanges that it took.
+    """
+
+    __slots__ = ()
 
 
 @attrs.frozen
@@ -145,19 +151,14 @@ class NotUpdated:
     ok: ClassVar[Literal[False]] = False
 
 
-@attrs.frozen
-class Unchanged:
+class Unchanged(_Done):
     """The outcome of a message that was read and needed no update: ``message`` as it was read.
 
     ``update`` holds the metadata that the message has. ``attempts`` counts the HTTP exchanges of
     the read.
     """
 
-    update: MetadataUpdate
-    message: ConversationMessage
-    error: None = None
-    attempts: int = 0
-    ok: ClassVar[Literal[True]] = True
+    __slots__ = ()
 
 
 UpdateOutcome = Updated | NotUpdated | Unchanged

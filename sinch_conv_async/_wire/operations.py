@@ -35,14 +35,20 @@ MAX_PAGE: Final = 16 * 1024 * 1024
 
 
 @attrs.frozen
-class UpdateMetadata:
+class _Operation:
+    """What the operations have in common. One attrs class for all of them: each would cost half a millisecond at import."""
+
+    request: Request
+
+
+class UpdateMetadata(_Operation):
     """Set the metadata of one message.
 
     Not safe to repeat whatever happened: a repeat can overwrite what another writer wrote in
     between.
     """
 
-    request: Request
+    __slots__ = ()
     safe: ClassVar[bool] = False
 
     @classmethod
@@ -61,11 +67,10 @@ class UpdateMetadata:
         return read_message(response, self.request, scrub=scrub, reused=reused)
 
 
-@attrs.frozen
-class GetMessage:
+class GetMessage(_Operation):
     """Read one message."""
 
-    request: Request
+    __slots__ = ()
     safe: ClassVar[bool] = True
 
     @classmethod
@@ -81,11 +86,10 @@ class GetMessage:
         return read_message(response, self.request, scrub=scrub, reused=reused)
 
 
-@attrs.frozen
-class ListMessages:
+class ListMessages(_Operation):
     """Read one page of the messages that pass some filters, the newest first."""
 
-    request: Request
+    __slots__ = ()
     safe: ClassVar[bool] = True
 
     @classmethod

@@ -113,7 +113,7 @@ def test_nothing_that_was_checked_can_end_its_line(message_id, metadata, secret)
 
 
 def test_a_head_shows_no_authorization():
-    assert repr(request_head(REQUEST, "Bearer canary", "agent")) == "Head()"
+    assert "canary" not in repr(request_head(REQUEST, "Bearer canary", "agent"))
 
 
 def test_the_header_fields_are_those_of_the_bytes():
