@@ -5,7 +5,7 @@ each of it is there and takes the arguments that it is given. If anything differ
 aiohttp's session, its public route. aiohttp's version number is not looked at: a next release that
 changes nothing of this keeps the fast route.
 
-Both routes need ``BOTH_ROUTES``, which no probe replaces. ``nox -s next`` runs all tests with aiohttp's
+aiohttp's session with a watch on its connections needs ``PUBLIC_ROUTE``, which no probe replaces. ``nox -s next`` runs all tests with aiohttp's
 main branch and with its pre-releases.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Final
 import aiohttp
 import attrs
 
-__all__ = ["BOTH_ROUTES", "FAST_ROUTE", "Part", "differences"]
+__all__ = ["FAST_ROUTE", "PUBLIC_ROUTE", "Part", "differences"]
 
 
 @attrs.frozen
@@ -43,17 +43,16 @@ class Part:
 FAST_ROUTE: Final = (
     Part(
         "ClientRequest.__init__",
-        "tells connect() where to connect to; aiohttp's session makes one for each request",
+        "tells where to connect to; aiohttp's session makes one for each request",
         ("self", "method", "url", "loop="),
     ),
     Part(
-        "TCPConnector.connect",
-        "opens or takes from the pool what aiohttp's session would",
+        "TCPConnector._create_connection",
+        "opens and secures a connection that is kept outside of aiohttp's pool",
         ("self", "req", "traces", "timeout"),
         awaited=True,
     ),
-    Part("connector.Connection.protocol", "reads the answer"),
-    Part("connector.Connection.release", "gives the connection back after a whole answer", ("self",)),
+    Part("client_proto.ResponseHandler.transport", "is written to, watched and closed"),
     Part(
         "client_proto.ResponseHandler.set_response_params",
         "makes a fresh parser for the next answer",
@@ -65,11 +64,21 @@ FAST_ROUTE: Final = (
         ("self",),
         awaited=True,
     ),
+    Part(
+        "client_proto.ResponseHandler.should_close",
+        "says whether the server, or what it sent, has ended the connection",
+    ),
     Part("http_parser.RawResponseMessage.code", "the status of what read() gave"),
     Part("http_parser.RawResponseMessage.headers", "the header fields of what read() gave"),
 )
 
-BOTH_ROUTES: Final = (
+PUBLIC_ROUTE: Final = (
+    Part(
+        "TCPConnector.connect",
+        "is where aiohttp's session asks for a connection, which is looked at before it is used",
+        ("self", "req", "traces=", "timeout="),
+        awaited=True,
+    ),
     Part("connector.Connection.transport", "puts a watch between the transport and aiohttp"),
     Part("connector.Connection.protocol", "is what the watch passes everything on to"),
     Part("connector.Connection.close", "ends a connection that cannot be used again", ("self",)),

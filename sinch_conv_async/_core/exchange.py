@@ -11,10 +11,9 @@ Only this file and ``pool`` call aiohttp's client. It decides what aiohttp must 
   caller and says where it was raised, but its traceback holds no variables: a frame below holds
   the request's headers.
 
-There are two routes. The connector's own round trip, the fast route, writes the request and reads
-the answer with aiohttp's parser, and skips what this package does not use. aiohttp's session, the
-public route, is for a proxy and for trace hooks, which need more than that, and for an aiohttp that
-is not as the fast route needs it (``aiohttp_private``).
+There are two routes. The fast route (``fast_route``) writes the request itself and reads the answer
+with aiohttp's parser. aiohttp's session, the public route, is for a proxy and for trace hooks, which
+need more than that, and for an aiohttp that is not as the fast route needs it (``aiohttp_private``).
 
 :class:`Exchange` is what the send loop learns of the connection, also when it is cancelled.
 """
@@ -49,6 +48,7 @@ from ..errors import (
     TransportError,
 )
 from .aiohttp_private import differences
+from .fast_route import FastRoute
 from .log import DEBUG, WARNING, log
 from .pool import NO_TIMEOUT, CheckedResolver, Connector, Exchange, current_exchange, read_body
 from .tokens import BasicAuthorization, Token
@@ -123,7 +123,7 @@ def _verifies(ssl: tls.SSLContext | aiohttp.Fingerprint | None) -> bool:
 class Connections:
     """The connections of one manager on the running event loop, and the exchanges on them."""
 
-    __slots__ = ("_connector", "_keeper", "_loop", "_proxy", "_routes", "_session", "_through_session")
+    __slots__ = ("_connector", "_fast", "_keeper", "_loop", "_proxy", "_session")
 
     def __init__(self, options: ConnectionOptions) -> None:
         if not _verifies(options.ssl):
@@ -136,7 +136,6 @@ class Connections:
                 raise InvalidArgumentError("resolver must make an aiohttp resolver")
         self._loop = asyncio.get_running_loop()
         self._proxy = options.proxy
-        self._through_session = bool(options.proxy or options.trace_configs or not _fast_route())
         self._connector = Connector(
             keepalive_timeout=KEEPALIVE,
             ssl=True if options.ssl is None else options.ssl,
@@ -150,8 +149,12 @@ class Connections:
             auto_decompress=False,  # a decompression bomb is defused where the answer is read
             trace_configs=[*options.trace_configs, _tells_when_written()],
         )
-        self._routes: dict[str, aiohttp.ClientRequest] = {}
-        self._keeper = _keeper(self._session, made)
+        self._fast = (
+            FastRoute(self._connector, keepalive=KEEPALIVE)
+            if not options.proxy and not options.trace_configs and _fast_route_works()
+            else None
+        )
+        self._keeper = _keeper(self._session, self._fast, made)
         with contextlib.suppress(StopIteration):
             # Run the generator up to its yield. The event loop closes it when the loop itself ends.
             anext(self._keeper).send(None)
@@ -173,6 +176,8 @@ class Connections:
         """Lets go of the connections of an event loop that was closed while they were open."""
         if not self._session.closed:
             self._session.detach()
+            if self._fast is not None:
+                self._fast.forget()
             self._connector.discard()
 
     async def exchange(
@@ -186,10 +191,13 @@ class Connections:
         answer: Response | None = None
         cause: Exception | None = None
         whole = False
-        send = self._by_session if self._through_session else self._by_connector
+        fast = self._fast
         try:
-            async with asyncio.timeout(timeout):
-                answer, whole = await send(request, token, known)
+            if fast is not None:
+                answer, whole = await self._by_fast_route(fast, request, token, known, timeout)
+            else:
+                async with asyncio.timeout(timeout):
+                    answer, whole = await self._by_session(request, token, known)
         except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError) as error:
             cause = error  # TimeoutError is an OSError
         except BaseException as error:
@@ -221,23 +229,15 @@ class Connections:
             maybe_applied=True,
         )
 
-    async def _by_connector(self, request: Request, token: Token, known: Exchange) -> tuple[Response, bool]:
-        """The answer, and whether its body is complete, by the connector's own round trip."""
-        status, headers, body, whole = await self._connector.round_trip(
-            self._route(request),
-            serialized(request, token.head(request, user_agent=USER_AGENT)),
-            known,
-            limit=request.max_response,
+    async def _by_fast_route(
+        self, fast: FastRoute, request: Request, token: Token, known: Exchange, timeout: float
+    ) -> tuple[Response, bool]:
+        """The answer, and whether its body is complete, by the fast route."""
+        data = serialized(request, token.head(request, user_agent=USER_AGENT))
+        status, headers, body, whole = await fast.exchange(
+            request.origin, data, known, limit=request.max_response, timeout=timeout
         )
         return Response(status, headers, body), whole
-
-    def _route(self, request: Request) -> aiohttp.ClientRequest:
-        """Tells the connector where to connect to; the same for all requests to one origin."""
-        route = self._routes.get(request.origin)
-        if route is None:
-            url = URL(request.origin)
-            route = self._routes[request.origin] = aiohttp.ClientRequest("GET", url, loop=self._loop)
-        return route
 
     async def _by_session(self, request: Request, token: Token, known: Exchange) -> tuple[Response, bool]:
         """The same by aiohttp's session, which knows proxies and trace hooks."""
@@ -285,7 +285,7 @@ class Connections:
         return outcome
 
 
-def _fast_route() -> bool:
+def _fast_route_works() -> bool:
     """Whether aiohttp is as the connector's own round trip needs it; if it is not, the log says why."""
     differs = differences()
     if differs:
@@ -322,7 +322,7 @@ def _tells_when_written() -> aiohttp.TraceConfig:
 
 
 async def _keeper(
-    session: aiohttp.ClientSession, resolver: AbstractResolver | None
+    session: aiohttp.ClientSession, fast: FastRoute | None, resolver: AbstractResolver | None
 ) -> AsyncGenerator[None, None]:
     """Closes the session when nobody holds this generator, and at the latest when the loop ends.
 
@@ -332,6 +332,8 @@ async def _keeper(
     try:
         yield
     finally:
+        if fast is not None:
+            fast.close()
         await session.close()
         if resolver is not None:
             await resolver.close()

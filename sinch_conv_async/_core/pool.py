@@ -4,7 +4,7 @@ HTTP/1.1 tells which request an answer belongs to by their order alone. A pooled
 has received anything while idle (a late answer, a server's goodbye) would give that to the next
 call, and shift every answer after it. The pool closes such a connection instead of using it.
 
-A :class:`_Watch` stands between each transport and aiohttp's protocol and notices what arrives
+A :class:`Watch` stands between each transport and aiohttp's protocol and notices what arrives
 while no request is under way. Input that the event loop has not read yet is found by asking the
 kernel.
 
@@ -26,7 +26,7 @@ import select
 import socket
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -34,7 +34,16 @@ import aiohttp
 import attrs
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-__all__ = ["NO_TIMEOUT", "CheckedResolver", "Connector", "Exchange", "current_exchange", "read_body"]
+__all__ = [
+    "NO_TIMEOUT",
+    "CheckedResolver",
+    "Connector",
+    "Exchange",
+    "Watch",
+    "current_exchange",
+    "has_input",
+    "read_body",
+]
 
 NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
 """One timeout around a whole exchange is the send loop's."""
@@ -70,7 +79,7 @@ current_exchange: ContextVar[Exchange] = ContextVar("sinch_conv_async.exchange")
 pool. The session calls ``connect`` in the task that sends."""
 
 
-def _has_input(transport: asyncio.Transport) -> bool:
+def has_input(transport: asyncio.Transport) -> bool:
     """Whether the kernel holds bytes, or an end of stream, that the event loop has not read yet."""
     number = transport.get_extra_info("socket").fileno()
     if not hasattr(select, "poll"):  # pragma: no cover  # Windows, where select() takes any socket's number
@@ -80,7 +89,7 @@ def _has_input(transport: asyncio.Transport) -> bool:
     return bool(poll.poll(0))
 
 
-class _Watch(asyncio.Protocol):
+class Watch(asyncio.Protocol):
     """Notices what a transport receives while no request is under way, and passes it on.
 
     Half a header would not show otherwise: aiohttp's parser of the answer before swallows it.
@@ -160,7 +169,7 @@ class Connector(aiohttp.TCPConnector):
     def __init__(self, **options: Any) -> None:
         super().__init__(limit=0, **options)
         self._pid = os.getpid()
-        self._watches: weakref.WeakSet[_Watch] = weakref.WeakSet()
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 
     def __del__(self, _warnings: Any = warnings) -> None:
         # In a forked child aiohttp would close the connections of the parent: they share one epoll.
@@ -208,12 +217,12 @@ class Connector(aiohttp.TCPConnector):
             assert protocol is not None  # it was handed over just now
             assert transport is not None
             watch = transport.get_protocol()
-            known.reused = isinstance(watch, _Watch)
-            if not isinstance(watch, _Watch):
-                watch = _Watch(protocol)
+            known.reused = isinstance(watch, Watch)
+            if not isinstance(watch, Watch):
+                watch = Watch(protocol)
                 transport.set_protocol(watch)
                 self._watches.add(watch)
-            elif watch.data_received_idle or protocol.should_close or _has_input(transport):
+            elif watch.data_received_idle or protocol.should_close or has_input(transport):
                 connection.close()
                 continue
             watch.idle = False
@@ -222,38 +231,9 @@ class Connector(aiohttp.TCPConnector):
             known.transport = transport
             return connection
 
-    async def round_trip(
-        self, route: aiohttp.ClientRequest, data: bytes, known: Exchange, *, limit: int
-    ) -> tuple[int, Mapping[str, str], bytes, bool]:
-        """Sends a serialized request and reads its answer: status, headers, body, and whether that is all of the body.
-
-        It does what :class:`aiohttp.ClientSession` does for an exchange, without what this package
-        does not use (cookies, redirects, header merging, a body that streams). That halves the CPU
-        time of a call. Connections, TLS and parsing are aiohttp's. ``route`` says where to connect.
-        """
-        connection = await self._connect(known, route, [], NO_TIMEOUT)
-        whole = False
-        try:
-            protocol, transport = connection.protocol, connection.transport
-            assert protocol is not None  # connect looked at both
-            assert transport is not None
-            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
-            transport.write(data)
-            known.written()
-            while True:
-                message, payload = await protocol.read()
-                # Interim answers (RFC 9110, section 15.2) come before the real one. 101 was not
-                # asked for, and ends the exchange.
-                if message.code >= 200 or message.code == 101:
-                    break
-            known.answered = True
-            body, whole = await read_body(payload, limit=limit)
-            return message.code, message.headers, body, whole
-        finally:
-            if whole:
-                connection.release()
-            else:
-                connection.close()
+    async def open(self, route: aiohttp.ClientRequest) -> Any:
+        """A new connection, as aiohttp's protocol: for the fast route, which keeps it itself."""
+        return await self._create_connection(route, [], NO_TIMEOUT)
 
 
 async def read_body(content: aiohttp.StreamReader, *, limit: int) -> tuple[bytes, bool]:

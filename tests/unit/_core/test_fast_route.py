@@ -1,0 +1,210 @@
+"""The fast route: which connections are used again, when they are closed, and whose time is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+
+from sinch_conv_async._core.aiohttp_private import differences
+from sinch_conv_async._core.fast_route import FastRoute
+from sinch_conv_async._core.pool import Connector, Exchange
+from tests.servers import Server, answering, http, updated
+
+pytestmark = pytest.mark.skipif(bool(differences()), reason="aiohttp is not as the fast route needs it")
+
+REQUEST = b"PATCH /id HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def route_to(script, *, keepalive: float = 30.0):
+    """A server, and a function that makes one exchange with it."""
+    connector = Connector()
+    fast = FastRoute(connector, keepalive=keepalive)
+
+    async with Server(script) as server:
+
+        async def exchange(known: Exchange | None = None, *, timeout: float = 5.0):
+            known = known or Exchange()
+            return await fast.exchange(server.origin, REQUEST, known, limit=1000, timeout=timeout)
+
+        yield server, exchange
+        fast.close()
+        await connector.close()
+
+
+async def test_a_connection_is_used_again_and_says_so():
+    async with route_to(answering()) as (server, exchange):
+        for reused in (False, True, True):
+            known = Exchange()
+            status, _headers, _body, whole = await exchange(known)
+            assert (status, whole) == (200, True)
+            assert (known.connected, known.answered, known.reused) == (True, True, reused)
+        assert server.connections == 1
+
+
+async def test_the_connection_that_was_used_last_is_used_next():
+    """So that the others grow old, and are closed."""
+    peers: list[int] = []
+
+    async def script(peer):
+        number = server.connections
+        while True:
+            await peer.receive()
+            peers.append(number)
+            await hold.wait()
+            await peer.send(updated())
+
+    hold = asyncio.Event()
+    async with route_to(script) as (server, exchange):
+        first = asyncio.create_task(exchange())
+        await server.wait_for(1)
+        second = asyncio.create_task(exchange())
+        await server.wait_for(2)
+        hold.set()
+        await asyncio.gather(first, second)
+        for _ in range(3):
+            await exchange()
+        assert len(set(peers[2:])) == 1
+
+
+async def test_an_idle_connection_is_closed_after_a_while_by_itself():
+    gone = asyncio.Event()
+
+    async def script(peer):
+        await peer.receive()
+        await peer.send(updated())
+        await peer.gone()
+        gone.set()
+
+    async with route_to(script, keepalive=0.02) as (_server, exchange):
+        await exchange()
+        await asyncio.wait_for(gone.wait(), 10)
+
+
+async def test_a_connection_that_is_used_is_kept_beside_one_that_grows_old():
+    gone = asyncio.Event()
+
+    async def script(peer):
+        first = server.connections == 1
+        while True:
+            await peer.receive()
+            await hold.wait()
+            await peer.send(updated())
+            if first:
+                await peer.gone()
+                gone.set()
+                return
+
+    hold = asyncio.Event()
+    async with route_to(script, keepalive=0.2) as (server, exchange):
+        calls = [asyncio.create_task(exchange())]
+        await server.wait_for(1)
+        calls.append(asyncio.create_task(exchange()))
+        await server.wait_for(2)
+        hold.set()
+        await asyncio.gather(*calls)
+        async with asyncio.timeout(10):
+            while not gone.is_set():
+                await exchange()
+        assert server.connections == 2
+
+
+async def test_a_connection_that_has_been_idle_for_too_long_is_not_used():
+    async with route_to(answering(), keepalive=0.02) as (server, exchange):
+        await exchange()
+        time.sleep(0.03)  # the event loop has no chance to close it
+        await exchange()
+        assert server.connections == 2
+
+
+async def test_a_connection_that_the_server_has_closed_is_not_used():
+    async with route_to(answering(updated(), close=True)) as (server, exchange):
+        await exchange()
+        await exchange()
+        assert server.connections == 2
+
+
+async def test_each_exchange_has_its_own_time():
+    """The timer is set again for one that ends sooner, and after each that has ended."""
+    answered = 0
+
+    async def script(peer):
+        nonlocal answered
+        while True:
+            await peer.receive()
+            answered += 1
+            if answered <= 3:
+                await asyncio.sleep(0)
+                while len(server.received) < 3:
+                    await asyncio.sleep(0)
+                await peer.send(updated())
+            else:
+                await peer.gone()
+                return
+
+    async with route_to(script) as (server, exchange):
+        await asyncio.gather(exchange(), exchange(), exchange())
+        patient = asyncio.create_task(exchange(timeout=0.2))
+        await server.wait_for(4)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await exchange(timeout=0.02)
+            assert not patient.done()
+        with pytest.raises(TimeoutError):
+            await patient
+        assert server.connections == 3
+
+
+async def test_a_time_that_is_over_in_the_middle_of_the_body_is_a_timeout():
+    async def script(peer):
+        await peer.receive()
+        await peer.send(updated())
+        await peer.receive()
+        await peer.send(http(200, b"{", length=100))
+        await peer.gone()
+
+    async with route_to(script) as (_server, exchange):
+        await exchange()
+        with pytest.raises(TimeoutError):
+            await exchange(timeout=0.02)
+
+
+async def test_an_exchange_that_is_cancelled_closes_its_connection():
+    gone = asyncio.Event()
+
+    async def script(peer):
+        await peer.receive()
+        await peer.send(updated())
+        await peer.receive()
+        await peer.gone()
+        gone.set()
+
+    async with route_to(script) as (server, exchange):
+        await exchange()
+        call = asyncio.create_task(exchange())
+        await server.wait_for(2)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await asyncio.wait_for(gone.wait(), 5)
+
+
+async def test_whatever_arrives_while_a_connection_is_idle_closes_it_at_once():
+    gone = asyncio.Event()
+
+    async def script(peer):
+        await peer.receive()
+        await peer.send(updated())
+        await told.wait()
+        await peer.send(b"H")
+        await peer.gone()
+        gone.set()
+
+    told = asyncio.Event()
+    async with route_to(script) as (_server, exchange):
+        await exchange()
+        told.set()
+        await asyncio.wait_for(gone.wait(), 5)
