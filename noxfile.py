@@ -42,6 +42,9 @@ CODE = ["sinch_conv_async", "tests", "docs", "examples", "benchmarks", "noxfile.
 # Hundreds of processes of the command line are started: none shall compile the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Files that a run is cut down to, for `.ci/run`.
+ONLY = os.environ.get("TESTS_ONLY", "").split()
+
 covered: list[str] = []
 
 
@@ -98,7 +101,7 @@ def tests(session: nox.Session) -> None:
     """The tests and the pages' snippets on each Python, but for those that ``once`` runs."""
     # By files, since a page's snippets follow one another.
     which = ("-m", "not full and not once", "--numprocesses=auto", "--dist=loadfile")
-    run_pytest(session, str(session.python), which)
+    run_pytest(session, str(session.python), (*which, *ONLY))
 
 
 @nox.session
@@ -106,8 +109,9 @@ def once(session: nox.Session) -> None:
     """The tests whose subject is a server, a process or a load, and not the Python: on one Python only."""
     # Most of these wait for a server or a process, so that several share a core. Those that use up a core come last.
     workers = str(3 * (os.cpu_count() or 1))
+    where = ONLY or ["tests/whole"]
     shared = ("-m", "once and not full and not alone", f"--numprocesses={workers}", "--dist=worksteal")
-    run_pytest(session, "once", (*shared, "tests"), ("-m", "once and not full and alone", "tests"))
+    run_pytest(session, "once", (*shared, *where), ("-m", "once and not full and alone", *where))
 
 
 @nox.session

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tomllib
-from pathlib import Path
 
 import sinch_conv_async
 
@@ -40,10 +38,3 @@ def test_every_error_belongs_to_the_one_tree():
         value = getattr(sinch_conv_async, name)
         if inspect.isclass(value) and issubclass(value, Exception):
             assert issubclass(value, sinch_conv_async.SinchError)
-
-
-def test_the_version_is_the_distributions():
-    project = tomllib.loads((Path(__file__).parent.parent.parent / "pyproject.toml").read_text("utf-8"))[
-        "project"
-    ]
-    assert sinch_conv_async.__version__ == project["version"]

@@ -38,7 +38,6 @@ from sinch_conv_async import (
     InvalidArgumentError,
     MessagesSource,
     NotFoundError,
-    PermissionDeniedError,
     RateLimitedError,
     ResponseFormatError,
     RetryPolicy,
@@ -176,23 +175,18 @@ async def test_neither_netrc_nor_the_environments_proxies_are_used(monkeypatch, 
         assert proxy.connections == 0
 
 
-@pytest.mark.parametrize(
-    "message_id",
-    ["../x", "..", ".", "", "a/b", "%2e%2e", "a?b", "a#b", "a\r\nb", "\x00", "\ud800", "x" * 257, None, 7],
-)
-async def test_a_hostile_id_is_refused_before_anything_is_sent(sandbox, message_id):
+async def test_a_hostile_id_is_refused_before_anything_is_sent(sandbox):
     async with client_of(sandbox) as client:
         with pytest.raises(InvalidArgumentError) as caught:
-            await client.update_message_metadata(message_id, "x")
+            await client.update_message_metadata("../x", "x")
         assert caught.value.attempts == 0
         assert sandbox.open_connections == 0
 
 
-@pytest.mark.parametrize("metadata", ["x" * 1025, "\ud800", None, b"x", 7])
-async def test_hostile_metadata_is_refused_before_anything_is_sent(sandbox, metadata):
+async def test_hostile_metadata_is_refused_before_anything_is_sent(sandbox):
     async with client_of(sandbox) as client:
         with pytest.raises(InvalidArgumentError):
-            await client.update_message_metadata(ID, metadata)
+            await client.update_message_metadata(ID, "x" * 1025)
         assert sandbox.open_connections == 0
 
 
@@ -384,26 +378,14 @@ async def test_a_redirected_token_request_carries_the_secret_nowhere(sandbox):
         assert other.connections == 0
 
 
+# tests/unit/_wire/test_responses.py has every status and every body.
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("status", "kind", "body"),
     [
-        (400, BadRequestError),
-        (401, AuthenticationError),
-        (403, PermissionDeniedError),
-        (404, NotFoundError),
-        (408, ApiError),
-        (409, ApiError),
-        (429, RateLimitedError),
-        (500, ServerError),
-        (501, ServerError),
-        (502, ServerError),
-        (503, ServerError),
-        (504, ServerError),
-        (599, ServerError),
+        (400, BadRequestError, "envelope"),
+        (404, NotFoundError, b'{"error": []}'),
+        (503, ServerError, "html"),
     ],
-)
-@pytest.mark.parametrize(
-    "body", ["envelope", "flat", "problem", "html", "text", "empty", "string", b"[]", b"7", b'{"error": []}']
 )
 async def test_an_error_is_of_its_class_whatever_its_body(sandbox, status, kind, body):
     async with client_of(sandbox, auth="basic", retry=NEVER) as client:
@@ -925,7 +907,7 @@ async def test_attempt_timeout_bounds_one_exchange_and_is_tried_again():
         await peer.send(updated(received.message_id))
         await peer.gone()
 
-    async with served(script, attempt_timeout=0.05) as (server, client):
+    async with served(script, attempt_timeout=0.3) as (server, client):
         await client.update_message_metadata(ID, "x")
         assert server.connections == 2
 
@@ -1006,7 +988,7 @@ async def test_attempt_timeout_in_the_body():
         await peer.send(http(200, b"{", length=100))
         await peer.gone()
 
-    async with served(script, attempt_timeout=0.02, retry=NEVER) as (_server, client):
+    async with served(script, attempt_timeout=0.3, retry=NEVER) as (_server, client):
         with pytest.raises(CallTimeoutError) as caught:
             await client.update_message_metadata(ID, "x")
         assert caught.value.sent == "maybe"
