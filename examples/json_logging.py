@@ -12,8 +12,6 @@ import sys
 
 from sinch_conv_async import ConversationClient, SinchError
 
-FIELDS = ("project_id", "message_id", "attempt", "status", "error", "seconds", "key_id")
-
 
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
@@ -22,9 +20,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name in FIELDS:
-            if hasattr(record, name):
-                line[name] = getattr(record, name)
+        # The client's fields are one mapping, so that none of them can meet a field of somebody else's.
+        line.update(getattr(record, "sinch_conv_async", {}))
         return json.dumps(line)
 
 

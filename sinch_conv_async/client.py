@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypedDict, Unpack
+from typing import Any, Final, Literal, NoReturn, Self, TypedDict, Unpack
 
 from ._core.manager import SessionManager
 from ._core.retry import RetryPolicy
@@ -171,6 +171,10 @@ class ConversationClient:
         sender = getattr(self, "_sender", None)
         if sender is not None and not self._owns_manager and not self.closed and sender.lifetime.running:
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+
+    def __reduce__(self) -> NoReturn:
+        # A copy would share the queue, the token and the connections, and know nothing of what becomes of them.
+        raise TypeError("a ConversationClient cannot be copied or pickled: make another one")
 
     @property
     def closed(self) -> bool:

@@ -223,7 +223,7 @@ class NotFoundError(ApiError):
 
 
 class RateLimitedError(ApiError):
-    """429: the project's limit was exceeded, longer than the retry policy was willing to wait."""
+    """429: the project's limit was exceeded, longer than the retry policy was willing to wait, or for a minute in all of its calls."""
 
 
 class ServerError(ApiError):

@@ -168,6 +168,7 @@ class Project:
         self.retries.clear()
         self.deadlines.clear()
         self.waiting = self.abandoned = self.in_flight = 0
+        self.outages = 0
         self.pace.lost()
         self.budget.forget_reserved()
         self.queued = False

@@ -274,7 +274,7 @@ class Connections:
         basic = BasicAuthorization(credentials).token
         answer = await self.exchange(request, basic, Exchange(), timeout=TOKEN_TIMEOUT)
         if isinstance(answer, Failure):
-            error = TokenError(f"the token endpoint gave no answer: {answer.error}")
+            error = TokenError(answer.error.message)
             outcome: TokenResponse | Failure = Failure(error, retryable=answer.retryable)
         else:
             outcome = read_token_response(answer, scrub=credentials.scrub)

@@ -17,7 +17,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, NoReturn, Self
 
 import aiohttp
 import attrs
@@ -276,6 +276,9 @@ class SessionManager:
             f"calls {stats.calls}, attempts {stats.attempts}, retries {stats.retries}, throttled {stats.throttled}, "
             f"token requests {stats.token_requests}{'; pace ' if paces else ''}{paces}{more}>"
         )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a SessionManager cannot be copied or pickled: make another one")
 
     def stats(self) -> SessionStats:
         """The counters as they stand; may be called from any thread."""

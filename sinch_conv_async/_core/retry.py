@@ -29,7 +29,9 @@ _LARGEST: Final = sys.float_info.max
 class RetryPolicy:
     """How often and how patiently a call is tried again.
 
-    ``max_retries``: retries after the first attempt; the one replay after a 401 is not counted.
+    ``max_retries``: retries after a failure. The one replay after a 401 is not counted. A 429 is not counted either: it says that the
+    project is crowded, so the call waits for its next turn as long as its ``timeout`` allows. It ends with :class:`RateLimitedError` if
+    ``max_retries`` is 0, if the server asks for more than ``max_retry_after``, or if the project has had no answer but 429 for a minute.
     ``base_delay``, ``max_delay``: seconds; a retry waits a random time between 0 and ``base_delay``, which doubles with each retry up to
     ``max_delay`` (full jitter), or what ``Retry-After`` asks for. ``max_retry_after``: seconds; a server that asks for more than this
     ends the call with its error. ``retry_maybe_sent``: whether to repeat a request that the server may have applied. Setting metadata
