@@ -32,10 +32,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import inspect
 from collections import deque
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Callable,
     Coroutine,
     Generator,
@@ -44,23 +46,41 @@ from collections.abc import (
     Iterator,
 )
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 import attrs
 
 from ._core.log import INFO, WARNING, log
 from ._core.outage import AnotherRound, ApiState, EndJob, Evidence, Failed, Outage, WaitForApi, judge
 from ._core.send import Call, Sender
+from ._wire.operations import GetMessage
+from .enums import MessagesSource
 from .errors import ClientStateError, InvalidArgumentError, SinchError
-from .models import ConversationMessage, MetadataUpdate, NotUpdated, Updated, UpdateOutcome
+from .models import ConversationMessage, MetadataUpdate, NotUpdated, Unchanged, Updated, UpdateOutcome
 
-__all__ = ["BulkUpdate", "Updates"]
+__all__ = ["BulkUpdate", "Change", "Messages", "Transform", "Updates"]
 
 Pair = tuple[str, str] | list[str]
 """Message id and metadata. A list of two is what a CSV reader's rows are."""
 
 Updates = Iterable[MetadataUpdate | Pair] | AsyncIterable[MetadataUpdate | Pair]
 """What ``update_many`` takes: updates, or pairs of message id and metadata."""
+
+
+@runtime_checkable
+class Change(Protocol):
+    """A :class:`MetadataUpdate` that changes what its message has; the outcome leads back to it."""
+
+    def changed(self, message: ConversationMessage) -> str | None:
+        """The new metadata, or ``None``; InvalidArgumentError if the message cannot be changed so."""
+        ...
+
+
+Messages = Iterable[str | ConversationMessage | Change] | AsyncIterable[str | ConversationMessage | Change]
+"""What ``transform_many`` takes: message ids, or messages as they were read."""
+
+Transform = Callable[[ConversationMessage], str | Awaitable[str | None] | None]
+"""A plain or asynchronous function: the new metadata of a message, or ``None`` to leave it."""
 
 MAX_OUTAGE: Final = 900.0
 """Seconds that a job waits for the API to come back, unless told otherwise."""
@@ -116,6 +136,11 @@ class BulkUpdate:
         """Whether the job waits for the API to come back."""
         return self._job.in_outage
 
+    @property
+    def outage_error(self) -> SinchError | None:
+        """The last error while :attr:`in_outage`; ``None`` otherwise."""
+        return self._job.outage_error
+
     def stop_reading(self) -> None:
         """Take no more of the input. The outcomes of what is under way still come.
 
@@ -137,6 +162,25 @@ def update_many(sender: Sender, updates: Updates, *, concurrency: int, max_outag
     """The job of :meth:`ConversationClient.update_many`; ``max_outage`` may be infinite."""
     source = _Input("updates", updates)
     return BulkUpdate(_Job(sender, source, _Updates(sender), concurrency, max_outage))
+
+
+def transform_many(
+    sender: Sender,
+    messages: Messages,
+    transform: Transform,
+    *,
+    messages_source: MessagesSource | str | None,
+    concurrency: int,
+    max_outage: float,
+) -> BulkUpdate:
+    """The job of :meth:`ConversationClient.transform_many`; ``max_outage`` may be infinite."""
+    if isinstance(messages, str):
+        raise InvalidArgumentError("messages must be an iterable of message ids, not one text")
+    if not callable(transform):
+        raise InvalidArgumentError("transform must be a function of a message")
+    source = _Input("messages", messages)
+    work = _Transformation(sender, transform, messages_source)
+    return BulkUpdate(_Job(sender, source, work, concurrency, max_outage))
 
 
 # What is done for each item
@@ -180,14 +224,96 @@ class _Updates:
         return _key(item.message_id)
 
     async def outcome(self, item: MetadataUpdate, job: _Job) -> UpdateOutcome:
+        return await _updated(self._sender, item, job)
+
+
+@attrs.frozen
+class _Message:
+    """An item of a transformation: the update as far as it is known, and the message if it was read.
+
+    ``change``: what makes the new metadata of this message.
+    """
+
+    update: MetadataUpdate
+    read: ConversationMessage | None
+    change: Transform
+
+
+class _Transformation:
+    """Each item is a message, which is read, transformed, and updated if its metadata changes."""
+
+    def __init__(
+        self, sender: Sender, transform: Transform, messages_source: MessagesSource | str | None
+    ) -> None:
+        self._sender = sender
+        self._transform = transform
+        self._source = messages_source
+
+    def item(self, given: object) -> _Message:
+        if isinstance(given, str):
+            return _Message(MetadataUpdate(given, None, self._source), None, self._transform)
+        if isinstance(given, ConversationMessage):
+            update = MetadataUpdate(given.id or "", None, self._source)
+            return _Message(update, given, self._transform)
+        if isinstance(given, MetadataUpdate) and isinstance(given, Change):
+            return _Message(given, None, given.changed)
+        what = type(given).__name__
+        raise InvalidArgumentError(f"must be a message id or a ConversationMessage, not {what}")
+
+    def key(self, item: _Message) -> Hashable:
+        return _key(item.update.message_id)
+
+    async def outcome(self, item: _Message, job: _Job) -> UpdateOutcome:
+        update, message = item.update, item.read
+        attempts = 0
         try:
-            call = Call(self._sender.update(item.message_id, item.metadata, item.messages_source))
+            operation = GetMessage.of(
+                self._sender.origin, self._sender.path, update.message_id, update.messages_source
+            )
+            if message is None:
+                read = Call(operation)
+                result = await job.send(read, self.key(item))
+                attempts = read.attempts
+                if isinstance(result, SinchError):
+                    return NotUpdated(update, error=result, attempts=attempts)
+                message = result
+            metadata = await _changed(item.change, message)
         except InvalidArgumentError as refused:
-            return NotUpdated(item, error=refused)
-        result = await job.send(call, _key(item.message_id))
-        if isinstance(result, SinchError):
-            return NotUpdated(item, error=result, attempts=call.attempts)
-        return Updated(item, message=result, attempts=call.attempts)
+            return NotUpdated(update, error=refused, attempts=attempts)
+        there = message.metadata or ""
+        if metadata is None or metadata == there:
+            return Unchanged(attrs.evolve(update, metadata=there), message, attempts=attempts)
+        return await _updated(self._sender, attrs.evolve(update, metadata=metadata), job, attempts=attempts)
+
+
+async def _changed(change: Transform, message: ConversationMessage) -> str | None:
+    """The new metadata of a message. InvalidArgumentError is the message's; another error ends the job."""
+    try:
+        metadata = change(message)
+        if inspect.isawaitable(metadata):
+            metadata = await metadata
+    except StopAsyncIteration as error:
+        # It must not look like the end of the job.
+        raise RuntimeError("transform raised StopAsyncIteration") from error
+    if metadata is None or isinstance(metadata, str):
+        return metadata
+    what = type(metadata).__name__
+    raise TypeError(f"transform must return the metadata as text, or None, not {what}")
+
+
+async def _updated(
+    sender: Sender, update: MetadataUpdate, job: _Job, *, attempts: int = 0
+) -> Updated | NotUpdated:
+    """The outcome of an update, after so many attempts to read the message."""
+    try:
+        call = Call(sender.update(update.message_id, update.metadata, update.messages_source))
+    except InvalidArgumentError as refused:
+        return NotUpdated(update, error=refused, attempts=attempts)
+    result = await job.send(call, _key(update.message_id))
+    attempts += call.attempts
+    if isinstance(result, SinchError):
+        return NotUpdated(update, error=result, attempts=attempts)
+    return Updated(update, message=result, attempts=attempts)
 
 
 def _key(message_id: object) -> Hashable:
@@ -247,8 +373,9 @@ class _Input:
 class _Probes:
     """The tasks that wait in an outage. One at a time may probe; the end of it wakes all."""
 
-    def __init__(self, outage: Outage) -> None:
+    def __init__(self, outage: Outage, error: SinchError) -> None:
         self.outage = outage
+        self.error = error
         self.over = False
         self._probing = False
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -320,6 +447,10 @@ class _Job:
     @property
     def in_outage(self) -> bool:
         return self._probes is not None
+
+    @property
+    def outage_error(self) -> SinchError | None:
+        return None if self._probes is None else self._probes.error
 
     # For the user's side
 
@@ -548,6 +679,7 @@ class _Job:
             error=error,
             failure=call.failure,
             policy=self._sender.policy,
+            safe=call.operation.safe,
             attempts=call.attempts,
             latest=call.attempts - trial.attempts,
             reached=call.maybe_sent,
@@ -581,7 +713,7 @@ class _Job:
             max_retry_after=self._sender.policy.max_retry_after,
         )
         if self._probes is None:
-            self._probes = _Probes(outage)
+            self._probes = _Probes(outage, error)
             project_id = self._sender.project_id
             self._sender.project.outages += 1
             log(
@@ -591,6 +723,7 @@ class _Job:
                 project_id=project_id,
                 error=type(error).__name__,
             )
+        self._probes.error = error
 
     def _end_outage(self) -> None:
         probes, self._probes = self._probes, None

@@ -13,7 +13,7 @@ from ._core.manager import SessionManager
 from ._core.retry import RetryPolicy
 from ._core.send import Call
 from ._wire.arguments import checked_credentials, checked_id, checked_origin, regional_origin
-from .bulk import MAX_OUTAGE, BulkUpdate, Updates, update_many
+from .bulk import MAX_OUTAGE, BulkUpdate, Messages, Transform, Updates, transform_many, update_many
 from .enums import MessagesSource, MessagesSourceName, Region, RegionName
 from .errors import InvalidArgumentError
 from .models import ConversationMessage
@@ -219,16 +219,52 @@ class ConversationClient:
         A failed update is an outcome with its ``error``. Use ``async with client.update_many(...) as outcomes`` to leave nothing running when
         the loop is left early. See :class:`BulkUpdate` for what is raised.
         """
+        places, seconds = self._job_options(concurrency, max_outage)
+        return update_many(self._sender, updates, concurrency=places, max_outage=seconds)
+
+    def transform_many(
+        self,
+        messages: Messages,
+        transform: Transform,
+        *,
+        messages_source: MessagesSource | str | None = None,
+        concurrency: int | None = None,
+        max_outage: float | None = MAX_OUTAGE,
+    ) -> BulkUpdate:
+        """The outcomes of changing the metadata of many messages, depending on what is there.
+
+        ``messages``: message ids or :class:`ConversationMessage` objects, from any iterable or
+        asynchronous iterable of any length; such an object is not read again. ``transform``: a
+        plain or asynchronous function that is called with each message and returns its new
+        metadata. ``None``, or the text that the message has, leaves the message alone:
+        :class:`Unchanged`. ``messages_source``, ``concurrency``, ``max_outage``: as for
+        :meth:`update_message_metadata` and :meth:`update_many`.
+
+        A read that failed is a :class:`NotUpdated` outcome, and its ``update.metadata`` is
+        ``None``. So is a text of more than 1,024 characters, of which nothing is sent, and an
+        :class:`InvalidArgumentError` that ``transform`` raises, as :func:`merge_json` may. Any
+        other exception of ``transform`` ends the job, and so does a result that is no text.
+
+        The API has no ETag: what another writer writes between the read and the update is lost.
+
+        Source: ``GET`` and ``PATCH /v1/projects/{project_id}/messages/{message_id}``.
+        """
+        places, seconds = self._job_options(concurrency, max_outage)
+        return transform_many(
+            self._sender,
+            messages,
+            transform,
+            messages_source=messages_source,
+            concurrency=places,
+            max_outage=seconds,
+        )
+
+    def _job_options(self, concurrency: int | None, max_outage: float | None) -> tuple[int, float]:
         seconds = _positive("max_outage", max_outage)
         places = self._manager.max_connections if concurrency is None else concurrency
         if type(places) is not int or places < 1:
             raise InvalidArgumentError("concurrency must be a whole number, 1 or more")
-        return update_many(
-            self._sender,
-            updates,
-            concurrency=places,
-            max_outage=math.inf if seconds is None else seconds,
-        )
+        return places, math.inf if seconds is None else seconds
 
     async def authenticate(self) -> None:
         """Returns when there is a valid access token; for a service's check at start-up.

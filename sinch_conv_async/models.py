@@ -110,10 +110,12 @@ class MetadataUpdate:
     """One update for :meth:`ConversationClient.update_many`.
 
     The values are checked when the update is sent, so that one bad row is one failed outcome.
+    ``metadata`` is ``None`` only in the outcome of ``transform_many`` for a message that could not
+    be read: nothing was to be written.
     """
 
     message_id: str
-    metadata: str = attrs.field(repr=False)
+    metadata: str | None = attrs.field(repr=False)
     messages_source: MessagesSource | str | None = None
 
 

@@ -159,7 +159,7 @@ class Evidence:
     def spent(self) -> bool:
         """Whether the update was sent and may not be sent again."""
         failure = self.failure
-        allowed = failure is not None and (self.policy.allows(failure) or (self.safe and failure.retryable))
+        allowed = failure is not None and self.policy.allows(failure, safe=self.safe)
         return not self.unsent and not (allowed and self.policy.max_retries > 0)
 
     @property

@@ -118,7 +118,7 @@ class Sender:
     lifetime: Lifetime = attrs.field(factory=Lifetime, repr=False)
 
     def update(
-        self, message_id: str, metadata: str, messages_source: MessagesSource | str | None
+        self, message_id: str, metadata: str | None, messages_source: MessagesSource | str | None
     ) -> UpdateMetadata:
         """The operation for one update, or InvalidArgumentError."""
         return UpdateMetadata.of(self.origin, self.path, message_id, metadata, messages_source)

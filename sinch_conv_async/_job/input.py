@@ -126,7 +126,7 @@ class Record(MetadataUpdate):
     def digest(self) -> str:
         """Sixteen hexadecimal digits that tell this record from another one."""
         return digest_of(
-            self.message_id.encode(), self.metadata.encode(), (self.messages_source or "").encode()
+            self.message_id.encode(), (self.metadata or "").encode(), (self.messages_source or "").encode()
         )
 
 
