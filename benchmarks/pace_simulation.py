@@ -3,9 +3,10 @@
 Run it with ``python -m benchmarks.pace_simulation``. It drives the real ``Pace`` in simulated time: requests, answers, wake-ups
 of an event loop a millisecond coarse. The processes know nothing of each other. Every figure is of seconds 10 to 60 unless said
 otherwise. What comes out does not depend on the machine, and a run takes about a minute of it; ``--short`` leaves out the shapes that were dropped.
+``--picture`` prints the picture of docs/explanation/pace.rst instead.
 
 The first table is the law as it is; the others, shapes that were tried and dropped. Figures of the first are quoted, and explained,
-in docs/explanation/pace.rst.
+in docs/evidence/pace.rst.
 """
 
 from __future__ import annotations
@@ -601,7 +602,63 @@ def what_did_not_pay() -> None:
             )
 
 
+PICTURE: Sequence[tuple[str, Callable[[], Sequence[Client]]]] = (
+    (
+        "alone, 1 % refused at random",
+        lambda: simulate(Noisy(SlidingWindow(LIMIT), 0.01, seed=2), same(1, round_trip=0.050), seed=2),
+    ),
+    (
+        "three that start together",
+        lambda: simulate(SlidingWindow(LIMIT), same(3, round_trip=0.050), seed=2),
+    ),
+    (
+        "two, and a third from second 30 on",
+        lambda: simulate(
+            SlidingWindow(LIMIT),
+            [*same(2, round_trip=0.050), Client(start=30.0, round_trip=0.050)],
+            seed=2,
+        ),
+    ),
+)
+
+
+def picture() -> str:
+    """An SVG of what each process sends in each second, in three scenarios."""
+    width, height, margin = 600, 130, 44
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width + 2 * margin} {3 * (height + margin) + 10}" '
+        'role="img" font-family="sans-serif" font-size="12" fill="currentColor">',
+        "<title>Requests a second that each process sends, in three scenarios</title>",
+    ]
+    for row, (name, run) in enumerate(PICTURE):
+        top = row * (height + margin) + 24
+        parts.append(f'<text x="{margin}" y="{top - 8}">{name}</text>')
+        for value in (0, 400, 800):
+            y = top + height * (1 - value / LIMIT)
+            parts.append(
+                f'<line x1="{margin}" y1="{y:.1f}" x2="{margin + width}" y2="{y:.1f}" stroke="currentColor" opacity="0.2"/>'
+                f'<text x="{margin - 6}" y="{y + 4:.1f}" text-anchor="end">{value}</text>'
+            )
+        for client in run():
+            points = [
+                (second, client.allowed[second] + client.refused[second])
+                for second in range(math.ceil(client.start), SECONDS)
+            ]
+            line = " ".join(
+                f"{margin + width * second / SECONDS:.1f},{top + height * (1 - min(sent, LIMIT) / LIMIT):.1f}"
+                for second, sent in points
+            )
+            parts.append(f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>')
+        parts.append(
+            f'<text x="{margin + width}" y="{top + height + 14}" text-anchor="end">{SECONDS} s</text>'
+        )
+    return "\n".join([*parts, "</svg>", ""])
+
+
 if __name__ == "__main__":
+    if "--picture" in sys.argv[1:]:
+        print(picture(), end="")
+        sys.exit()
     the_law()
     noise_or_congestion()
     if "--short" not in sys.argv[1:]:

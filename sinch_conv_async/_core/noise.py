@@ -1,20 +1,24 @@
 """Which refusals (429) come whatever the pace, and which come because of it. Pure.
 
-One 429 says nothing of its cause. A fall of the pace is the experiment that tells: refusals that the pace has caused stop
-after it, the others go on. So every fall is watched, by a ``Trial``.
+One 429 says nothing of its cause. A fall of the pace is the experiment that tells: refusals that
+the pace has caused stop after it, the others go on. So every fall is watched, by a ``Trial``.
 
-1. The pace falls, and does not climb while the trial lasts: a climb would bring congestion back while it is measured.
-2. *Around the fall*: the second before it and the second after it. Refusals of congestion are among these, also those of a
-   server that remembers a second.
-3. *After the fall*: at least one second more, up to four, until 400 requests have departed. Then the last answers come in.
+1. The pace falls, and does not climb while the trial lasts: a climb would bring congestion back
+   while it is measured.
+2. *Around the fall*: the second before it and the second after it. Refusals of congestion are
+   among these, also those of a server that remembers a second.
+3. *After the fall*: at least one second more, up to four, until 400 requests have departed. Then
+   the last answers come in.
 
-``Noise`` adds up what the trials find. Refusals are noise if the share refused after the falls is at least 60 % of the
-share refused around them, with at least 5 refusals in two trials or more. Otherwise they are congestion, and the noise is 0.
-A trial with far fewer refusals than the earlier ones replaces them: noise is the least that is seen, and a trial without a
-refusal forgets it.
+``Noise`` adds up what the trials find. Refusals are noise if the share refused after the falls is
+at least 60 % of the share refused around them, with at least 5 refusals in two trials or more.
+Otherwise they are congestion, and the noise is 0. A trial with far fewer refusals than the
+earlier ones replaces them: noise is the least that is seen, and a trial without a refusal forgets
+it.
 
-Random refusals vary like a Poisson variable. A number of refusals is explained by a share if it is at most 2.5 standard
-deviations above that share. Above 5 % and three standard deviations nothing is noise.
+Random refusals vary like a Poisson variable. A number of refusals is explained by a share if it
+is at most 2.5 standard deviations above that share. Above 5 % and three standard deviations
+nothing is noise.
 """
 
 from __future__ import annotations
@@ -67,11 +71,12 @@ def severe(sample: Sample) -> bool:
 class Trial:
     """What is refused around one fall of the pace and after it.
 
-    ``now``: when the pace fell, to ``rate``. ``resumed``: when requests depart again. ``before``: the last second's requests.
-    ``trigger``: when the request departed whose refusal made the pace fall. ``rate_before``: the pace to go back to.
+    ``resumed``: when requests depart again after the fall to ``rate``. ``before``: the requests of
+    the second before it. ``trigger``: when the request departed whose refusal made the pace fall.
+    ``rate_before``: the pace to go back to.
 
-    Tell it of each further refusal (``refused``). When ``count_at`` has come, call ``count`` with the number of departures in
-    the last second. It is ``over`` when all has been counted.
+    Tell it of each further refusal (``refused``). When ``count_at`` has come, call ``count`` with
+    the number of departures in the last second. It is ``over`` when all has been counted.
     """
 
     __slots__ = (
@@ -160,7 +165,10 @@ class Noise:
         self._around = self._after = Sample(0.0, 0.0)
 
     def learn(self, trial: Trial, *, may_be_noise: bool) -> None:
-        """Takes in what a trial has found. ``may_be_noise``: False if this process cannot tell noise from its neighbours."""
+        """Takes in what a trial has found.
+
+        ``may_be_noise``: False if this process cannot tell noise from its neighbours.
+        """
         around, after = trial.around, trial.after
         expected = (self.share or self._after.share) * after.sent
         if after.refused < expected - DEVIATIONS * math.sqrt(expected):

@@ -1,34 +1,43 @@
 """When the next request of one project may depart.
 
-Arithmetic on numbers that are passed in: monotonic seconds, answers of status 429, a source of randomness. It knows
-neither who is waiting nor what is sent, and has no clock: a caller looks at ``due``, and tells of each departure.
+Arithmetic on numbers that are passed in: monotonic seconds, answers of status 429, a source of
+randomness. It knows neither who is waiting nor what is sent, and has no clock: a caller looks at
+``due``, and tells of each departure.
 
 Three rules together give the time of the next departure; the latest of them wins.
 
-* *The window.* The departures of the last second, and the calls that were admitted and have not departed yet, are
-  together at most ``limit``. This is the promise that is never broken: no second, wherever it begins, holds more
-  departures than ``limit``. A departure is the write to the socket. Opening a connection may delay it after the
-  admission, so a call counts from its admission on, and its second begins with its departure.
-* *The spacing.* Departures follow one another at the pace, evenly. A wake-up that comes late finds several due and makes
-  them all, so that a busy event loop costs no throughput; after idleness nothing has been saved up.
+* *The window.* The departures of the last second, and the calls that were admitted and have not
+  departed yet, are together at most ``limit``. This is the promise that is never broken: no
+  second, wherever it begins, holds more departures than ``limit``. A departure is the write to
+  the socket. Opening a connection may delay it after the admission, so a call counts from its
+  admission on, and its second begins with its departure.
+* *The spacing.* Departures follow one another at the pace, evenly. A wake-up that comes late
+  finds several due and makes them all, so that a busy event loop costs no throughput; after
+  idleness nothing has been saved up.
 * *The pause.* After a 429 nobody departs for a while.
 
-The pace follows AIMD, additive increase and multiplicative decrease. Chiu and Jain (1989) show that processes that share
-a limit in this way, without knowing of each other, come to share it evenly.
+The pace follows AIMD, additive increase and multiplicative decrease. Chiu and Jain (1989) show
+that processes that share a limit in this way, without knowing of each other, come to share it
+evenly.
 
-* *Decrease.* A 429 lowers the pace to 98 % of what was let through in the last second (``DECREASE_FACTOR``), once:
-  the 429s of requests that departed before the fall change nothing more.
-* *Increase.* The pace climbs back by 2.5 % of the limit each second (``INCREASE_PER_SECOND``).
-* *Noise.* Some 429s come whatever the pace: the limit of one app, a gateway node that counts for itself. They must not
-  lower it, or 1 % of them would cost most of the limit. So each fall is an experiment (``noise.py``). The pace stays where
-  it fell to for 2.3 s or more, while the refusals before and after the fall are counted. If the fall has changed nothing,
-  the pace goes back to what it was (``rate_before``), and from then on that share of refusals is ignored: no pause, no
+* *Decrease.* A 429 lowers the pace to 98 % of what was let through in the last second
+  (``DECREASE_FACTOR``), once: the 429s of requests that departed before the fall change nothing
+  more.
+* *Increase.* The pace climbs back by 2.6 % of the limit each second (``INCREASE_PER_SECOND``).
+* *Noise.* Some 429s come whatever the pace: the limit of one app, a gateway node that counts for
+  itself. They must not lower it, or 1 % of them would cost most of the limit. So each fall is an
+  experiment (``noise.py``). The pace stays where it fell to for 2.3 s or more, while the refusals
+  before and after the fall are counted. If the fall has changed nothing, the pace goes back to
+  what it was (``rate_before``), and from then on that share of refusals is ignored: no pause, no
   fall. If requests are still refused and it is not noise, the pace falls again.
-* More than 5 % refused, beyond chance, is always congestion: the pace falls at once, and the noise is forgotten.
-* A process with less than a fifth of its limit takes all refusals for congestion (``PART_FOR_NOISE``). Its neighbours
-  fill whatever it leaves, so its own falls change little, and it could not tell their refusals from noise.
+* More than 5 % refused, beyond chance, is always congestion: the pace falls at once, and the
+  noise is forgotten.
+* A process with less than a fifth of its limit takes all refusals for congestion
+  (``PART_FOR_NOISE``). Its neighbours fill whatever it leaves, so its own falls change little,
+  and it could not tell their refusals from noise.
 
-What this does with the usual ways of counting on a server is measured in ``benchmarks/pace_simulation.py``.
+What this does with the usual ways of counting on a server is measured in
+``benchmarks/pace_simulation.py``.
 """
 
 from __future__ import annotations
@@ -44,45 +53,54 @@ from .noise import LEAST_SENT, LONGEST_TRIAL, Noise, Sample, Trial, explains, se
 
 __all__ = ["Pace"]
 
-# A request counts against the server's second for a second; the nanosecond keeps rounding from making it less.
+# A request counts against the server's second for a second; the nanosecond keeps rounding from
+# making it less.
 WINDOW: Final = 1.0 + 1e-9
 
-# The ring starts small and doubles: hundreds of projects may share a process, most of them far below their limit.
+# The ring starts small and doubles: hundreds of projects may share a process, most of them far
+# below their limit.
 FIRST_RING: Final = 16
 
 NEVER: Final = -math.inf
 
 
 class Pace:
-    """The pace of one project: at most ``limit`` departures in any second, fewer while the server says 429.
+    """The pace of one project: at most ``limit`` departures in any second, fewer after a 429.
 
-    ``limit`` is in requests a second; ``None`` sets no pace at all, and a 429 then only pauses. A window of one second
-    holds whole requests, so 2.5 a second counts as 2; below 1 it means one request every ``1 / limit`` seconds.
+    ``limit`` is in requests a second; ``None`` sets no pace at all, and a 429 then only pauses. A
+    window of one second holds whole requests, so 2.5 a second counts as 2; below 1 it means one
+    request every ``1 / limit`` seconds. With 0 nothing departs until another limit is set.
 
-    ``due`` is the earliest time of the next admission, to be read only; infinite while every place of the window is
-    taken by a call that was admitted and has not departed yet. When it is not later than now, and a call is there to be
-    sent, call ``admit(now)``, then ``left(now)`` when its request has been written, or ``refund()`` if it never will be.
-    When the line of waiting calls has run empty, call ``idle()``.
+    ``due`` is the earliest time of the next admission, to be read only; infinite while every place
+    of the window is taken by a call that was admitted and has not departed yet. When it is not
+    later than now, and a call is there to be sent, call ``admit(now)``, then ``left(now)`` when its
+    request has been written, or ``refund()`` if it never will be. When the line of waiting calls
+    has run empty, call ``idle()``.
     """
 
-    # The values come out of benchmarks/pace_simulation.py; docs/evidence/pace.rst says what others do.
-    HEADROOM = 0.005  # of the interval: the window is left unfilled by so much, or jitter on the way would overfill it
-    CATCH_UP = 0.25  # seconds of lateness that are made up for; also the largest burst, in seconds' worth of departures
-    CATCH_UP_WHEN_FULL = 0.05  # seconds of lateness that are made up for once the window has room again
+    # The values come out of benchmarks/pace_simulation.py; docs/evidence/pace.rst has the figures.
+
+    # Of the interval: without this room, jitter on the way would overfill the server's window.
+    HEADROOM = 0.005
+    # Seconds of lateness that are made up for; also the largest burst, in seconds' worth.
+    CATCH_UP = 0.25
+    # The same, once the window has room again.
+    CATCH_UP_WHEN_FULL = 0.05
     DECREASE_FACTOR = 0.98  # the pace falls to this share of what has lately been let through
-    DECREASE_FACTOR_ASKED = 0.66  # of the pace, where the server asks for a wait: each refusal costs one
+    DECREASE_FACTOR_ASKED = 0.66  # of the pace, where the server asks for a wait
     INCREASE_PER_SECOND = 0.026  # of the limit
     INCREASE_PER_SECOND_ASKED = 0.015  # after a wait that the server has asked for
-    AT_REST_AFTER = 1 / INCREASE_PER_SECOND_ASKED + LONGEST_TRIAL  # seconds: back at the limit by then
+    # Seconds after which the pace is back at the limit, wherever it was.
+    AT_REST_AFTER = 1 / INCREASE_PER_SECOND_ASKED + LONGEST_TRIAL
     STRAY = 0.01  # a share of refusals after a fall that calls for no second fall
-    PART_FOR_NOISE = 0.2  # of the limit: who has less has neighbours, whose refusals look like noise
+    # Of the limit. A process with less has neighbours, and their refusals look like noise.
+    PART_FOR_NOISE = 0.2
     TELLING = 5  # departures in a second, fewer of which say nothing about what is let through
     SATURATED = 0.5  # of the pace; nor does what departs at less than this
     PAUSE = 0.0125  # seconds, doubling while congestion lasts: 0.1 at most
     DEEPEST = 3  # doublings
-    RESUMED_FOR = (
-        0.5  # seconds: a congestion that comes so soon after the last pause is the last one's continuation
-    )
+    # Seconds: a congestion that comes so soon after the last pause is the last one's continuation.
+    RESUMED_FOR = 0.5
     LEAST = 0.35  # of the pace that was, within a second
     FLOOR = 0.002  # of the limit
 
@@ -137,7 +155,10 @@ class Pace:
 
     @property
     def limit(self) -> float | None:
-        """The most requests a second; may be set while running. 0 means that nothing departs until it is set again."""
+        """The most requests a second.
+
+        May be set while running. 0 means that nothing departs until it is set again.
+        """
         return self._limit
 
     @limit.setter
@@ -170,7 +191,8 @@ class Pace:
                 newest = array("d", [NEVER]) * min(self._window, FIRST_RING)
         if not self._slowed or self._rate > self._top:
             self._rate = self._top
-        # A lower limit holds from the next departure on; a higher one at once, and what waited for the lower one is not lateness.
+        # A lower limit holds from the next departure on; a higher one at once, and what
+        # waited for the lower one is not lateness.
         soonest = max(newest[-1] + self._interval if newest else NEVER, self.paused_until)
         if self._next > soonest:
             self._next = soonest
@@ -190,12 +212,15 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """The pace in requests a second, as of the last departure or 429; infinite without a limit."""
+        """The pace in requests a second, as of the last departure or 429.
+
+        Infinite without a limit.
+        """
         return 0.0 if self._limit == 0 else self._rate
 
     @property
     def top(self) -> float:
-        """The most requests a second that the pace climbs to: the limit, as far as a second holds whole requests."""
+        """The most requests a second that the pace climbs to: the limit in whole requests."""
         return self._top
 
     def rate_at(self, now: float) -> float:
@@ -213,7 +238,10 @@ class Pace:
         self.left(now)
 
     def admit(self, now: float) -> None:
-        """Give a call its turn. It takes a place of the window until ``left`` or ``refund`` says what became of it."""
+        """Give a call its turn.
+
+        It takes a place of the window until ``left`` or ``refund`` says what became of it.
+        """
         taken = self._outstanding + 1
         self._outstanding = taken
         if not self._window:
@@ -235,13 +263,17 @@ class Pace:
             if self._size < self._window:
                 self._settle()
                 return
-            # What the window held back is not lateness, or the burst after a stall would come back each second.
+            # What the window held back is not lateness, or the burst after a stall
+            # would come back each second.
             self._next = max(due, free - self.CATCH_UP_WHEN_FULL)
             due = free
         self.due = due
 
     def left(self, now: float) -> bool:
-        """Record a departure: the request of a call that was admitted has been written. Whether ``due`` came nearer."""
+        """Record a departure: the request of a call that was admitted has been written.
+
+        Whether ``due`` came nearer.
+        """
         full = self._outstanding >= self._size
         self._outstanding -= 1
         if not self._window:
@@ -272,7 +304,7 @@ class Pace:
         self._settle()
 
     def throttled(self, now: float, *, departed: float, retry_after: float | None, rng: Random) -> None:
-        """Take note of a 429 to a request that departed at ``departed``: pause, and lower the pace once."""
+        """Pause and lower the pace, after a 429 to a request that departed at ``departed``."""
         if self._window:
             self._count_refusal(now, departed)
         if departed > self._lowered:
@@ -281,7 +313,8 @@ class Pace:
             self._deepen(departed, asked=retry_after is not None)
             pause = retry_after
             if pause is None:
-                # Between half and all of it, so that processes that were refused together do not come back together.
+                # Between half and all of it, so that processes that were
+                # refused together do not come back together.
                 pause = self.PAUSE * (1 << self._depth) * rng.uniform(0.5, 1.0)
             if self._window:
                 self._lower(now, departed, max(now + pause, self.paused_until), asked=retry_after is not None)
@@ -311,7 +344,7 @@ class Pace:
             self._observe(now, trial)
 
     def _is_noise(self, now: float) -> bool:
-        """Whether the refusals of late call for nothing: noise explains them, or a trial counts them."""
+        """Whether the latest refusals call for nothing: noise explains them, or a trial counts them."""
         trial = self._trial
         if trial is None:
             share = self._noise.share
@@ -351,7 +384,8 @@ class Pace:
         )
 
     def _fall_to(self, rate: float) -> None:
-        # A server that remembers a second refuses for what was sent before the pace fell. Within a second it
+        # A server that remembers a second refuses for what was sent before the pace
+        # fell. Within a second it
         # falls no further than this, or it would take long to climb back.
         self._rate = max(rate, self._rate_before_decrease * self.LEAST, self._top * self.FLOOR)
         self._slowed = True
@@ -396,7 +430,10 @@ class Pace:
         return Sample(self._sent_since(now - WINDOW), len(self._refused))
 
     def _let_through(self, now: float) -> float:
-        """Requests a second that departed in the last one and have not been refused; infinite where too few did to say."""
+        """Requests a second that departed in the last one and have not been refused.
+
+        Infinite where too few did to say.
+        """
         sent, refused = self._sent_since(now - WINDOW), len(self._refused)
         if sent < self.TELLING:
             return math.inf
@@ -423,7 +460,10 @@ class Pace:
         return max(interval, self._interval)
 
     def _grow(self) -> float:
-        """Make room in the ring, ahead of its oldest departure; the time from which the window has room."""
+        """Make room in the ring, ahead of its oldest departure.
+
+        The time from which the window has room.
+        """
         extra = min(self._size, self._window - self._size)
         # What an earlier, lower limit made us forget is taken to be as late as it can have been.
         self._ring = array("d", [self._dropped]) * extra + self._ring[self._at :] + self._ring[: self._at]
@@ -432,7 +472,10 @@ class Pace:
         return self._free()
 
     def _free(self) -> float:
-        """The time from which the window has room; infinite while calls that have not departed take every place."""
+        """The time from which the window has room.
+
+        Infinite while calls that have not departed take every place.
+        """
         taken = self._outstanding
         if taken >= self._size:
             return math.inf
