@@ -52,6 +52,9 @@ class Project:
     ``below_half``: its pace has fallen below half of its limit, and has not come back yet. ``outages``: bulk jobs that wait for the API
     to come back. ``blocked_since``, ``throttled_at``: when the answers 429 began that nothing else came between, and when the last one came.
 
+    ``share``: what a fleet grants of the limit, if there is one. ``sent``: calls that had their turn so far. ``asked_to_wait_until``: the end
+    of the wait that the API last asked this process for.
+
     ``admission``: where its calls wait now; the tasks of an event loop that is closed know another. ``later_at``: the turn that the
     admission's timer waits for. ``deadlines``: a heap of the calls that do not wait for ever; those that have ended leave it late.
     """
@@ -59,6 +62,7 @@ class Project:
     __slots__ = (
         "abandoned",
         "admission",
+        "asked_to_wait_until",
         "below_half",
         "blocked_since",
         "budget",
@@ -73,6 +77,8 @@ class Project:
         "probing",
         "queued",
         "retries",
+        "sent",
+        "share",
         "throttled",
         "throttled_at",
         "waiting",
@@ -94,6 +100,9 @@ class Project:
         self.blocked_since: float | None = None
         self.outages = 0
         self.throttled_at = NOT_LATER
+        self.sent = 0
+        self.share: int | None = None
+        self.asked_to_wait_until = NOT_LATER
         self.probing = False
         self.queued = False
         self.admission: Admission | None = None
@@ -116,15 +125,22 @@ class Project:
         if self.limits:
             self._set_limit()
 
+    def set_share(self, share: int | None) -> None:
+        """What a fleet grants of the limit, in requests a second. 0: nothing now; None: there is no fleet."""
+        self.share = share
+        self._set_limit()
+
     def _set_limit(self) -> None:
-        limit = min((limit for limit in self.limits.values() if limit is not None), default=None)
+        limit = self.limit
+        if limit is not None and self.share is not None:
+            limit = min(limit, self.share)
         if limit != self.pace.limit:
             self.pace.limit = limit
 
     @property
     def limit(self) -> float | None:
         """The lowest limit that a client of the project has set, in requests a second."""
-        return self.pace.limit
+        return min((limit for limit in self.limits.values() if limit is not None), default=None)
 
     def fell_below_half(self, now: float) -> bool:
         """Whether the pace is below half of its limit, for the first time since it was at it."""
@@ -312,6 +328,7 @@ class Admission:
     def _grant(self, project: Project, now: float) -> Permit:
         self.free -= 1
         project.in_flight += 1
+        project.sent += 1
         project.pace.admit(now)
         return Permit(self, project)
 
@@ -360,8 +377,10 @@ class Admission:
     def _check_deadline(self, project: Project, ahead: int, deadline: float) -> None:
         """Raises CallTimeoutError if a call with that many ahead of it cannot have its turn before ``deadline``."""
         pace, now = project.pace, self._clock()
-        # At the limit, not at the pace of the moment: a pace that was slowed climbs back, and one that is late catches up.
-        at_best = ahead / pace.limit if pace.limit else 0.0
+        # At the clients' limit, not at the pace of the moment: a pace that was slowed climbs back, one that is late
+        # catches up, and a fleet may grant more at any time.
+        limit = project.limit
+        at_best = ahead / limit if limit else 0.0
         due = pace.due if pace.due < math.inf else now
         if max(now, max(due, now - pace.CATCH_UP) + at_best) > deadline:
             raise too_late_error()

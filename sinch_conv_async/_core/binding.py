@@ -60,16 +60,23 @@ class Clock:
 class Binder:
     """Binds a manager to the running event loop, one at a time.
 
-    ``forget_loop`` is called when a loop has been closed under a binding: whatever waited on it is gone. ``rng`` spreads retries; it is
+    ``forget_loop`` is called when a loop has been closed under a binding: whatever waited on it is gone. ``on_bind`` is told of
+    each new binding. ``rng`` spreads retries; it is
     seeded anew at each binding, or processes that were forked would all draw the same delays.
     """
 
     def __init__(
-        self, options: ConnectionOptions, *, max_connections: int, forget_loop: Callable[[], None]
+        self,
+        options: ConnectionOptions,
+        *,
+        max_connections: int,
+        forget_loop: Callable[[], None],
+        on_bind: Callable[[Binding], None] | None = None,
     ) -> None:
         self.options = options
         self._max_connections = max_connections
         self._forget_loop = forget_loop
+        self._on_bind = on_bind
         self._bound_before = False
         self.clock = Clock()
         self.rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
@@ -119,8 +126,11 @@ class Binder:
         self.clock.read = clock
         self.rng.seed()
         admission = Admission(self._max_connections, clock=clock, call_later=loop.call_later)
-        self.current = Binding(loop, os.getpid(), clock, Connections(self.options), admission)
-        return self.current
+        binding = Binding(loop, os.getpid(), clock, Connections(self.options), admission)
+        self.current = binding
+        if self._on_bind is not None:
+            self._on_bind(binding)
+        return binding
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

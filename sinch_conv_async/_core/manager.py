@@ -17,7 +17,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 
 import aiohttp
 import attrs
@@ -38,6 +38,10 @@ from .send import Sender
 from .stats import Counters, ProjectStats, SessionStats
 from .tokens import BasicAuthorization, EndpointPace, TokenSource
 
+if TYPE_CHECKING:
+    from ..fleet import Fleet
+    from .sharing import Sharing
+
 __all__ = ["SessionManager"]
 
 FORGET_ABOVE: Final = 64
@@ -53,10 +57,20 @@ class Registry:
     sources: dict[tuple[str, Credentials], TokenSource] = attrs.field(factory=dict)
     endpoints: dict[str, EndpointPace] = attrs.field(factory=dict)
     forget_above: int = FORGET_ABOVE
+    sharing: Sharing | None = None
 
     def project(self, origin: str, project_id: str) -> Project:
         """The project, made if it is new."""
         return self.projects.setdefault((origin, project_id), Project())
+
+    def requester(
+        self, auth_origin: str, credentials: Credentials, binder: Binder, counters: Counters
+    ) -> tuple[TokenRequester, Callable[[str], None] | None]:
+        """What a token source asks with, and what it tells of a token that the API has refused."""
+        request = token_requester(auth_origin, binder, counters)
+        if self.sharing is None:
+            return request, None
+        return self.sharing.requester(auth_origin, credentials, request)
 
     def source(
         self, auth_origin: str, credentials: Credentials, binder: Binder, counters: Counters
@@ -64,9 +78,11 @@ class Registry:
         """The token source of a key, made if it is new."""
         source = self.sources.get((auth_origin, credentials))
         if source is None:
+            request, on_refused = self.requester(auth_origin, credentials, binder, counters)
             source = self.sources[auth_origin, credentials] = TokenSource(
                 credentials,
-                request=token_requester(auth_origin, binder, counters),
+                request=request,
+                on_refused=on_refused,
                 endpoint=self.endpoints.setdefault(auth_origin, EndpointPace()),
                 clock=binder.clock.now,
                 rng=binder.rng,
@@ -89,6 +105,8 @@ class Registry:
             for key, source in self.sources.items()
             if source in used or not source.forgettable(now)
         }
+        if self.sharing is not None:
+            self.sharing.forget_all_but(self.projects)
         self.forget_above = 2 * (len(self.projects) + len(self.sources)) + FORGET_ABOVE
 
     def forget_loop(self) -> None:
@@ -99,11 +117,24 @@ class Registry:
             source.forget_loop()
         for sender in self.senders:
             sender.lifetime = sender.lifetime.on_another_loop()
+        if self.sharing is not None:
+            self.sharing.forget_loop()
 
 
-def token_requester(
-    auth_origin: str, binder: Binder, counters: Counters
-) -> Callable[[Credentials], Awaitable[TokenResponse | Failure]]:
+TokenRequester = Callable[[Credentials], Awaitable[TokenResponse | Failure]]
+"""Makes one token request for a key."""
+
+
+def sharing_of(fleet: Fleet) -> Sharing:
+    """What keeps a manager's projects at their shares of the fleet, or InvalidArgumentError."""
+    from .sharing import Sharing  # here: a manager without a fleet need not import it
+
+    if not all(callable(getattr(fleet, name, None)) for name in ("share", "token", "forget_token", "close")):
+        raise InvalidArgumentError("fleet must be a Fleet, such as a RedisFleet or a PostgresFleet")
+    return Sharing(fleet)
+
+
+def token_requester(auth_origin: str, binder: Binder, counters: Counters) -> TokenRequester:
     """What a token source asks with. It holds the binder weakly, so that a manager that is forgotten is freed at once."""
     request = token_request(auth_origin)
     holder = weakref.ref(binder)
@@ -133,7 +164,8 @@ class SessionManager:
     aiohttp resolver, or a function that makes one for each event loop, such as
     ``aiohttp.AsyncResolver``; what the function makes is closed with the connections.
     ``trace_configs``: :class:`aiohttp.TraceConfig` objects; what they are shown includes the access
-    token.
+    token. ``fleet``: a store through which several processes share the limit and the token of each
+    project, such as :class:`~sinch_conv_async.fleet.redis.RedisFleet`; the manager closes it.
 
     The constructor opens nothing and needs no event loop: the manager binds to the running loop at its first call, and anew when that loop has
     been closed. While that loop lives, another loop, thread or forked process gets :class:`ClientStateError`.
@@ -149,6 +181,7 @@ class SessionManager:
         proxy: str | URL | None = None,
         resolver: AbstractResolver | Callable[[], AbstractResolver] | None = None,
         trace_configs: Sequence[aiohttp.TraceConfig] = (),
+        fleet: Fleet | None = None,
     ) -> None:
         options = ConnectionOptions.checked(
             ssl=ssl, proxy=proxy, resolver=resolver, trace_configs=trace_configs
@@ -161,10 +194,12 @@ class SessionManager:
         self._max_connections = max_connections
         self._counters = Counters()
         self._registry = Registry()
+        sharing = self._registry.sharing = None if fleet is None else sharing_of(fleet)
         self._binder = Binder(
             options,
             max_connections=max_connections,
             forget_loop=self._registry.forget_loop,
+            on_bind=None if sharing is None else sharing.bound,
         )
 
     def sender(
@@ -202,6 +237,8 @@ class SessionManager:
             counters=self._counters,
         )
         sender.project.join(sender, rate_limit=rate_limit, max_retry_after=policy.max_retry_after)
+        if registry.sharing is not None:
+            registry.sharing.share(origin, project_id, sender.project)
         registry.senders.add(sender)
         return sender
 
@@ -249,6 +286,8 @@ class SessionManager:
         await asyncio.gather(*(source.close() for source in self._registry.sources.values()))
         for sender in senders:
             await sender.lifetime.drained()
+        if self._registry.sharing is not None:
+            await self._registry.sharing.close()
         binding.admission.stop()
         await binding.connections.aclose()
         self._binder.current = None
@@ -261,6 +300,8 @@ class SessionManager:
         if binding.pid != os.getpid():
             binding.connections.leave_to_parent()
             return
+        if self._registry.sharing is not None:
+            self._registry.sharing.stop()
         _warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
@@ -269,7 +310,7 @@ class SessionManager:
             return "<SessionManager not constructed>"
         stats = self.stats()
         state = "closed" if self.closed else "open" if self._binder.current is not None else "unused"
-        paces = ", ".join(f"{project.project_id} {project.pace:.0f}/s" for project in stats.projects[:3])
+        paces = ", ".join(project.in_short() for project in stats.projects[:3])
         more = f" and {len(stats.projects) - 3} more" if len(stats.projects) > 3 else ""
         return (
             f"<SessionManager {state}: {stats.in_flight} of {self._max_connections} in flight, {stats.waiting} waiting, "
@@ -282,7 +323,7 @@ class SessionManager:
 
     def stats(self) -> SessionStats:
         """The counters as they stand; may be called from any thread."""
-        now, counters = self._binder.clock.now(), self._counters
+        now, counters, sharing = self._binder.clock.now(), self._counters, self._registry.sharing
         projects = tuple(
             ProjectStats(
                 origin=origin,
@@ -294,6 +335,7 @@ class SessionManager:
                 limit=project.limit,
                 paused_for=max(0.0, project.pace.paused_until - now),
                 in_outage=project.outages > 0,
+                **({} if sharing is None else sharing.stats(origin, project_id)),
             )
             for (origin, project_id), project in list(self._registry.projects.items())
         )

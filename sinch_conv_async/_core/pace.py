@@ -210,6 +210,14 @@ class Pace:
         self._interval = self._next = math.inf
         self._settle()
 
+    def pause(self, until: float) -> None:
+        """Nothing departs before ``until``: another process of the fleet was told to wait so long."""
+        if until > self.paused_until:
+            self.paused_until = until
+            if self._next < until:
+                self._next = until
+            self._settle()
+
     @property
     def rate(self) -> float:
         """The pace in requests a second, as of the last departure or 429.

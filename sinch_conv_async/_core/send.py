@@ -332,6 +332,8 @@ class Sender:
         project.pace.throttled(
             now, departed=permit.departed, retry_after=error.retry_after or None, rng=self.binder.rng
         )
+        if error.retry_after:
+            project.asked_to_wait_until = max(project.asked_to_wait_until, now + error.retry_after)
         admission.paused(project)
         if project.fell_below_half(now):
             log(

@@ -18,6 +18,9 @@ class ProjectStats:
     ``None`` if no client sets one. ``in_flight``: exchanges. ``waiting``: calls that wait for their turn. ``throttled``: answers 429 so
     far. ``paused_for``: seconds until the project sends again after a 429, 0 if it does not pause. ``in_outage``: whether a bulk job of
     the project waits for the API to come back.
+
+    With a fleet, else ``None``: ``share``, the requests a second that the fleet grants this process; ``members``, how many processes share
+    the limit; ``store_answers``, whether the store answered the last time.
     """
 
     origin: str
@@ -29,6 +32,16 @@ class ProjectStats:
     limit: float | None
     paused_for: float
     in_outage: bool
+    share: int | None = None
+    members: int | None = None
+    store_answers: bool | None = None
+
+    def in_short(self) -> str:
+        """The project's pace in a few words, for a repr."""
+        if self.members is None:
+            return f"{self.project_id} {self.pace:.0f}/s"
+        store = "" if self.store_answers else ", store away"
+        return f"{self.project_id} {self.pace:.0f}/s of {self.members} members{store}"
 
 
 @attrs.frozen

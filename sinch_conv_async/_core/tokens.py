@@ -112,7 +112,8 @@ class EndpointPace:
 class TokenSource:
     """The token of one key at one token endpoint.
 
-    ``request`` makes one token request. ``clock`` gives monotonic seconds: a wall clock that jumps expires nothing. It and ``sleep`` are passed
+    ``request`` makes one token request. ``on_refused`` is told of a token
+    that the API has refused. ``clock`` gives monotonic seconds: a wall clock that jumps expires nothing. It and ``sleep`` are passed
     in so that tests can hold time still.
     """
 
@@ -123,6 +124,7 @@ class TokenSource:
         "_failure",
         "_fetching",
         "_no_renewal_before",
+        "_on_refused",
         "_refused",
         "_refused_until",
         "_request",
@@ -143,8 +145,10 @@ class TokenSource:
         clock: Callable[[], float],
         rng: Random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        on_refused: Callable[[str], None] | None = None,
     ) -> None:
         self.credentials = credentials
+        self._on_refused = on_refused
         self._request = request
         self._endpoint = endpoint
         self._clock = clock
@@ -194,6 +198,8 @@ class TokenSource:
             return False
         self._token = None
         self._unproven_until = now + REFUSAL_KEPT
+        if self._on_refused is not None:
+            self._on_refused(token.authorization.partition(" ")[2])
         return True
 
     def missing(self, now: float) -> SinchError | None:

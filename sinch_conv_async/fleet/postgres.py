@@ -9,6 +9,7 @@ the division knows how to deal with. Sealed tokens so get into no backup.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
@@ -373,12 +374,13 @@ class PostgresFleet(Fleet):
         try:
             await asyncio.wait([operation], timeout=seconds)
         finally:
-            if not operation.done() and not self._shut_down():
-                operation.cancel()
-        if not operation.done():
+            late = not operation.done()
+            if late:
+                if not self._shut_down():
+                    operation.cancel()  # it was still connecting
+                await asyncio.wait([operation])
+        if late:
             problem: BaseException = TimeoutError()
-        elif operation.cancelled():
-            problem = asyncio.CancelledError()
         elif isinstance(failed := operation.exception(), psycopg.Error | OSError):
             problem = failed
         else:
@@ -404,7 +406,11 @@ class PostgresFleet(Fleet):
         connection, self._connection = self._connection, None
         if connection is None:
             return False
-        with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        # A connection that has ended by itself has no socket any more.
+        with (
+            contextlib.suppress(psycopg.Error, OSError),
+            socket.socket(fileno=os.dup(connection.fileno())) as same,
+        ):
             same.shutdown(socket.SHUT_RDWR)
         return True
 

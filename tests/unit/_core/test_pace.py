@@ -112,6 +112,13 @@ def test_a_limit_of_0_may_be_set_while_the_pace_is_lowered(seconds, rng):
     assert pace.rate > rate
 
 
+def test_a_pause_of_the_fleet_is_never_made_shorter():
+    pace = Pace(800)
+    pace.pause(50.0)
+    pace.pause(20.0)
+    assert pace.due == pace.paused_until == 50.0
+
+
 def test_the_first_departure_is_due_at_once():
     assert Pace(800).due <= 0.0
 

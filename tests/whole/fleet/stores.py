@@ -51,13 +51,14 @@ class Store:
             start_new_session=True,
             user=self.user,
         )
-        listening(self.port, self.process)
+        listening(self.port, self.process, self.host)
         self.ready()
 
     def ready(self) -> None:
         """Returns when it answers, where listening is not enough."""
 
     user: str | None = None
+    host = "127.0.0.1"
 
     def stop(self) -> None:
         if self.process is not None:
@@ -147,9 +148,10 @@ class Postgres(Store):
     def url(self) -> str:
         return f"postgresql://tester@127.0.0.1:{self.port}/postgres"
 
-    def tell(self, statement: str) -> str:
-        """What psql prints, without headings."""
+    def tell(self, *statements: str) -> str:
+        """What psql prints, without headings. Each statement is a transaction of its own."""
+        words = [word for statement in statements for word in ("-c", statement)]
         said = subprocess.run(
-            ["psql", "-qAtX", "-d", self.url, "-c", statement], capture_output=True, text=True, check=True
+            ["psql", "-qAtX", "-d", self.url, *words], capture_output=True, text=True, check=True
         )
         return said.stdout
