@@ -21,6 +21,7 @@ from .._wire.arguments import checked_origin, regional_origin
 from ..client import _ENVIRONMENT, ClientOptions, ConversationClient
 from ..enums import Region
 from ..errors import InvalidArgumentError
+from ..fleet import Fleet
 from .output import REFUSED, USAGE, Ended, say
 
 __all__ = ["Access", "Finite", "access_of", "log_to", "read_credentials", "with_access"]
@@ -53,11 +54,13 @@ class Access:
     auth_origin: str | None
     auth: Literal["oauth2", "basic"]
     proxy: str | None = attrs.field(repr=False)
+    fleet: str | None = attrs.field(repr=False)
 
     def manager(self, *, max_connections: int = 256) -> SessionManager:
-        """A session manager for these options. A wrong proxy ends the command with exit code 2."""
+        """A session manager for these options. A wrong proxy or fleet ends the command with exit code 2."""
+        fleet = None if self.fleet is None else fleet_at(self.fleet)
         try:
-            return SessionManager(max_connections=max_connections, proxy=self.proxy)
+            return SessionManager(max_connections=max_connections, proxy=self.proxy, fleet=fleet)
         except InvalidArgumentError as error:
             refusal = str(error)
         raise Ended(f"--proxy: {refusal}", USAGE)
@@ -101,6 +104,25 @@ class Access:
 
     def _known(self, option: str, given: str | None) -> str | None:
         return given or self.credentials.get(option) or os.environ.get(_ENVIRONMENT[option]) or None
+
+
+def fleet_at(url: str) -> Fleet:
+    """The fleet on the store at this URL, whose password is shown nowhere."""
+    scheme = url.partition("://")[0].lower()
+    try:
+        # Here: each needs an extra that most commands can do without.
+        if scheme in ("redis", "rediss", "unix"):
+            from ..fleet.redis import RedisFleet
+
+            return RedisFleet(url)
+        if scheme in ("postgres", "postgresql"):
+            from ..fleet.postgres import PostgresFleet
+
+            return PostgresFleet(url)
+    except ModuleNotFoundError as missing:
+        extra = "redis" if scheme not in ("postgres", "postgresql") else "jobs"
+        raise Ended(f"--fleet needs {missing.name}: pip install 'sinch-conv-async[{extra}]'", USAGE) from None
+    raise Ended("--fleet: the URL must begin with redis://, rediss://, unix:// or postgresql://", USAGE)
 
 
 def read_credentials(path: Path) -> dict[str, str]:
@@ -168,6 +190,12 @@ _OPTIONS: Final = (
         "--proxy",
         metavar="URL",
         help="HTTP proxy for all requests. The environment's proxies are not used.",
+    ),
+    click.option(
+        "--fleet",
+        metavar="URL",
+        envvar="SINCH_CONV_FLEET",
+        help="Share limit and token with other processes: redis://... or postgresql://...",
     ),
     click.option(
         "-v",

@@ -70,7 +70,7 @@ def _steps() -> strategies.SearchStrategy[list[_Step]]:
 
 
 def check_shares(make: Callable[[], FleetUnderTest], *, examples: int = 100) -> None:
-    """Checks that the fleet's store divides a limit as :func:`allot` does, in histories of up to 40 steps."""
+    """Checks that the fleet's store divides a limit as :func:`~sinch_conv_async.fleet.allot` does, in histories of up to 40 steps."""
 
     @hypothesis.settings(max_examples=examples, deadline=None)
     @hypothesis.given(_steps())

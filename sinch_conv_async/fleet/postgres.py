@@ -245,7 +245,7 @@ class PostgresFleet(Fleet):
     operation may take before the process goes on as without the store.
 
     Opens nothing before its first use, and then one connection for each process. Raises
-    :class:`InvalidArgumentError` for a schema that is not lower-case letters, digits and ``_``.
+    :class:`~sinch_conv_async.InvalidArgumentError` for a schema that is not lower-case letters, digits and ``_``.
     """
 
     def __init__(
