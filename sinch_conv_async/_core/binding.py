@@ -109,8 +109,8 @@ class Binder:
             )
         if binding.loop is not asyncio.get_running_loop():
             raise ClientStateError(
-                "this client belongs to another event loop that is still there; "
-                "make one client for each event loop or thread"
+                "this client belongs to another event loop that is still there; let all threads share one "
+                "client on one loop, as docs/how-to/synchronous-hosts shows"
             )
         return binding
 

@@ -157,7 +157,7 @@ def _shown(message: SandboxMessage) -> dict[str, Any]:
 
 
 def _messages(sandbox: Sandbox, _: _Asked) -> Any:
-    return {"messages": [_shown(each) for each in sandbox.messages.values()]}
+    return {"messages": [_shown(each) for each in list(sandbox.messages.values())]}
 
 
 def _message(sandbox: Sandbox, asked: _Asked) -> Any:

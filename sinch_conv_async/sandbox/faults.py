@@ -138,12 +138,10 @@ class Faults(OwnThread):
     @property
     def pending_faults(self) -> int:
         """How many requests the scripts will still hit, the token endpoint's included."""
-        return self._pending()
-
-    @on_its_loop
-    def _pending(self) -> int:
-        scripts = itertools.chain.from_iterable(self._scripts.values())
-        return sum(each.remaining for each in scripts) + sum(each.remaining for each in self._token_scripts)
+        # Copies, made at one stroke: another thread may ask while scripts come and go.
+        scripts = [script for queue in list(self._scripts.values()) for script in list(queue)]
+        tokens = list(self._token_scripts)
+        return sum(each.remaining for each in scripts) + sum(each.remaining for each in tokens)
 
     @on_its_loop
     def clear_faults(self) -> None:

@@ -77,6 +77,7 @@ class OwnThread:
     ) -> None:
         try:
             self.run(self.close())
+            self.run(_cancel_the_rest())
         finally:
             self._end()
 
@@ -119,6 +120,14 @@ class OwnThread:
             return function()
 
         return self.run(call())
+
+
+async def _cancel_the_rest() -> None:
+    """End what other threads still wait for; they would wait for ever once the loop has stopped."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
 
 
 _Self = TypeVar("_Self", bound=OwnThread)

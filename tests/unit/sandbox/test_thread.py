@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
@@ -83,6 +83,21 @@ async def test_another_event_loop_waits_for_what_arrives():
 def test_a_wait_that_takes_too_long_ends_and_leaves_nothing():
     with Sandbox() as sandbox, pytest.raises(TimeoutError):
         sandbox.run(sandbox.wait_for_requests(1), timeout=0.01)
+
+
+def test_a_thread_that_still_waits_at_the_end_is_cancelled():
+    with ThreadPoolExecutor(1) as pool:
+        begun = threading.Event()
+        with Sandbox() as sandbox:
+
+            async def wait() -> None:
+                begun.set()
+                await sandbox.wait_for_requests(1)
+
+            call = pool.submit(sandbox.run, wait())
+            begun.wait()
+        with pytest.raises(CancelledError):
+            call.result(30)
 
 
 def test_an_error_of_what_is_said_is_raised_where_it_is_said():
