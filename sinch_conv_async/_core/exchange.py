@@ -194,7 +194,11 @@ class Connections:
         fast = self._fast
         try:
             if fast is not None:
-                answer, whole = await self._by_fast_route(fast, request, token, known, timeout)
+                data = serialized(request, token.head(request, user_agent=USER_AGENT))
+                status, headers, body, whole = await fast.exchange(
+                    request.origin, data, known, limit=request.max_response, timeout=timeout
+                )
+                answer = Response(status, headers, body)
             else:
                 async with asyncio.timeout(timeout):
                     answer, whole = await self._by_session(request, token, known)
@@ -229,18 +233,8 @@ class Connections:
             maybe_applied=True,
         )
 
-    async def _by_fast_route(
-        self, fast: FastRoute, request: Request, token: Token, known: Exchange, timeout: float
-    ) -> tuple[Response, bool]:
-        """The answer, and whether its body is complete, by the fast route."""
-        data = serialized(request, token.head(request, user_agent=USER_AGENT))
-        status, headers, body, whole = await fast.exchange(
-            request.origin, data, known, limit=request.max_response, timeout=timeout
-        )
-        return Response(status, headers, body), whole
-
     async def _by_session(self, request: Request, token: Token, known: Exchange) -> tuple[Response, bool]:
-        """The same by aiohttp's session, which knows proxies and trace hooks."""
+        """The answer, and whether its body is complete, by aiohttp's session."""
         proxy = self._proxy
         # aiohttp puts proxy_headers only into a CONNECT. A proxy that gets the request itself must
         # find them there.

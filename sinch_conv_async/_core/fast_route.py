@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from .pool import Connector, Exchange, has_input, read_body
+from .pool import Connector, Exchange, input_of, read_body
 
 __all__ = ["FastRoute"]
 
@@ -37,11 +37,12 @@ class _Line(asyncio.Protocol):
     ``expired``: the time of its exchange was over, and its transport was aborted.
     """
 
-    __slots__ = ("alive", "carried", "expired", "idle", "idle_since", "protocol", "transport")
+    __slots__ = ("alive", "carried", "expired", "has_input", "idle", "idle_since", "protocol", "transport")
 
     def __init__(self, protocol: Any, transport: asyncio.Transport) -> None:
         self.protocol = protocol
         self.transport = transport
+        self.has_input = input_of(transport)
         self.alive = True
         self.carried = False
         self.expired = False
@@ -196,7 +197,7 @@ class FastRoute:
         stack = self._idle.get(origin)
         while stack:
             line = stack.pop()
-            if line.alive and now - line.idle_since < self._keepalive and not has_input(line.transport):
+            if line.alive and now - line.idle_since < self._keepalive and not line.has_input():
                 line.idle = False
                 return line
             line.close()

@@ -41,7 +41,7 @@ __all__ = [
     "Exchange",
     "Watch",
     "current_exchange",
-    "has_input",
+    "input_of",
     "read_body",
 ]
 
@@ -79,14 +79,14 @@ current_exchange: ContextVar[Exchange] = ContextVar("sinch_conv_async.exchange")
 pool. The session calls ``connect`` in the task that sends."""
 
 
-def has_input(transport: asyncio.Transport) -> bool:
-    """Whether the kernel holds bytes, or an end of stream, that the event loop has not read yet."""
+def input_of(transport: asyncio.Transport) -> Callable[[], bool]:
+    """Asks the kernel whether it holds input that the event loop has not read yet: bytes or an end."""
     number = transport.get_extra_info("socket").fileno()
-    if not hasattr(select, "poll"):  # pragma: no cover  # Windows, where select() takes any socket's number
-        return bool(select.select([number], [], [], 0)[0])
+    if not hasattr(select, "poll"):  # pragma: no cover  # Windows, where select() takes any number
+        return lambda: bool(select.select([number], [], [], 0)[0])
     poll = select.poll()
     poll.register(number, select.POLLIN)
-    return bool(poll.poll(0))
+    return lambda: bool(poll.poll(0))
 
 
 class Watch(asyncio.Protocol):
@@ -95,8 +95,9 @@ class Watch(asyncio.Protocol):
     Half a header would not show otherwise: aiohttp's parser of the answer before swallows it.
     """
 
-    def __init__(self, protocol: Any) -> None:
+    def __init__(self, protocol: Any, has_input: Callable[[], bool]) -> None:
         self._protocol = protocol
+        self.has_input = has_input
         self.idle = False
         self.data_received_idle = False
 
@@ -219,10 +220,10 @@ class Connector(aiohttp.TCPConnector):
             watch = transport.get_protocol()
             known.reused = isinstance(watch, Watch)
             if not isinstance(watch, Watch):
-                watch = Watch(protocol)
+                watch = Watch(protocol, input_of(transport))
                 transport.set_protocol(watch)
                 self._watches.add(watch)
-            elif watch.data_received_idle or protocol.should_close or has_input(transport):
+            elif watch.data_received_idle or protocol.should_close or watch.has_input():
                 connection.close()
                 continue
             watch.idle = False

@@ -136,7 +136,7 @@ async def test_what_a_transport_says_of_its_buffer_reaches_aiohttp():
         def resume_writing(self) -> None:
             told.append("resume")
 
-    watch = Watch(Told())
+    watch = Watch(Told(), lambda: False)
     watch.pause_writing()
     watch.resume_writing()
     assert told == ["pause", "resume"]
