@@ -41,6 +41,7 @@ from .models import (
     Updated,
     UpdateOutcome,
 )
+from .reading import MessageList
 from .update_queue import UpdateQueue
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "Direction",
     "ErrorDetail",
     "InvalidArgumentError",
+    "MessageList",
     "MessagesSource",
     "MessagesView",
     "MetadataUpdate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 import sys
@@ -13,10 +14,20 @@ from ._core.manager import SessionManager
 from ._core.retry import RetryPolicy
 from ._core.send import Call
 from ._wire.arguments import checked_credentials, checked_id, checked_origin, regional_origin
+from ._wire.operations import GetMessage, ListMessages
 from .bulk import MAX_OUTAGE, BulkUpdate, Messages, Transform, Updates, transform_many, update_many
-from .enums import MessagesSource, MessagesSourceName, Region, RegionName
+from .enums import (
+    Channel,
+    Direction,
+    MessagesSource,
+    MessagesSourceName,
+    MessagesView,
+    Region,
+    RegionName,
+)
 from .errors import InvalidArgumentError
 from .models import ConversationMessage
+from .reading import MessageList
 
 __all__ = ["ConversationClient"]
 
@@ -206,6 +217,73 @@ class ConversationClient:
         operation = sender.update(message_id, metadata, messages_source)
         timeout = self._timeout if timeout is None else _positive("timeout", timeout)
         return await sender.send(Call(operation), timeout=timeout)
+
+    async def get_message(
+        self,
+        message_id: str,
+        *,
+        messages_source: MessagesSource | MessagesSourceName | None = None,
+        timeout: float | None = None,
+    ) -> ConversationMessage:
+        """The message as the API has it now.
+
+        A read waits for its turn, is retried, and fails as an update does: see :meth:`update_message_metadata` for ``message_id``,
+        ``messages_source``, ``timeout`` and what is raised. It changes nothing, so it is retried even with ``retry_maybe_sent=False``.
+
+        Source: ``GET /v1/projects/{project_id}/messages/{message_id}``, *Get a message*.
+        """
+        sender = self._sender
+        operation = GetMessage.of(sender.origin, sender.path, message_id, messages_source)
+        timeout = self._timeout if timeout is None else _positive("timeout", timeout)
+        return await sender.send(Call(operation), timeout=timeout)
+
+    def list_messages(
+        self,
+        *,
+        conversation_id: str | None = None,
+        contact_id: str | None = None,
+        app_id: str | None = None,
+        channel_identity: str | None = None,
+        channel: Channel | str | None = None,
+        direction: Direction | str | None = None,
+        start_time: datetime.datetime | None = None,
+        end_time: datetime.datetime | None = None,
+        only_recipient_originated: bool | None = None,
+        view: MessagesView | str | None = None,
+        messages_source: MessagesSource | MessagesSourceName | None = None,
+        page_size: int = 100,
+    ) -> MessageList:
+        """The messages that pass all filters given, the newest first: ``async for message in client.list_messages(...)``.
+
+        The first eight filters go to the API as they are. ``start_time``, ``end_time``: aware datetimes, the first before the second.
+        ``view``: with or without metadata (:class:`MessagesView`). ``page_size``: messages that one request brings, 1 to 1,000.
+
+        The next page is fetched while the messages of this one are read, never more than one ahead. Use
+        ``async with client.list_messages(...) as messages`` to leave nothing running if the loop is left early. The client's
+        ``timeout`` is for each page. The result can be the input of :meth:`transform_many`.
+
+        Raises :class:`InvalidArgumentError` at once; see :class:`MessageList` for what reading raises.
+
+        Source: ``GET /v1/projects/{project_id}/messages``, *List messages*.
+        """
+        sender = self._sender
+        operation = ListMessages.of(
+            sender.origin,
+            sender.path,
+            conversation_id=conversation_id,
+            contact_id=contact_id,
+            app_id=app_id,
+            channel_identity=channel_identity,
+            channel=channel,
+            direction=direction,
+            start_time=start_time,
+            end_time=end_time,
+            only_recipient_originated=only_recipient_originated,
+            view=view,
+            messages_source=messages_source,
+            page_size=page_size,
+        )
+        return MessageList(sender, operation, timeout=self._timeout)
 
     def update_many(
         self, updates: Updates, *, concurrency: int | None = None, max_outage: float | None = MAX_OUTAGE

@@ -197,3 +197,10 @@ async def refused(client: ConversationClient, message: ConversationMessage) -> N
     await client.update_message_metadata("id", "x", messages_source="DISPATCH")  # type: ignore[arg-type]
     RetryPolicy(4)  # type: ignore[call-arg]
     message.metadata = "models are frozen"  # type: ignore[misc]
+
+
+async def reads(client: ConversationClient) -> None:
+    assert_type(await client.get_message("id", timeout=5), ConversationMessage)
+    async with client.list_messages(channel="SMS", page_size=10) as messages:
+        async for message in messages:
+            assert_type(message, ConversationMessage)

@@ -1,0 +1,139 @@
+"""The messages of a project, one after the other: an asynchronous iterator over the pages of the list.
+
+The next page is fetched, by a task, while the messages of this one are read; never more than one page ahead. The task returns what it
+got or what went wrong, and the reader sees either when it comes to that page. A page that failed is fetched again if the reader goes on.
+
+The API names each next page by a token. A token that comes a second time would lead round in a circle, so it ends the list with an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from ._core.send import Call, Sender
+from ._wire.operations import ListMessages
+from .errors import ClientStateError, ResponseFormatError
+from .models import ConversationMessage, MessagePage
+
+__all__ = ["MessageList"]
+
+
+class MessageList:
+    """The messages that pass some filters, the newest first; made by :meth:`ConversationClient.list_messages`.
+
+    An asynchronous iterator over the messages of all pages, and an asynchronous context manager that leaves nothing running. Nothing is
+    sent before the first message is asked for. While the messages of one page are read, the next page is fetched; never more than one.
+    A list that nobody holds any more stops fetching.
+
+    A page is one call: it is paced, retried and bounded by the client's ``timeout`` as any other. What ends it is raised where its first
+    message would be: :class:`ApiError` and its kin, :class:`TransportError`, :class:`TokenError`, :class:`ClientStateError`. Whoever asks
+    for another message after that has the same page fetched again. :class:`ResponseFormatError` also tells of an API whose pages lead
+    round in a circle.
+    """
+
+    def __init__(self, sender: Sender, operation: ListMessages, *, timeout: float | None) -> None:
+        self._sender = sender
+        self._timeout = timeout
+        self._next: ListMessages | None = operation  # what is fetched next, None after the last page
+        self._fetching: asyncio.Task[MessagePage | Exception] | None = None
+        self._messages: deque[ConversationMessage] = deque()
+        self._seen: set[int] = set()  # hashes of the page tokens so far
+        self._circle = False  # the last page named an earlier one as its next
+        self._turning = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        state = "at its end" if self._next is None else "reading" if self._seen else "at its beginning"
+        return (
+            f"<MessageList {state}: {len(self._messages)} messages at hand, {len(self._seen)} pages turned>"
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ConversationMessage:
+        while not self._messages:
+            async with self._turning:
+                if not self._messages:
+                    await self._turn()
+        return self._messages.popleft()
+
+    async def aclose(self) -> None:
+        """End the list, and what is being fetched for it. Closing twice is fine."""
+        self._next = None
+        self._messages.clear()
+        task, self._fetching = self._fetching, None
+        if task is not None and not task.done() and self._loop is asyncio.get_running_loop():
+            task.cancel()
+            await asyncio.wait([task])
+
+    def __del__(self) -> None:
+        task, loop = getattr(self, "_fetching", None), getattr(self, "_loop", None)
+        if task is not None and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
+                loop.call_soon_threadsafe(task.cancel)
+
+    async def _turn(self) -> None:
+        """Take the next page, and begin to fetch the one after it. StopAsyncIteration at the end."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise ClientStateError("this list belongs to another event loop")
+        self._loop = loop
+        page = await self._page(loop)
+        self._fetching = None
+        if isinstance(page, Exception):
+            raise page
+        self._messages.extend(page.messages)
+        token = page.next_page_token
+        if not token:
+            self._next = None
+        elif hash(token) in self._seen:
+            self._circle = True
+        elif self._next is not None:
+            self._seen.add(hash(token))
+            self._next = self._next.next(token)
+            self._fetch(loop, self._next)
+
+    async def _page(self, loop: asyncio.AbstractEventLoop) -> MessagePage | Exception:
+        """The page that is next, or what went wrong with it."""
+        if self._circle:
+            self._next, self._circle = None, False
+            return ResponseFormatError(
+                "a page of the list names an earlier page as the next one", http_status=200
+            )
+        if self._next is None:
+            raise StopAsyncIteration
+        task = self._fetch(loop, self._next)
+        await asyncio.wait([task])  # a reader that is cancelled here leaves the page to the next one
+        if task.cancelled():
+            raise StopAsyncIteration  # the list was closed meanwhile
+        return task.result()
+
+    def _fetch(
+        self, loop: asyncio.AbstractEventLoop, operation: ListMessages
+    ) -> asyncio.Task[MessagePage | Exception]:
+        if self._fetching is None:
+            self._fetching = loop.create_task(
+                _fetched(self._sender, operation, self._timeout), name="sinch_conv_async page"
+            )
+        return self._fetching
+
+
+async def _fetched(sender: Sender, operation: ListMessages, timeout: float | None) -> MessagePage | Exception:
+    """One page, or why there is none. Returned, not raised: nobody may come to ask."""
+    try:
+        return await sender.send(Call(operation), timeout=timeout)
+    except Exception as error:  # noqa: BLE001  # a trace hook of the user's may raise anything; the reader gets it
+        return error
