@@ -112,6 +112,7 @@ def run_local(
         run = Run(
             journal,
             progress,
+            merge=job.source.layout.merge,
             total=opened.total,
             bad_lines=job.bad_lines,
             limit=job.limit,

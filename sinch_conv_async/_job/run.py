@@ -15,15 +15,15 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import attrs
 
 from ..bulk import BulkUpdate
 from ..client import ConversationClient
 from ..errors import ApiError, InvalidArgumentError, SinchError, TokenError, TransportError
-from ..models import Unchanged, UpdateOutcome
-from .input import BadLine, InputError, InputReason, Record
+from ..models import ConversationMessage, Unchanged, UpdateOutcome
+from .input import BadLine, InputError, InputReason, MergeRecord, Record
 from .ledger import FINAL, Entry, Ledger, LedgerError, Outcome
 from .progress import Progress
 
@@ -34,6 +34,10 @@ SHARE_FROM: Final = 100
 
 SHOW_EVERY: Final = 0.5
 """Seconds between looks at a run in which nothing ends, so that an outage is seen."""
+
+
+ERROR_SHOWN: Final = 200
+"""Characters of the last error that are shown in an outage."""
 
 
 @attrs.frozen
@@ -80,6 +84,7 @@ class OtherRecordError(LedgerError):
 class Run:
     """One run. :meth:`stop` may be called at any time, also before :meth:`go`.
 
+    ``merge``: the records are changes (:class:`~.input.MergeRecord`), so each message is read first.
     ``total``: the number of records, if it is known. ``bad_lines``: whether a bad line ends the
     run or is left out. ``limit``: how many updates may fail before the rest is not tried.
     ``on_failure`` is told of each record that failed and each bad line.
@@ -90,6 +95,7 @@ class Run:
         ledger: Ledger,
         progress: Progress,
         *,
+        merge: bool = False,
         total: int | None = None,
         bad_lines: Literal["stop", "skip"] = "stop",
         limit: FailureLimit | None = None,
@@ -97,6 +103,7 @@ class Run:
     ) -> None:
         self._ledger = ledger
         self._progress = progress
+        self._merge = merge
         self._total = total
         self._bad_lines = bad_lines
         self._limit = limit
@@ -152,9 +159,7 @@ class Run:
         self._progress.start(self._total, self.done)
         began = time.monotonic()
         try:
-            async with client.update_many(
-                updates, concurrency=concurrency, max_outage=max_outage
-            ) as self._bulk:
+            async with self._outcomes(client, updates, concurrency, max_outage) as self._bulk:
                 if self._stopping:
                     self._bulk.stop_reading()
                 ticking = asyncio.create_task(self._tick())
@@ -167,6 +172,19 @@ class Run:
             self.counts.seconds = time.monotonic() - began
             self._show()
             self._progress.stop()
+
+    def _outcomes(
+        self,
+        client: ConversationClient,
+        records: AsyncIterator[Record],
+        concurrency: int | None,
+        max_outage: float,
+    ) -> BulkUpdate:
+        if self._merge:
+            # Each record knows its own change.
+            changes = cast("AsyncIterator[MergeRecord]", records)
+            return client.transform_many(changes, _not_called, concurrency=concurrency, max_outage=max_outage)
+        return client.update_many(records, concurrency=concurrency, max_outage=max_outage)
 
     async def _to_send(self, records: AsyncIterator[Record | BadLine]) -> AsyncIterator[Record]:
         """The records that have no final outcome yet."""
@@ -241,13 +259,19 @@ class Run:
             await self._ledger.write(entry)
 
     def _show(self) -> None:
-        outage = self._bulk is not None and self._bulk.in_outage
-        self._progress.see(self.done, self.counts.failed, outage="" if outage else None)
+        error = None if self._bulk is None else self._bulk.outage_error
+        outage = None if error is None else f"{type(error).__name__}: {error}"[:ERROR_SHOWN]
+        self._progress.see(self.done, self.counts.failed, outage=outage)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(SHOW_EVERY)
             self._show()
+
+
+def _not_called(message: ConversationMessage) -> str | None:
+    """The transform of a job whose items know their own change."""
+    raise AssertionError(message.id)
 
 
 def entry_of(record: Record, outcome: UpdateOutcome) -> Entry:

@@ -186,6 +186,11 @@ def _failures(context: click.Context, parameter: click.Parameter, value: Path | 
     help="The metadata of every record. The input then needs no metadata column.",
 )
 @click.option(
+    "--merge",
+    is_flag=True,
+    help="Read each message, and merge the JSON object of its record (or of --set) into its metadata.",
+)
+@click.option(
     "--rate",
     type=Finite(min=0, min_open=True),
     metavar="N",
@@ -239,6 +244,7 @@ def bulk(
     source_column: str,
     messages_source: str | None,
     constant: str | None,
+    merge: bool,
     rate: float | None,
     concurrency: int | None,
     limit: FailureLimit | None,
@@ -268,7 +274,10 @@ def bulk(
         encoding=encoding,
         source=messages_source,
         constant=constant,
+        merge=merge,
     )
+    if merge and constant is not None and not isinstance(_json.loads(constant.encode()), dict):
+        raise click.UsageError("--set must be a JSON object to be merged")
     if len({id_column or "message_id", metadata_column, source_column}) < 3:
         raise click.UsageError(
             "--id-column, --metadata-column and --source-column must name different columns"

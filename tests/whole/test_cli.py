@@ -10,21 +10,16 @@ import re
 import resource
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import click
 import pytest
 
 from sinch_conv_async import MessagesSource, Region, __main__, cli
 from sinch_conv_async._job import local as _local
-from sinch_conv_async._job.report import Report
 from sinch_conv_async.cli import bulk as _bulk
-from sinch_conv_async.cli.access import read_credentials
-from sinch_conv_async.cli.words import to_text
 from sinch_conv_async.sandbox import Sandbox
 from tests.commands import COMMAND, Ended, Running, environment_of, sinch_conv
 
@@ -40,26 +35,6 @@ async def sandbox() -> AsyncIterator[Sandbox]:
     async with Sandbox(auto_create=True) as sandbox:
         yield sandbox
 
-
-REPORT = Report(
-    input="ids.csv",
-    journal=None,
-    records=20,
-    updated=20,
-    failed=0,
-    invalid=0,
-    superseded=0,
-    unchanged=0,
-    failures=None,
-    failures_written=0,
-    kinds=Counter(),
-    sent=20,
-    retried=0,
-    throttled=0,
-    token_requests=1,
-    seconds=1.0,
-    rate=20.0,
-)
 
 Here = Callable[..., Ended]
 
@@ -525,13 +500,6 @@ async def test_of_what_was_all_tried_nothing_is_said_to_be_left(sandbox: Sandbox
     )
     assert ended.code == 1
     assert "the rest was not tried" not in ended.err
-
-
-def test_the_report_tells_answers_429_apart_from_retries() -> None:
-    report = attrs.evolve(REPORT, retried=4, throttled=5)
-    assert "retried                    4  answers 429 (too fast): 5" in to_text(report).splitlines()
-    report = attrs.evolve(REPORT, retried=4)
-    assert "retried                    4" in to_text(report).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -1092,12 +1060,6 @@ def test_a_number_that_is_none_is_refused(arguments: tuple[str, ...], tmp_path: 
     ended = here(*arguments)
     assert ended.code == 2
     assert "is not a finite number" in ended.err
-
-
-def test_a_file_of_credentials_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    path = tmp_path / "credentials"
-    path.write_bytes("SINCH_PROJECT_ID=p\n".encode("utf-8-sig"))
-    assert read_credentials(path) == {"project_id": "p"}
 
 
 @pytest.mark.parametrize(
