@@ -146,6 +146,63 @@ def oldest(session: nox.Session) -> None:
 
 
 @nox.session
+def newest(session: nox.Session) -> None:
+    """All tests with the newest pre-releases of the four packages that the core needs (by hand and weekly)."""
+    session.install("-e", ALL, *group("tests"), *group("examples"))
+    # aiohttp's 4.0 alphas of 2019 and 2020 are newer by number only: no supported Python can import them.
+    session.install("--upgrade", "--pre", "aiohttp!=4.0.0a0,!=4.0.0a1", "attrs", "cattrs", "yarl")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(name="next")
+def next_aiohttp(session: nox.Session) -> None:
+    """The tests with aiohttp's main branch, or with the source that AIOHTTP names (by hand and weekly)."""
+    source = os.environ.get("AIOHTTP", "git+https://github.com/aio-libs/aiohttp@master")
+    session.install("-e", ALL, *group("tests"))
+    # Its parser in C is made from files that the repository has not got.
+    session.install("--upgrade", source, env={"AIOHTTP_NO_EXTENSIONS": "1"})
+    session.run("python", "-c", "import aiohttp; print('aiohttp', aiohttp.__version__)")
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/whole/test_calls.py"]))
+
+
+# What tests/loops and Python's own switches change under the whole suite.
+MODES = {
+    "uvloop": {"EVENT_LOOP": "uvloop"},
+    "eager": {"EVENT_LOOP": "eager"},
+    "debug": {"PYTHONASYNCIODEBUG": "1", "PYTHONDEVMODE": "1"},
+    "optimised": {"PYTHONOPTIMIZE": "1"},
+}
+
+
+def run_mode(session: nox.Session, mode: str) -> None:
+    session.install("-e", ALL, *group("tests"), *group("examples"), *(["uvloop"] if mode == "uvloop" else []))
+    options = list(session.posargs) or [
+        "--numprocesses=auto",
+        "--dist=loadfile",
+        "-m",
+        "not full and not once",
+    ]
+    if mode == "optimised":
+        # Said of assertions in files that pytest does not rewrite: the tests' own are rewritten.
+        options += ["-W", "ignore::pytest.PytestConfigWarning"]
+    env = {"PYTHONPATH": str(ROOT / "tests" / "loops"), **MODES[mode]}
+    session.run("python", "-m", "pytest", *options, env=env)
+
+
+@nox.session
+def uvloop(session: nox.Session) -> None:
+    """The suite on uvloop, in its processes too."""
+    run_mode(session, "uvloop")
+
+
+@nox.session
+@nox.parametrize("mode", ["eager", "debug", "optimised"])
+def modes(session: nox.Session, mode: str) -> None:
+    """The suite with eager tasks, with asyncio's debug mode and Python's development mode, and without asserts."""
+    run_mode(session, mode)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The pages, into docs/_build/html. A warning or a reference that leads nowhere is an error."""
     session.install("-e", ".[cli]", *group("docs"))
