@@ -14,6 +14,8 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.writers.html5 import HTML5Translator
 
 import sinch_conv_async
+from sinch_conv_async import fleet
+from sinch_conv_async._core import manager, sharing
 from sinch_conv_async.cli import main as command_line
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ exclude_patterns = ["_build"]
 default_role = "py:obj"
 nitpicky = True
 
+# The manager imports a fleet only when it is given one; autodoc reads its annotations, and needs their names.
+manager.Fleet, manager.Sharing = fleet.Fleet, sharing.Sharing
+
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
@@ -61,10 +66,12 @@ intersphinx_mapping = (
 nitpick_ignore_regex = [
     # What a fleet's `token` passes on from its `fetch`: values of the package's own wire, of which a store needs to know nothing.
     (r"py:class", r"TokenResponse|Failure"),
+    # Type variables of decorators and callbacks, which stand for whatever the user gives.
+    (r"py:class", r"sinch_conv_async\..*\._T"),
     (
         r"py:.*",
         r"(aiohttp|array|asyncio|attrs?|builtins|cattrs|collections|contextlib|datetime|enum|json|logging|os|pathlib"
-        r"|random|ssl|types|typing|yarl)(\..*)?",
+        r"|psycopg|psycopg_pool|random|redis|ssl|types|typing|yarl)(\..*)?",
     ),
     (
         r"py:.*",
