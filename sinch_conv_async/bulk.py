@@ -69,7 +69,7 @@ Updates = Iterable[MetadataUpdate | Pair] | AsyncIterable[MetadataUpdate | Pair]
 
 @runtime_checkable
 class Change(Protocol):
-    """A :class:`MetadataUpdate` that changes what its message has; the outcome leads back to it."""
+    """A :class:`~sinch_conv_async.MetadataUpdate` that changes what its message has; the outcome leads back to it."""
 
     def changed(self, message: ConversationMessage) -> str | None:
         """The new metadata, or ``None``; InvalidArgumentError if the message cannot be changed so."""
