@@ -8,7 +8,7 @@ takes one as a keyword. Nothing in this file does anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from .._wire.arguments import Credentials
 from .._wire.failure import Failure
@@ -31,10 +31,8 @@ class Operation(Protocol[T_co]):
         """What is sent, the same in every attempt."""
         ...
 
-    @property
-    def safe(self) -> bool:
-        """Whether a repeat changes nothing, even if an earlier attempt has reached the server."""
-        ...
+    safe: ClassVar[bool]
+    """Whether a repeat changes nothing, even if an earlier attempt has reached the server."""
 
     def read(self, response: Response, *, scrub: Callable[[str], str], reused: bool) -> T_co | Failure:
         """The result, or in which way the response is none.
