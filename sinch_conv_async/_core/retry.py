@@ -14,10 +14,23 @@ import attrs
 from .._wire.failure import Failure
 from ..errors import ApiError, CallTimeoutError, InvalidArgumentError, SinchError
 
-__all__ = ["Again", "GiveUp", "Renew", "RetryBudget", "RetryPolicy", "Step", "Tries", "next_step"]
+__all__ = [
+    "Again",
+    "GiveUp",
+    "Renew",
+    "RetryBudget",
+    "RetryPolicy",
+    "Step",
+    "Tries",
+    "WaitForBudget",
+    "next_step",
+]
 
 BLOCKED_FOR: Final = 60.0
 """Seconds without any answer but 429, after which a project's calls end with RateLimitedError."""
+
+BUDGET_LOOKS: Final = (0.5, 1.5)
+"""Seconds between two looks at a retry budget that a call waits for: a random number of them."""
 
 BUDGET_USED_UP: Final = "the project's retry budget is used up"
 
@@ -37,6 +50,9 @@ class RetryPolicy:
     ends the call with its error. ``retry_maybe_sent``: whether to repeat a request that the server may have applied. Setting metadata
     is absolute, so a repeat is harmless, unless somebody else wrote other metadata in between: it would be overwritten.
 
+    ``wait_for_budget``: a call that may be retried, but finds the project's retry budget used up,
+    waits for room in it instead of ending, as long as its ``timeout`` allows.
+
     Raises :class:`InvalidArgumentError` for a negative or non-finite number, and for what is no number.
     """
 
@@ -45,6 +61,7 @@ class RetryPolicy:
     max_delay: float = 20.0
     max_retry_after: float = 120.0
     retry_maybe_sent: bool = True
+    wait_for_budget: bool = False
 
     def __attrs_post_init__(self) -> None:
         if (
@@ -57,8 +74,9 @@ class RetryPolicy:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
                 raise InvalidArgumentError(f"{name} must be a finite number of seconds, 0 or more")
-        if type(self.retry_maybe_sent) is not bool:
-            raise InvalidArgumentError("retry_maybe_sent must be True or False")
+        for name in ("retry_maybe_sent", "wait_for_budget"):
+            if type(getattr(self, name)) is not bool:
+                raise InvalidArgumentError(f"{name} must be True or False")
 
     def allows(self, failure: Failure, *, safe: bool = False) -> bool:
         """Whether this kind of failure may be tried again at all. How often, and the budget, are asked separately.
@@ -120,13 +138,20 @@ class Renew:
 
 
 @attrs.frozen
+class WaitForBudget:
+    """Ask again what to do after ``delay`` seconds: the retry budget may have room by then."""
+
+    delay: float
+
+
+@attrs.frozen
 class GiveUp:
     """End the call with ``error``."""
 
     error: SinchError
 
 
-Step = Again | Renew | GiveUp
+Step = Again | Renew | WaitForBudget | GiveUp
 
 
 def next_step(
@@ -167,6 +192,9 @@ def next_step(
         # It says nothing about the server.
         again = Again(0.0, attrs.evolve(tries, retries=tries.retries + 1, reconnected=True))
     elif not budget_left:
+        delay = rng.uniform(*BUDGET_LOOKS)
+        if policy.wait_for_budget and (deadline is None or now + delay <= deadline):
+            return WaitForBudget(delay)
         error.give_up(BUDGET_USED_UP)
         return GiveUp(error)
     else:

@@ -41,7 +41,7 @@ from .binding import Binder, Binding
 from .exchange import Exchange
 from .lifetime import Lifetime
 from .log import DEBUG, INFO, log, logs
-from .retry import BUDGET_USED_UP, Again, GiveUp, Renew, RetryPolicy, Step, Tries, next_step
+from .retry import BUDGET_USED_UP, Again, GiveUp, Renew, RetryPolicy, Step, Tries, WaitForBudget, next_step
 from .seams import Authorization, Operation
 from .stats import Counters
 from .tokens import Token
@@ -167,21 +167,33 @@ class Sender:
     async def send(self, call: Call[T], *, timeout: float | None = None) -> T:
         """Sends one operation until it is done, refused for good, or no longer worth trying; counts and logs how it ended."""
         try:
-            return await self.send_round(call, timeout=timeout)
+            return await self.send_round(call, timeout=timeout, wait_for_budget=self.policy.wait_for_budget)
         except SinchError as error:
             self.ended(call, error)
             raise
 
-    async def send_round(self, call: Call[T], *, timeout: float | None = None, single: bool = False) -> T:
+    async def send_round(
+        self,
+        call: Call[T],
+        *,
+        timeout: float | None = None,
+        single: bool = False,
+        wait_for_budget: bool = False,
+    ) -> T:
         """The same for a job. It may send a call that failed again, and says by :meth:`ended` when it gives it up.
 
-        ``single``: one attempt, whatever becomes of it.
+        ``single``: one attempt, whatever becomes of it. ``wait_for_budget``: as in the policy; a job does not, because a budget that is
+        used up tells it of an outage.
         """
         binding = self.bound()
         if call.began is None:
             call.began = binding.clock()
             self.counters.calls += 1
-        policy = attrs.evolve(self.policy, max_retries=0) if single else self.policy
+        policy = self.policy
+        if single:
+            policy = attrs.evolve(policy, max_retries=0)
+        elif policy.wait_for_budget is not wait_for_budget:
+            policy = attrs.evolve(policy, wait_for_budget=wait_for_budget)
         if timeout is None:
             result = await self._send(binding, call, policy, deadline=None)
         else:
@@ -351,6 +363,9 @@ class Sender:
         project, now = self.project, self.now()
         step = self._step(call, failure, policy, now, deadline)
         call.failed(failure, now)
+        while isinstance(step, WaitForBudget):
+            await self.lifetime.sleep(step.delay)
+            step = self._step(call, failure, policy, self.now(), deadline)
         if isinstance(step, Renew) and not self.authorization.refused(token, project, now):
             step = GiveUp(failure.error)
         self._log_attempt(call, failure, step)

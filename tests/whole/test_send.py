@@ -20,6 +20,7 @@ from freezegun import freeze_time
 
 from sinch_conv_async import (
     CallTimeoutError,
+    ClientStateError,
     ConversationClient,
     NotFoundError,
     RetryPolicy,
@@ -153,6 +154,34 @@ async def test_an_outage_during_a_gather_costs_a_fifth_more_requests_and_no_mult
     assert all(isinstance(result, ServerError) for result in results)
     # A fifth of the calls, and ten a second for ten seconds.
     assert 1200 < len(sandbox.requests) <= 1200 + 0.2 * 1200 + 100
+
+
+@pytest.mark.parametrize("patient", [False, True])
+async def test_a_patient_call_waits_for_room_in_the_budget(sandbox, monkeypatch, patient):
+    """A window of one second lets 18 of 40 calls be retried at once."""
+    monkeypatch.setattr("sinch_conv_async._core.retry.RetryBudget.WINDOW", 1)
+    monkeypatch.setattr("sinch_conv_async._core.retry.BUDGET_LOOKS", (0.01, 0.1))
+    sandbox.fail_next(503, times=60)
+    retry = RetryPolicy(base_delay=0.01, wait_for_budget=patient)
+    async with client_of(sandbox, auth="basic", retry=retry, rate_limit=None, timeout=60) as client:
+        results = await asyncio.gather(
+            *(client.update_message_metadata(f"m{n}", "x") for n in range(40)), return_exceptions=True
+        )
+        failed = sum(isinstance(result, ServerError) for result in results)
+        assert client._manager.stats().budget_refusals == failed
+    assert (failed == 0) is patient
+
+
+async def test_closing_ends_the_wait_for_the_budget(sandbox):
+    sandbox.fail_next(503, times=1_000_000)
+    retry = RetryPolicy(max_retries=1000, base_delay=0, wait_for_budget=True)
+    async with client_of(sandbox, auth="basic", retry=retry, rate_limit=None) as client:
+        call = asyncio.create_task(client.update_message_metadata(ID, "x"))
+        await sandbox.wait_for_requests(101)
+        await asyncio.sleep(0.05)
+        assert not call.done()
+    with pytest.raises(ClientStateError):
+        await call
 
 
 # Copies and forks

@@ -12,7 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sinch_conv_async import ApiError, CallTimeoutError, InvalidArgumentError, RetryPolicy, TransportError
-from sinch_conv_async._core.retry import Again, GiveUp, Renew, RetryBudget, Tries, next_step
+from sinch_conv_async._core.retry import (
+    Again,
+    GiveUp,
+    Renew,
+    RetryBudget,
+    Tries,
+    WaitForBudget,
+    next_step,
+)
 from sinch_conv_async._wire.failure import Failure
 
 SECONDS = st.floats(0, 1000)
@@ -64,6 +72,8 @@ def test_a_number_of_retries_that_is_none_is_refused(value):
 def test_retry_maybe_sent_is_yes_or_no(value):
     with pytest.raises(InvalidArgumentError, match=r"^retry_maybe_sent must be True or False$"):
         RetryPolicy(retry_maybe_sent=value)
+    with pytest.raises(InvalidArgumentError, match=r"^wait_for_budget must be True or False$"):
+        RetryPolicy(wait_for_budget=value)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +344,7 @@ RESET = Failure(OTHER, retryable=True, maybe_applied=True)
 STALE = Failure(OTHER, retryable=True, maybe_applied=True, stale_connection=True)
 ONCE = RetryPolicy(retry_maybe_sent=False)
 NEVER = RetryPolicy(max_retries=0)
+PATIENT = RetryPolicy(wait_for_budget=True)
 
 
 @pytest.mark.parametrize(
@@ -365,6 +376,11 @@ NEVER = RetryPolicy(max_retries=0)
         ),
         # The budget.
         (RESET, Tries(), {"budget_left": False}, "out of budget"),
+        (RESET, Tries(), {"budget_left": False, "policy": PATIENT}, WaitForBudget(1.5)),
+        (RESET, Tries(), {"budget_left": False, "policy": PATIENT, "rng": LOW}, WaitForBudget(0.5)),
+        (RESET, Tries(), {"budget_left": False, "policy": PATIENT, "deadline": 101.5}, WaitForBudget(1.5)),
+        (RESET, Tries(), {"budget_left": False, "policy": PATIENT, "deadline": 101.4}, "out of budget"),
+        (RESET, Tries(retries=4), {"budget_left": False, "policy": PATIENT}, "give up"),
         (api(429), Tries(), {"budget_left": False}, Again(0.0, Tries(throttled=1))),
         (STALE, Tries(), {"budget_left": False}, Again(0.0, Tries(retries=1, reconnected=True))),
         # A stale connection is replaced at once, and once.
