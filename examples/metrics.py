@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
 COUNTERS = {
     "calls": "Calls that were started.",
+    "succeeded": "Calls that ended with a result.",
+    "timed_out_waiting": "Calls whose timeout passed before anything was sent.",
+    "budget_refusals": "Calls that ended because the retry budget was used up.",
     "attempts": "HTTP exchanges with the API.",
     "retries": "Attempts after the first of a call.",
     "throttled": "Answers of status 429.",
     "token_requests": "Requests to token endpoints.",
+    "token_failures": "Requests to token endpoints that brought no token.",
+    "wait_seconds": "Seconds that calls have waited.",
+    "exchange_seconds": "Seconds that HTTP exchanges took.",
 }
 GAUGES = {
     "in_flight": "Exchanges under way.",
@@ -42,6 +48,12 @@ class SessionCollector(Collector):
             yield CounterMetricFamily(f"sinch_{name}", what, value=getattr(stats, name))
         for name, what in GAUGES.items():
             yield GaugeMetricFamily(f"sinch_{name}", what, value=getattr(stats, name))
+        failed = CounterMetricFamily(
+            "sinch_failed", "Calls that ended with an error.", labels=["error"]
+        )
+        for error, count in stats.failed.items():
+            failed.add_metric([error], count)
+        yield failed
         pace = GaugeMetricFamily(
             "sinch_pace",
             "Requests a second that a project may send now.",

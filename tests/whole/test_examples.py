@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ import aiohttp
 import pytest
 import trustme
 
-from sinch_conv_async import ConversationClient, SessionManager, TokenError
+from sinch_conv_async import ConversationClient, NotFoundError, SessionManager, TokenError
 from sinch_conv_async.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -624,13 +625,88 @@ async def test_every_exchange_is_a_span_under_the_callers_without_a_secret(sandb
 
     spans = exporter.get_finished_spans()
     provider.shutdown()
-    assert [span.name for span in spans] == ["POST", "PATCH", "PATCH", "close ticket"]
-    ticket = spans[-1]
-    assert {span.context.trace_id for span in spans[1:]} == {ticket.context.trace_id}
+    assert [span.name for span in spans] == ["POST", "PATCH", "PATCH", "update message metadata"]
+    call = spans[-1]
+    assert {span.context.trace_id for span in spans[1:]} == {call.context.trace_id}
+    assert (call.attributes["sinch.attempts"], call.attributes["sinch.outcome"]) == (2, "succeeded")
+    assert call.attributes["sinch.waited"] > 0
+    assert call.status.is_unset
     assert [span.attributes["http.status_code"] for span in spans[1:3]] == [503, 200]
     everything = "".join(span.to_json() for span in spans)
     assert ID in everything
     assert not any(secret in everything for secret in SECRETS)
+
+
+async def test_a_call_that_failed_is_a_span_with_an_error(sandbox: Sandbox) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with pytest.raises(NotFoundError):
+        await example("tracing").main(provider, "unknown")
+    call = exporter.get_finished_spans()[-1]
+    provider.shutdown()
+    assert (call.attributes["sinch.attempts"], call.attributes["sinch.outcome"]) == (1, "NotFoundError")
+    assert not call.status.is_ok
+
+
+async def test_logs_spans_and_metrics_of_one_call_are_as_the_page_shows_them() -> None:
+    def without_numbers(text: str) -> list[str]:
+        return re.sub(r"\d+\.\d{3,}|127\.0\.0\.1:\d+", "#", text).splitlines()
+
+    program = await run("examples/one_call.py")
+    shown = (ROOT / "docs/how-to/one-call.txt").read_text("utf-8")
+    assert without_numbers(program.output) == without_numbers(shown)
+
+
+def test_the_workers_counters_add_up_and_survive_their_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = f"""
+import asyncio, sys
+sys.path.insert(0, {str(EXAMPLES)!r})
+from metrics_workers import copied
+from sinch_conv_async import ConversationClient, NotFoundError, SessionManager
+
+async def main():
+    async with (
+        SessionManager() as manager,
+        copied(manager, seconds=0.05),
+        ConversationClient.from_env(session_manager=manager) as client,
+    ):
+        for _ in range(3):
+            await client.update_message_metadata({ID!r}, "x")
+            await asyncio.sleep(0.06)
+        try:
+            await client.update_message_metadata("unknown", "x")
+        except NotFoundError:
+            pass
+
+asyncio.run(main())
+"""
+    scrape = """
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with Sandbox() as sandbox:
+        sandbox.add_message(ID)
+        for name, value in sandbox.environment().items():
+            monkeypatch.setenv(name, value)
+        for _ in range(2):
+            subprocess.run([sys.executable, "-c", worker], cwd=ROOT, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", scrape], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert 'sinch_calls_total{outcome="succeeded"} 6.0\n' in done.stdout
+    assert 'sinch_calls_total{outcome="NotFoundError"} 2.0\n' in done.stdout
+    assert "sinch_attempts_total 8.0\n" in done.stdout
 
 
 async def test_prometheus_scrapes_the_stats_from_another_thread(sandbox: Sandbox) -> None:
@@ -659,6 +735,7 @@ async def test_prometheus_scrapes_the_stats_from_another_thread(sandbox: Sandbox
             server.server_close()
             thread.join()
     assert "\nsinch_calls_total 3.0\n" in text
+    assert "\nsinch_succeeded_total 3.0\n" in text
     assert "\nsinch_attempts_total 3.0\n" in text
     assert "\nsinch_token_requests_total 1.0\n" in text
     assert "\nsinch_in_flight 0.0\n" in text

@@ -1,0 +1,68 @@
+"""Prometheus with several worker processes: `stats()` is copied into counters that add up.
+
+With PROMETHEUS_MULTIPROC_DIR set, prometheus_client keeps the values of its own counters and
+gauges in files, and adds up the processes when it is scraped. It asks no collectors then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sinch_conv_async import SessionManager
+
+CALLS = Counter("sinch_calls", "Calls that ended.", ["outcome"])
+ATTEMPTS = Counter("sinch_attempts", "HTTP exchanges with the API.")
+THROTTLED = Counter("sinch_throttled", "Answers of status 429.")
+WAITED = Counter("sinch_wait_seconds", "Seconds that calls have waited.")
+WAITING = Gauge(
+    "sinch_waiting", "Calls that wait for their turn.", multiprocess_mode="livesum"
+)
+
+
+class Copier:
+    """Adds to the counters what `stats()` has gained since the last time."""
+
+    def __init__(self, manager: SessionManager) -> None:
+        self._manager = manager
+        self._seen: dict[Counter, float] = {}
+
+    def copy(self) -> None:
+        stats = self._manager.stats()
+        self._count(CALLS.labels("succeeded"), stats.succeeded)
+        for error, number in stats.failed.items():
+            self._count(CALLS.labels(error), number)
+        self._count(ATTEMPTS, stats.attempts)
+        self._count(THROTTLED, stats.throttled)
+        self._count(WAITED, stats.wait_seconds)
+        WAITING.set(stats.waiting)
+
+    def _count(self, counter: Counter, value: float) -> None:
+        counter.inc(value - self._seen.get(counter, 0))
+        self._seen[counter] = value
+
+
+@contextlib.asynccontextmanager
+async def copied(
+    manager: SessionManager, *, seconds: float = 5.0
+) -> AsyncIterator[None]:
+    """For the lifespan of each worker: ``async with copied(manager)``, inside the manager's."""
+    copier = Copier(manager)
+
+    async def keep_copying() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            copier.copy()
+
+    task = asyncio.create_task(keep_copying())
+    try:
+        yield
+    finally:
+        task.cancel()
+        copier.copy()
