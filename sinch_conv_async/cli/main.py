@@ -10,6 +10,7 @@ from .._wire.requests import VERSION
 from .bulk import bulk
 from .demo import demo
 from .output import INTERRUPTED, PrintingGroup, say
+from .read import get, list_
 from .sandbox import sandbox
 from .update import update
 
@@ -19,14 +20,14 @@ __all__ = ["main", "run"]
 @click.group(cls=PrintingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, package_name="sinch-conv-async")
 def main() -> None:
-    """Change the metadata of messages in the Sinch Conversation API. Unofficial.
+    """Read messages and change their metadata in the Sinch Conversation API. Unofficial.
 
     Credentials are read from SINCH_PROJECT_ID, SINCH_KEY_ID, SINCH_KEY_SECRET and
     SINCH_CONVERSATION_REGION, or from a file of such lines (--credentials).
     """
 
 
-for command in (update, bulk, sandbox, demo):
+for command in (update, get, list_, bulk, sandbox, demo):
     main.add_command(command)
 
 

@@ -854,7 +854,7 @@ def test_what_else_is_missing_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_version_and_the_help_are_told(here: Here) -> None:
     assert here("--version").out.startswith("sinch-conv, version ")
-    for command in ("update", "bulk", "sandbox", "demo"):
+    for command in ("update", "get", "list", "bulk", "sandbox", "demo"):
         ended = here(command, "-h")
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.startswith(f"Usage: sinch-conv {command} ")
