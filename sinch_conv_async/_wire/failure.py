@@ -1,4 +1,4 @@
-"""What is known of one attempt that did not succeed."""
+"""What is known of one attempt that failed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Failure"]
 
 @attrs.frozen
 class Failure:
-    """One attempt that did not end in an updated message.
+    """One attempt that did not give what its operation asks for.
 
     ``retryable``: whether trying again can change anything. ``maybe_applied``: whether the server
     may have applied the update, so that a repeat could overwrite what somebody else wrote in
