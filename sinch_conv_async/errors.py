@@ -56,7 +56,7 @@ def _shortened(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Server text as a line of a log or a terminal takes it: no line breaks, escape sequences or lone surrogates."""
+    """Server text for a line of a log or a terminal: no line breaks, escapes or lone surrogates."""
     text = _shortened(text)
     if text.isprintable():
         return text
@@ -83,7 +83,10 @@ class SinchError(Exception):
     given_up: ClassVar[str | None] = None
 
     def give_up(self, reason: str) -> None:
-        """Notes why the call is not tried again. On this error alone, and not one of its arguments: copies and pickles carry it along."""
+        """Notes why the call is not tried again.
+
+        It is not an argument of the class; copies and pickles carry it along all the same.
+        """
         self.__dict__["given_up"] = reason
 
     def __str__(self) -> str:

@@ -121,11 +121,11 @@ def _decoded_with_starts(text: str, starts: list[int]) -> tuple[str, list[int]]:
 @functools.lru_cache(maxsize=1024)  # a hostile text of a mebibyte holds half a million escapes
 def _character(escape: str) -> str:
     """The printable ASCII character that an escape stands for; for any other, the escape itself."""
+    if escape[0] == "\\" and len(escape) == 2:
+        return escape[1]
     body = escape[1:].rstrip(";")
     if escape[0] == "&" and body[0] != "#":
         return _named_entities().get(body.lower(), escape)
-    if escape[0] == "\\" and len(body) == 1:
-        return body
     if body[0] == "#" and body[1] not in "xX":
         base = 10
     elif escape[0] == "\\" and body[0].isdigit():

@@ -395,7 +395,7 @@ def _unstructure_detail(detail: ErrorDetail) -> dict[str, Any]:
 def _unstructure_error(error: SinchError) -> dict[str, Any]:
     extra = copy.deepcopy(error.extra) if isinstance(error, ApiError | TokenError) else {}
     if not isinstance(error, ApiError):
-        return {**extra, "status": type(error).__name__, "message": str(error)}
+        return {**extra, "status": type(error).__name__, "message": error.summary()}
     named = {
         "code": error.code,
         "message": error.message,

@@ -9,7 +9,7 @@ import re
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
@@ -177,10 +177,12 @@ LAYERS = st.lists(
 
 
 @given(st.text(SIGNS, min_size=8, max_size=24).filter(lambda text: text == text.strip()), LAYERS)
+@example("no sense\\;", [])
 def test_whatever_the_secret_and_its_encodings_it_is_cut_out_and_nothing_else_is(secret, layers):
     text = secret
     for encode in layers:
         text = encode(text)
+    assume(len(text) < 60_000)  # a longer one is dropped as a whole
     assert scrub(f"before | {text} | after", forms(secret)) == "before | [redacted] | after"
 
 
