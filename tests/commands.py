@@ -25,6 +25,7 @@ if sys.version_info < (3, 12):
     # What later Pythons do by themselves: no thread that outlives its process by a moment.
     asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
+SECRET_METADATA = "metadata-that-nobody-may-see"
 COMMAND = (sys.executable, "-W", "error", "-m", "sinch_conv_async")
 
 
@@ -147,3 +148,12 @@ async def sinch_conv(
     """Runs ``sinch-conv`` with these arguments to its end."""
     async with Running(arguments, {**environment_of(sandbox), **(env or {})}, folder) as command:
         return await command.ends(given)
+
+
+def csv(folder: Path, rows: int = 20, name: str = "ids.csv") -> Path:
+    """A file of updates, of ID1, ID2 and so on, each with its own metadata."""
+    path = folder / name
+    path.write_text(
+        "message_id,metadata\n" + "".join(f"ID{row},{SECRET_METADATA}-{row}\n" for row in range(1, rows + 1))
+    )
+    return path

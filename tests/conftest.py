@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+from sinch_conv_async.sandbox import Sandbox
 from tests import programs
 
 if TYPE_CHECKING:
@@ -104,6 +105,13 @@ async def loop_is_left_idle() -> AsyncIterator[None]:
             return
     assert not left, f"tasks left running: {left}"
     assert not opened, f"descriptors left open: {opened}"
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    """A sandbox that knows every message id, and grants any number of tokens."""
+    async with Sandbox(auto_create=True, keep_headers=True, token_rate=None) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture(params=["direct", "traced"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sinch_conv_async import ConversationClient, RetryPolicy
+from sinch_conv_async import ConversationClient, RetryPolicy, SessionStats
 
 if TYPE_CHECKING:
     import ssl as tls
@@ -179,6 +179,11 @@ def client_of(server: Sandbox | Server, **options: Any) -> ConversationClient:
     else:
         given = dict(server.client_options())
     return ConversationClient(**{**given, "retry": AT_ONCE, **options})
+
+
+def stats_of(client: ConversationClient) -> SessionStats:
+    """What the manager counts that a client has made for itself."""
+    return client._manager.stats()
 
 
 @contextlib.asynccontextmanager

@@ -29,12 +29,6 @@ US = {**KEY, "conversation_region": "us"}
 
 
 @pytest.fixture
-async def sandbox():
-    async with Sandbox(auto_create=True) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
 def environment(monkeypatch):
     """An environment without a word of Sinch; returns how to set one."""
     names = (

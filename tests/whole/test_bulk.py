@@ -33,7 +33,7 @@ from sinch_conv_async import (
 from sinch_conv_async._core import outage as outage_module
 from sinch_conv_async._core.send import Sender
 from sinch_conv_async.sandbox import Sandbox
-from tests.servers import AT_ONCE, NEVER, Time, client_of
+from tests.servers import AT_ONCE, NEVER, Time, client_of, stats_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -81,12 +81,6 @@ class Feed:
 
 def update(number: int, metadata: str = "new") -> MetadataUpdate:
     return MetadataUpdate(f"m{number}", metadata)
-
-
-@pytest.fixture
-async def sandbox():
-    async with Sandbox(auto_create=True, token_rate=None) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
@@ -588,7 +582,7 @@ async def test_a_job_that_nobody_holds_ends(client, sandbox):
         break
     await until(lambda: not workers())
     assert inputs.closed == ["asynchronous"]
-    assert client._manager.stats().in_flight == 0
+    assert stats_of(client).in_flight == 0
     sandbox.release()
 
 
@@ -639,7 +633,7 @@ async def test_async_with_leaves_nothing_running(client, sandbox):
         await asyncio.wait([waiting])
         assert workers() == 1 + 5  # one reads
     assert workers() == 0
-    assert client._manager.stats().in_flight == 0
+    assert stats_of(client).in_flight == 0
     sandbox.release()
 
 
@@ -687,7 +681,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing(client, sandbox, moment
     await asyncio.wait([task])
     assert task.cancelled()
     assert workers() == 0
-    stats = client._manager.stats()
+    stats = stats_of(client)
     assert (stats.in_flight, stats.waiting) == (0, 0)
     assert not client._sender.lifetime.waiting
 
@@ -752,7 +746,7 @@ def test_an_event_loop_that_is_closed_under_a_job_is_no_error(monkeypatch, momen
         reading = asyncio.ensure_future(collect(job, []))
         await turns(20)
         if moment == "exchange":
-            await until(lambda: client._manager.stats().in_flight == 4)
+            await until(lambda: stats_of(client).in_flight == 4)
             await asyncio.sleep(0.05)  # and their connections are there
         elif moment == "probe":
             await until(lambda: job.in_outage)
@@ -1405,7 +1399,7 @@ async def test_a_further_round_is_no_call_of_its_own(client, sandbox, quick_prob
     unlucky(sandbox, 60, times=20)
     done = []
     await collect(client.update_many(Input(300), concurrency=8), done)
-    stats = client._manager.stats()
+    stats = stats_of(client)
     assert stats.calls == len(done) == 300
     assert stats.attempts == len(sandbox.requests) == 300 + 59 + 21
     assert stats.retries == 59 + 21
@@ -1446,10 +1440,10 @@ async def test_an_outage_is_logged_when_it_begins_and_when_it_ends_and_counted_m
     outcomes = client.update_many(Input(30), concurrency=4)
     reading = asyncio.create_task(collect(outcomes, []))
     await first_probe_to_come(outcomes, sandbox, 4)
-    assert [project.in_outage for project in client._manager.stats().projects] == [True]
+    assert [project.in_outage for project in stats_of(client).projects] == [True]
     sandbox.clear_faults()
     await reading
-    assert [project.in_outage for project in client._manager.stats().projects] == [False]
+    assert [project.in_outage for project in stats_of(client).projects] == [False]
     began, ended = [
         record for record in caplog.records if record.name == "sinch_conv_async" and "job" in record.msg
     ]
@@ -1466,4 +1460,4 @@ async def test_an_outage_ends_with_its_job(client, sandbox):
         await until(lambda: outcomes.in_outage)
         reading.cancel()
         await asyncio.wait([reading])
-    assert [project.in_outage for project in client._manager.stats().projects] == [False]
+    assert [project.in_outage for project in stats_of(client).projects] == [False]

@@ -19,10 +19,10 @@ import attrs
 import pytest
 
 from sinch_conv_async.sandbox import Sandbox
-from tests.commands import COMMAND, Running, environment_of, sinch_conv, unmeasured
+from tests.commands import COMMAND, Running, csv, environment_of, sinch_conv, unmeasured
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
 CONCURRENCY = 8
 KILLS = 100
@@ -32,18 +32,6 @@ OF_A_PYTHON = 5  # of the kills, those that may come while Python itself starts;
 ROOT = Path(__file__).parent.parent.parent
 FORKER = (sys.executable, "-W", "error", "-m", "tests.whole.forker")
 TOO_LATE = "the job was over before all kills were dealt"
-
-
-@pytest.fixture
-async def sandbox() -> AsyncIterator[Sandbox]:
-    async with Sandbox(auto_create=True) as sandbox:
-        yield sandbox
-
-
-def csv(folder: Path, rows: int = 40) -> Path:
-    path = folder / "ids.csv"
-    path.write_text("message_id,metadata\n" + "".join(f"ID{row},new-{row}\n" for row in range(1, rows + 1)))
-    return path
 
 
 def outcomes_in(journal: Path) -> list[tuple[int, str]]:
@@ -181,7 +169,7 @@ async def test_killed_at_a_hundred_random_moments_a_job_loses_nothing_and_repeat
 async def test_the_first_signal_finishes_what_is_under_way(
     number: signal.Signals, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    path, journal = csv(tmp_path), tmp_path / "j"
+    path, journal = csv(tmp_path, 40), tmp_path / "j"
     sandbox.hold()
     arguments = (
         "bulk",
@@ -210,7 +198,7 @@ async def test_the_first_signal_finishes_what_is_under_way(
 
 
 async def test_the_second_signal_ends_it_now(sandbox: Sandbox, tmp_path: Path) -> None:
-    path, journal = csv(tmp_path), tmp_path / "j"
+    path, journal = csv(tmp_path, 40), tmp_path / "j"
     sandbox.hold()
     arguments = (
         "bulk",
@@ -315,7 +303,7 @@ sys.exit(cli.run())
 async def test_a_signal_while_the_failures_are_written_ends_that_and_reports(
     number: signal.Signals, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    path, journal, failures = csv(tmp_path), tmp_path / "j", tmp_path / "f"
+    path, journal, failures = csv(tmp_path, 40), tmp_path / "j", tmp_path / "f"
     failures.write_text("older")
     sandbox.fail_next(404, message_id="ID7")
     arguments = ("bulk", path, "--journal", journal, "--failures", failures, "--output", "json")
@@ -410,7 +398,7 @@ async def test_a_disk_that_has_no_room_for_the_failures_says_so(
 
 
 async def test_a_second_copy_of_the_job_is_kept_out(sandbox: Sandbox, tmp_path: Path) -> None:
-    path, journal = csv(tmp_path), tmp_path / "j"
+    path, journal = csv(tmp_path, 40), tmp_path / "j"
     sandbox.hold()
     arguments = ("bulk", path, "--journal", journal, "--concurrency", str(CONCURRENCY))
     async with Running(arguments, environment_of(sandbox), tmp_path) as command:

@@ -61,17 +61,12 @@ from tests.servers import (
     http,
     message,
     served,
+    stats_of,
     updated,
 )
 
 MIB = 1024 * 1024
 MAYBE_SENT_NEVER = RetryPolicy(base_delay=0.0, retry_maybe_sent=False)
-
-
-@pytest.fixture
-async def sandbox():
-    async with Sandbox(auto_create=True, keep_headers=True, token_rate=None) as sandbox:
-        yield sandbox
 
 
 async def hang(peer):
@@ -425,7 +420,7 @@ async def test_these_statuses_are_tried_again(sandbox, status):
         sandbox.fail_next(status, times=2)
         assert (await client.update_message_metadata(ID, "x")).metadata == "x"
         assert len(sandbox.requests) == 3
-        assert client._manager.stats().retries == 2
+        assert stats_of(client).retries == 2
 
 
 @pytest.mark.parametrize("status", [400, 402, 403, 404, 405, 409, 410, 413, 422, 425, 451, 501, 505, 511])
@@ -451,7 +446,7 @@ async def test_max_retries_bounds_no_429s(sandbox):
         sandbox.fail_next(429, times=10)
         await client.update_message_metadata(ID, "x")
         assert len(sandbox.requests) == 11
-        assert client._manager.stats().throttled == 10
+        assert stats_of(client).throttled == 10
 
 
 async def test_without_retries_a_429_ends_the_call(sandbox):
@@ -641,7 +636,7 @@ async def test_a_connection_that_turns_stale_after_a_retry_is_replaced_at_once_t
         sandbox.drop_next(reset=True)
         await client.update_message_metadata(ID, "x")
         assert len(delays) == 1  # the 503's
-        assert client._manager.stats().attempts == 3
+        assert stats_of(client).attempts == 3
 
 
 @pytest.mark.usefixtures("each_way")
@@ -758,7 +753,7 @@ async def test_a_401_costs_one_token_request_and_one_replay(sandbox, how):
         await client.update_message_metadata(ID, "y")
         assert [request.status for request in sandbox.requests] == [200, 401, 200]
         assert len(sandbox.token_requests) == 2
-        assert client._manager.stats().retries == 1
+        assert stats_of(client).retries == 1
 
 
 @pytest.mark.parametrize(
@@ -840,7 +835,7 @@ async def test_a_cold_burst_of_1000_calls_makes_one_token_request(sandbox):
         await burst
         assert len(sandbox.token_requests) == 1
         assert len(sandbox.requests) == 1000
-        assert client._manager.stats() == attempts_of(1000)
+        assert stats_of(client) == attempts_of(1000)
 
 
 def attempts_of(number: int):
@@ -1730,7 +1725,7 @@ def test_a_loop_that_ended_in_the_middle_of_everything_leaves_nothing_in_the_way
         asyncio.run(in_the_middle(client, outside))
         outside.loop.call_soon_threadsafe(outside.sandbox.release_tokens)
         asyncio.run(client.update_message_metadata(ID, "y"))
-        stats = client._manager.stats()
+        stats = stats_of(client)
         assert (stats.in_flight, stats.waiting) == (0, 0)
         asyncio.run(client.close())
 
@@ -1772,7 +1767,7 @@ def test_what_a_closed_loop_left_of_a_token_request_does_not_end_another():
 
         async def again():
             call = asyncio.ensure_future(client.update_message_metadata(ID, "y"))
-            while client._manager.stats().token_requests < 2:
+            while stats_of(client).token_requests < 2:
                 await asyncio.sleep(0.001)
             left.clear()
             gc.collect()
@@ -1960,7 +1955,7 @@ async def test_a_call_is_cancelled_cleanly_at_any_turn_of_the_loop(sandbox, warm
             cancelled += 1
             assert caught.value.args == ("this one",)
             assert caught.value.__cause__ is None
-            stats = client._manager.stats()
+            stats = stats_of(client)
             assert (stats.in_flight, stats.waiting) == (0, 0)
             assert client._sender.lifetime.running == 0
             assert not client._sender.lifetime.waiting

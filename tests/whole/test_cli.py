@@ -21,19 +21,12 @@ from sinch_conv_async import MessagesSource, Region, __main__, cli
 from sinch_conv_async._job import local as _local
 from sinch_conv_async.cli import bulk as _bulk
 from sinch_conv_async.sandbox import Sandbox
-from tests.commands import COMMAND, Ended, Running, environment_of, sinch_conv
+from tests.commands import COMMAND, SECRET_METADATA, Ended, Running, csv, environment_of, sinch_conv
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    pass
 
 ID = "01FC66621XXXXX119Z8PMV1QPA"
-SECRET_METADATA = "metadata-that-nobody-may-see"
-
-
-@pytest.fixture
-async def sandbox() -> AsyncIterator[Sandbox]:
-    async with Sandbox(auto_create=True) as sandbox:
-        yield sandbox
 
 
 Here = Callable[..., Ended]
@@ -61,14 +54,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         return Ended(code, said.out, said.err)
 
     return run
-
-
-def csv(folder: Path, rows: int = 20, name: str = "ids.csv") -> Path:
-    path = folder / name
-    path.write_text(
-        "message_id,metadata\n" + "".join(f"ID{row},{SECRET_METADATA}-{row}\n" for row in range(1, rows + 1))
-    )
-    return path
 
 
 def journal_of(path: Path) -> list[dict[str, Any]]:

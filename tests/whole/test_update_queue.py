@@ -15,19 +15,12 @@ from sinch_conv_async import (
     UpdateQueue,
 )
 from sinch_conv_async import update_queue as update_queue_module
-from sinch_conv_async.sandbox import Sandbox
 from tests.servers import client_of
 
 if TYPE_CHECKING:
     from sinch_conv_async import UpdateOutcome
 
 QUICK = RetryPolicy(base_delay=0.001)
-
-
-@pytest.fixture
-async def sandbox():
-    async with Sandbox(auto_create=True, token_rate=None) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from sinch_conv_async import CallTimeoutError, SessionManager
 from sinch_conv_async.sandbox import Sandbox
-from tests.servers import client_of
+from tests.servers import client_of, stats_of
 
 ALL = 100_000
 MEASURED = 20_000  # tracemalloc makes each slow; benchmarks/waiting.py has it look at all
@@ -34,7 +34,7 @@ async def sandbox():
 
 
 def counters(client):
-    stats = client._manager.stats()
+    stats = stats_of(client)
     return stats.in_flight, stats.waiting
 
 
@@ -111,7 +111,7 @@ async def test_the_first_is_answered_before_the_last_has_been_sent(sandbox):
     async with client_of(sandbox, rate_limit=None) as client:
         calls = [asyncio.ensure_future(client.update_message_metadata(f"m{n}", "x")) for n in range(2_000)]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-        sent = client._manager.stats().attempts
+        sent = stats_of(client).attempts
         print(f"{sent} of {len(calls):,} had been sent when the first was answered")
         assert sent < len(calls)
         await asyncio.gather(*calls)
@@ -171,7 +171,7 @@ async def test_without_a_timeout_no_clock_runs_while_calls_wait(sandbox):
     """They wait for longer than an attempt may take, and for as long as it takes."""
     async with client_of(sandbox, rate_limit=20, attempt_timeout=0.5) as client:
         await gathered(client, 25)
-        assert client._manager.stats().attempts == 25
+        assert stats_of(client).attempts == 25
 
 
 async def test_with_a_timeout_those_whose_turn_cannot_come_fail_at_once(sandbox):

@@ -17,16 +17,10 @@ from sinch_conv_async._core.tokens import EndpointPace, TokenSource
 from sinch_conv_async._wire.arguments import Credentials
 from sinch_conv_async._wire.responses import TokenResponse
 from sinch_conv_async.sandbox import Sandbox
-from tests.servers import Time, client_of
+from tests.servers import Time, client_of, stats_of
 
 RENEWALS = 10_000
 LIFETIME = 3600
-
-
-@pytest.fixture
-async def sandbox():
-    async with Sandbox(auto_create=True, token_rate=None) as sandbox:
-        yield sandbox
 
 
 async def test_10_000_renewals_cost_one_token_request_each_and_no_call_waits():
@@ -173,12 +167,12 @@ def test_a_loop_that_is_closed_over_calls_under_way_and_waiting_harms_no_later_o
 
         async def begin() -> list[asyncio.Task[object]]:
             calls = [asyncio.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(30)]
-            while client._manager.stats().in_flight < 3:
+            while stats_of(client).in_flight < 3:
                 await asyncio.sleep(0.01)
             return calls
 
         calls = loop.run_until_complete(begin())
-        assert client._manager.stats().waiting
+        assert stats_of(client).waiting
         loop.close()
 
         async def go_on() -> None:
@@ -188,7 +182,7 @@ def test_a_loop_that_is_closed_over_calls_under_way_and_waiting_harms_no_later_o
             calls = []
             gc.collect()
             await asyncio.gather(*updates)
-            stats = client._manager.stats()
+            stats = stats_of(client)
             assert (stats.in_flight, stats.waiting) == (0, 0)
             await client.close()
 
@@ -217,7 +211,7 @@ async def test_closing_fails_those_who_wait_and_lets_those_under_way_finish(sand
         assert sum(call.done() for call in calls) == 1_000
         assert sum(call.exception() is None for call in calls) == 256
         assert len(sandbox.requests) == 256
-        stats = client._manager.stats()
+        stats = stats_of(client)
         assert (stats.in_flight, stats.waiting) == (0, 0)
 
 
