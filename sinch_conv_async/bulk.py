@@ -51,7 +51,18 @@ from typing import Any, Final, Protocol, Self, runtime_checkable
 import attrs
 
 from ._core.log import INFO, WARNING, log
-from ._core.outage import AnotherRound, ApiState, EndJob, Evidence, Failed, Outage, WaitForApi, judge
+from ._core.outage import (
+    AnotherRound,
+    ApiState,
+    EndJob,
+    Evidence,
+    Failed,
+    Outage,
+    WaitForApi,
+    judge,
+    may_pass,
+    probe_delays,
+)
 from ._core.send import Call, Sender
 from ._wire.operations import GetMessage
 from .enums import MessagesSource
@@ -337,6 +348,7 @@ class _Input:
             raise InvalidArgumentError(
                 f"{name} must be an iterable or asynchronous iterable, not {type(items).__name__}"
             )
+        self.asks_again = bool(getattr(self._items, "asks_again", False))
         self.given = 0
 
     async def next(self) -> object:
@@ -594,7 +606,7 @@ class _Job:
         """Take an item as soon as there is a place for it. Whether there may be more."""
         await self._places.acquire()
         try:
-            given = await self._input.next()
+            given = await self._next()
         except StopAsyncIteration:
             return False
         if self._stopped:
@@ -611,6 +623,21 @@ class _Job:
             self._held[key] = deque((item,))
             self._start_task(asyncio.get_running_loop(), "item", self._work_off, key)
         return True
+
+    async def _next(self) -> object:
+        """The next thing that the input gives. A list of messages is asked again in an outage."""
+        failing_since: float | None = None
+        delays = probe_delays()
+        while True:
+            try:
+                return await self._input.next()
+            except SinchError as error:
+                now = self._sender.now()
+                failing_since = now if failing_since is None else failing_since
+                lasts_too_long = now - failing_since >= self._api.max_outage
+                if not self._input.asks_again or lasts_too_long or not may_pass(error):
+                    raise
+            await asyncio.sleep(next(delays))
 
     async def _work_off(self, key: Hashable) -> None:
         """Make the outcomes of all items of one key, one after the other."""

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from ._core.send import Call, Sender
 from ._wire.operations import ListMessages
@@ -34,6 +34,9 @@ class MessageList:
     for another message after that has the same page fetched again. :class:`ResponseFormatError` also tells of an API whose pages lead
     round in a circle.
     """
+
+    asks_again: ClassVar[bool] = True
+    """After an error the same page is fetched again, so a job that reads the list can wait out an outage."""
 
     def __init__(self, sender: Sender, operation: ListMessages, *, timeout: float | None) -> None:
         self._sender = sender

@@ -24,7 +24,7 @@ users.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Final
 
 import attrs
@@ -34,9 +34,12 @@ from ..errors import (
     ApiError,
     AuthenticationError,
     ClientStateError,
+    RateLimitedError,
     ResponseFormatError,
+    ServerError,
     SinchError,
     TokenError,
+    TransportError,
 )
 from .retry import RetryPolicy
 
@@ -51,6 +54,8 @@ __all__ = [
     "Verdict",
     "WaitForApi",
     "judge",
+    "may_pass",
+    "probe_delays",
 ]
 
 PROBE_DELAYS: Final = (0.5, 1.0, 2.0, 4.0, 5.0)
@@ -193,6 +198,22 @@ def _fails_every_update(error: SinchError) -> bool:
     return isinstance(error, AuthenticationError | ClientStateError)
 
 
+def may_pass(error: SinchError) -> bool:
+    """Whether a request that failed so may succeed later, after all its retries."""
+    if isinstance(error, ServerError):
+        return error.http_status != 501  # not implemented
+    return not _fails_every_update(error) and isinstance(
+        error, TransportError | TokenError | RateLimitedError
+    )
+
+
+def probe_delays() -> Iterator[float]:
+    """Seconds before each probe of an outage."""
+    yield from PROBE_DELAYS
+    while True:
+        yield PROBE_DELAYS[-1]
+
+
 def _spent(evidence: Evidence) -> Verdict:
     """What follows from an update that may not be sent again. It has failed in any case."""
     if not evidence.in_outage and evidence.failed_in_a_row < IN_A_ROW:
@@ -256,17 +277,16 @@ class Outage:
 
     began: float
     ends: float
-    probes: int = 0
     not_before: float = attrs.field(init=False, default=-math.inf)
+    delays: Iterator[float] = attrs.field(init=False, factory=probe_delays)
 
     def asked_to_wait(self, until: float) -> None:
         """The API asked not to be called before this time."""
         self.not_before = until
 
     def next_probe_in(self, now: float) -> float:
-        """Seconds until the next probe, which is counted. The last one is made at ``ends``."""
-        self.probes += 1
-        at = max(now + PROBE_DELAYS[min(self.probes, len(PROBE_DELAYS)) - 1], self.not_before)
+        """Seconds until the next probe. The last one is made at ``ends``."""
+        at = max(now + next(self.delays), self.not_before)
         return max(min(at, self.ends) - now, 0.0)
 
 

@@ -16,6 +16,7 @@ from sinch_conv_async import (
     MetadataUpdate,
     NotFoundError,
     NotUpdated,
+    PermissionDeniedError,
     RetryPolicy,
     ServerError,
     TransportError,
@@ -378,3 +379,48 @@ async def test_an_item_may_bring_its_own_change_and_its_outcome_leads_back_to_it
     assert isinstance(outcomes["m0"], Unchanged)
     assert outcomes["m1"].update.metadata == '{"number":1,"row":1}'
     assert outcomes["unknown"].update is records[3]
+
+
+# A list of messages as the input
+
+
+async def test_a_list_of_messages_is_transformed_and_only_updates_are_sent(client, sandbox):
+    job = client.transform_many(client.list_messages(page_size=7), tagged, concurrency=4)
+    outcomes = await collect(job)
+    assert len(outcomes) == 100
+    assert all(isinstance(outcome, Updated) and outcome.attempts == 1 for outcome in outcomes.values())
+    assert all(json.loads(message.metadata)["tag"] == "x" for message in sandbox.messages.values())
+
+
+async def test_a_job_that_is_left_has_closed_its_list(client, sandbox):
+    messages = client.list_messages(page_size=7)
+    async with client.transform_many(messages, tagged, concurrency=4) as outcomes:
+        await anext(outcomes)
+    assert "at its end" in repr(messages)
+
+
+async def test_an_outage_is_waited_out_by_the_list_too(client, sandbox, monkeypatch):
+    monkeypatch.setattr("sinch_conv_async._core.outage.PROBE_DELAYS", (0.01,))
+    job = client.transform_many(client.list_messages(page_size=7), tagged, concurrency=4)
+    outcomes = [await anext(job)]
+    await sandbox.close()
+    reading = asyncio.create_task(collect(job))
+    await until(lambda: job.in_outage)
+    await asyncio.sleep(0.3)  # the list fails, too
+    await sandbox.start()
+    assert len(outcomes) + len(await reading) == 100
+
+
+async def test_a_list_that_fails_for_too_long_ends_the_job(client, sandbox, monkeypatch):
+    monkeypatch.setattr("sinch_conv_async._core.outage.PROBE_DELAYS", (0.01,))
+    await client.authenticate()
+    await sandbox.close()
+    with pytest.raises(TransportError):
+        await collect(client.transform_many(client.list_messages(), tagged, max_outage=0.1))
+
+
+async def test_a_list_that_is_refused_ends_the_job_at_once(client, sandbox):
+    sandbox.fail_next(403, times=1_000)
+    with pytest.raises(PermissionDeniedError):
+        await collect(client.transform_many(client.list_messages(), tagged))
+    assert len(sandbox.requests) == 1

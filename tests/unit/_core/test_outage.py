@@ -31,6 +31,7 @@ from sinch_conv_async._core.outage import (
     RetryYield,
     WaitForApi,
     judge,
+    may_pass,
 )
 from sinch_conv_async._wire.failure import Failure
 
@@ -158,6 +159,25 @@ def test_an_invalid_update_never_comes_this_far():
     """It is refused before it is sent; were it judged, it would count as spent."""
     error = InvalidArgumentError("no")
     assert judge(evidence(error, final(error), attempts=1, latest=1)) == Failed()
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (BUSY, True),
+        (ServerError("not implemented", http_status=501), False),
+        (LOST, True),
+        (RateLimitedError("away", http_status=429), True),
+        (NO_TOKEN, True),
+        (TokenError("no", error="invalid_client", http_status=401), False),
+        (AuthenticationError("no", http_status=401), False),
+        (PermissionDeniedError("no", http_status=403), False),
+        (ResponseFormatError("what"), False),
+        (ClientStateError("closed"), False),
+    ],
+)
+def test_whether_a_page_of_a_list_is_worth_asking_for_again(error, passes):
+    assert may_pass(error) is passes
 
 
 # The yield
