@@ -13,6 +13,7 @@ if os.environ.get("EVENT_LOOP") == "uvloop":
     import uvloop
 
     asyncio.new_event_loop = asyncio.events.new_event_loop = uvloop.new_event_loop
+    uvloop.new_event_loop().close()  # opens the pipe that libuv keeps for the whole process
 elif os.environ.get("EVENT_LOOP") == "eager":
     plain = asyncio.events.new_event_loop
 
