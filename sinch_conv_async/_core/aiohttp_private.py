@@ -1,12 +1,12 @@
 """What this package uses of aiohttp that aiohttp's documentation does not promise, a reason each.
 
-The fast route needs all of ``FAST_ROUTE``. Before the first request :func:`differences` looks whether
-each of it is there and takes the arguments that it is given. If anything differs, requests go by
-aiohttp's session, its public route. aiohttp's version number is not looked at: a next release that
-changes nothing of this keeps the fast route.
+The fast route needs all of ``FAST_ROUTE``. Before the first request :func:`differences` looks
+whether each of it is there and takes the arguments that it is given. If anything differs,
+requests go by aiohttp's session, its public route. aiohttp's version number is not looked at: a
+next release that changes nothing of this keeps the fast route.
 
-aiohttp's session with a watch on its connections needs ``PUBLIC_ROUTE``, which no probe replaces. ``nox -s next`` runs all tests with aiohttp's
-main branch and with its pre-releases.
+aiohttp's session with a watch on its connections needs ``PUBLIC_ROUTE``, which no probe replaces.
+``nox -s next`` runs all tests with aiohttp's main branch and with its pre-releases.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["FAST_ROUTE", "PUBLIC_ROUTE", "Part", "differences"]
 class Part:
     """A class's attribute or method.
 
-    ``arguments``: the names that a call gives, with ``=`` after those that it gives by name; ``None``
-    if nothing is called.
+    ``arguments``: the names that a call gives, with ``=`` after those that it gives by name;
+    ``None`` if nothing is called.
     """
 
     path: str
@@ -124,7 +124,7 @@ def _looked_up(path: str) -> Any:
     return found
 
 
-@functools.cache  # a signature takes a tenth of a millisecond, and a server may bind to many event loops
+@functools.cache  # a signature takes 0.1 ms, and a manager may bind to many event loops
 def _difference(part: Part, value: Any) -> str | None:
     if value is None:
         return "is gone"

@@ -12,8 +12,9 @@ Only this file and ``pool`` call aiohttp's client. It decides what aiohttp must 
   the request's headers.
 
 There are two routes. The fast route (``fast_route``) writes the request itself and reads the answer
-with aiohttp's parser. aiohttp's session, the public route, is for a proxy and for trace hooks, which
-need more than that, and for an aiohttp that is not as the fast route needs it (``aiohttp_private``).
+with aiohttp's parser. aiohttp's session, the public route, is for a proxy and for trace hooks,
+which need more than that, and for an aiohttp that is not as the fast route needs it
+(``aiohttp_private``).
 
 :class:`Exchange` is what the send loop learns of the connection, also when it is cancelled.
 """
@@ -88,7 +89,7 @@ class ConnectionOptions:
     def checked(
         cls, *, ssl: object, proxy: str | URL | None, resolver: Any, trace_configs: Any
     ) -> ConnectionOptions | str:
-        """The options, or what is wrong with them. Returned, not raised: ``proxy`` may hold a password."""
+        """The options, or what is wrong with them: ``proxy`` may hold a password, so none is raised."""
         found_proxy = checked_proxy(proxy)
         if isinstance(found_proxy, str):
             return found_proxy
@@ -99,7 +100,7 @@ class ConnectionOptions:
             )
         if not _verifies(ssl):
             return _UNVERIFIED
-        if resolver is not None and not isinstance(resolver, AbstractResolver) and not callable(resolver):
+        if not (resolver is None or isinstance(resolver, AbstractResolver) or callable(resolver)):
             return "resolver must be an aiohttp resolver, a function that makes one, or None"
         traces = list(trace_configs) if isinstance(trace_configs, Iterable) else [trace_configs]
         if not all(isinstance(trace, aiohttp.TraceConfig) for trace in traces):
@@ -107,7 +108,7 @@ class ConnectionOptions:
         return cls(ssl, found_proxy, resolver, traces)
 
     def check_origin(self, name: str, origin: str) -> None:
-        """Raises InvalidArgumentError if plain text for this machine would go to a proxy elsewhere."""
+        """Raises InvalidArgumentError if plain text would go to a proxy on another machine."""
         if self.proxy is not None and origin.startswith("http:") and not self.proxy.on_this_machine:
             raise InvalidArgumentError(
                 f"{name} must be https, or the proxy must be on this machine: "
@@ -117,7 +118,9 @@ class ConnectionOptions:
 
 def _verifies(ssl: tls.SSLContext | aiohttp.Fingerprint | None) -> bool:
     """Whether certificates and host names, or a fingerprint, are verified."""
-    return not isinstance(ssl, tls.SSLContext) or (ssl.check_hostname and ssl.verify_mode != tls.CERT_NONE)
+    if not isinstance(ssl, tls.SSLContext):
+        return True
+    return ssl.check_hostname and ssl.verify_mode != tls.CERT_NONE
 
 
 class Connections:
@@ -127,7 +130,7 @@ class Connections:
 
     def __init__(self, options: ConnectionOptions) -> None:
         if not _verifies(options.ssl):
-            raise InvalidArgumentError(_UNVERIFIED)  # the context has changed since the manager was made
+            raise InvalidArgumentError(_UNVERIFIED)  # changed since the manager was made
         resolver = options.resolver
         made = None
         if resolver is not None and not isinstance(resolver, AbstractResolver):
@@ -207,7 +210,8 @@ class Connections:
         except BaseException as error:
             if self._loop.is_closed():
                 # The event loop was closed under the call, and the garbage collector ends its
-                # coroutine. Nothing can be closed in order then; what aiohttp raises of it is noise.
+                # coroutine. Nothing can be closed in order then, and what aiohttp raises says
+                # no more than that.
                 raise GeneratorExit from None
             # The call was cancelled, or a trace hook of the user's raised.
             error.__context__ = error.__cause__ = None
@@ -280,13 +284,13 @@ class Connections:
 
 
 def _fast_route_works() -> bool:
-    """Whether aiohttp is as the connector's own round trip needs it; if it is not, the log says why."""
+    """Whether aiohttp is as the fast route needs it; if it is not, the log says why."""
     differs = differences()
     if differs:
         log(
             WARNING,
-            "aiohttp %s is not as the fast route needs it, so requests go by its session, which takes "
-            "more CPU time: %s",
+            "aiohttp %s is not as the fast route needs it, so requests go by its session, "
+            "which takes more CPU time: %s",
             aiohttp.__version__,
             "; ".join(differs),
         )
@@ -296,8 +300,8 @@ def _fast_route_works() -> bool:
 def _tells_when_written() -> aiohttp.TraceConfig:
     """The last of the session's trace configurations: it tells the exchange of its write.
 
-    aiohttp runs these hooks just before it writes, in the same step unless a user's hook waits. What
-    they schedule runs after that step.
+    aiohttp runs these hooks just before it writes, in the same step unless a user's hook waits.
+    What they schedule runs after that step.
     """
 
     async def on_body(session: aiohttp.ClientSession, context: object, params: object) -> None:
@@ -374,8 +378,9 @@ def transport_failure(cause: Exception, known: Exchange, *, host: str, timeout: 
             retryable=True,
             maybe_applied=applied,
         )
-    if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
-        reason = getattr(getattr(cause, "certificate_error", None), "verify_message", "another fingerprint")
+    if isinstance(cause, aiohttp.ServerFingerprintMismatch | aiohttp.ClientConnectorCertificateError):
+        error = getattr(cause, "certificate_error", None)
+        reason = getattr(error, "verify_message", "another fingerprint")
         problem = f"the server's certificate was not accepted: {cause.host}: {reason}"
         return Failure(TransportError(problem, sent="no"), retryable=False)
     if isinstance(cause, aiohttp.ClientHttpProxyError):
@@ -403,4 +408,5 @@ def _connection_problem(cause: Exception, host: str) -> str:
         return "the answer is not HTTP"
     if isinstance(cause, aiohttp.ServerDisconnectedError):
         return f"the server {host} closed the connection without an answer"
-    return f"the connection to {host} failed: {getattr(cause, 'strerror', None) or type(cause).__name__}"
+    reason = getattr(cause, "strerror", None) or type(cause).__name__
+    return f"the connection to {host} failed: {reason}"

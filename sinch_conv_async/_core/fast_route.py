@@ -1,18 +1,18 @@
 """The fast route: requests on connections that aiohttp opens and secures, and that are kept here.
 
 What :class:`aiohttp.ClientSession` does for an exchange, without what this package does not use
-(cookies, redirects, header merging, a body that streams). aiohttp resolves the name, connects, makes
-TLS and parses the answer. What is done here, each because it was measured to pay:
+(cookies, redirects, header merging, a body that streams). aiohttp resolves the name, connects,
+makes TLS and parses the answer. What is done here, each because it was measured to pay:
 
-- Idle connections lie on a stack for each origin. The one used last is used next, so that those that
-  are not needed grow old and are closed after ``KEEPALIVE`` seconds.
-- A :class:`_Line` stands between the transport and aiohttp's protocol. Anything that arrives while the
-  line is idle closes it: HTTP/1.1 tells which request an answer belongs to by their order alone, so a
-  late answer would be taken for the next one. Input that the event loop has not read yet is found by
-  asking the kernel before a line is used again.
-- One timer serves all exchanges (:class:`_Deadlines`). An exchange whose time is over has its transport
-  aborted; its read then fails. Only an exchange that opens a connection has a timeout of its own,
-  because opening must be cancelled.
+- Idle connections lie on a stack for each origin. The one used last is used next, so that those
+  that are not needed grow old and are closed after ``KEEPALIVE`` seconds.
+- A :class:`_Line` stands between the transport and aiohttp's protocol. Anything that arrives
+  while the line is idle closes it: HTTP/1.1 tells which request an answer belongs to by their
+  order alone, so a late answer would be taken for the next one. Input that the event loop has not
+  read yet is found by asking the kernel before a line is used again.
+- One timer serves all exchanges (:class:`_Deadlines`). An exchange whose time is over has its
+  transport aborted; its read then fails. Only an exchange that opens a connection has a timeout
+  of its own, because opening must be cancelled.
 
 ``aiohttp_private`` lists what this needs of aiohttp. Where that differs, this file is not used.
 """
@@ -32,9 +32,10 @@ __all__ = ["FastRoute"]
 
 
 class _Line(asyncio.Protocol):
-    """One connection. ``alive``: it can carry another request. ``carried``: it has carried an answer.
+    """One connection.
 
-    ``expired``: the time of its exchange was over, and its transport was aborted.
+    ``alive``: it can carry another request. ``carried``: it has carried an answer. ``expired``: the
+    time of its exchange was over, and its transport was aborted.
     """
 
     __slots__ = ("alive", "carried", "expired", "has_input", "idle", "idle_since", "protocol", "transport")
@@ -188,7 +189,8 @@ class FastRoute:
     async def _open(self, origin: str) -> _Line:
         route = self._routes.get(origin)
         if route is None:
-            route = self._routes[origin] = aiohttp.ClientRequest("GET", URL(origin), loop=self._loop)
+            url = URL(origin)
+            route = self._routes[origin] = aiohttp.ClientRequest("GET", url, loop=self._loop)
         protocol = await self._connector.open(route)
         return _Line(protocol, protocol.transport)
 

@@ -57,9 +57,10 @@ def _nothing() -> None:
 class Exchange:
     """What is known of one exchange's connection, for the send loop to judge a failure by.
 
-    ``written`` is called when the request has been written to the socket. ``connected``: a connection was handed over, so the request may have been sent. ``reused``: it
-    has carried an answer before. ``answered``: the head of an answer came. ``transport``: the
-    connection is back in the pool before anybody can have read the answer.
+    ``written`` is called when the request has been written to the socket. ``connected``: a
+    connection was handed over, so the request may have been sent. ``reused``: the connection has
+    carried an answer before. ``answered``: the head of an answer came. ``transport``: the
+    connection, kept because it is idle again before anybody has read the answer.
     """
 
     written: Callable[[], None] = _nothing
@@ -80,7 +81,7 @@ pool. The session calls ``connect`` in the task that sends."""
 
 
 def input_of(transport: asyncio.Transport) -> Callable[[], bool]:
-    """Asks the kernel whether it holds input that the event loop has not read yet: bytes or an end."""
+    """Asks the kernel for input that the event loop has not read yet: bytes or an end of stream."""
     number = transport.get_extra_info("socket").fileno()
     if not hasattr(select, "poll"):  # pragma: no cover  # Windows, where select() takes any number
         return lambda: bool(select.select([number], [], [], 0)[0])
@@ -125,7 +126,7 @@ class Watch(asyncio.Protocol):
 
 
 class _LateHooks:
-    """Stands for one of aiohttp's traces, and keeps back the hooks of the moment of handing over."""
+    """Stands for one of aiohttp's traces, and keeps back the hooks of the handing over."""
 
     def __init__(self, trace: Any) -> None:
         self._trace = trace
@@ -178,7 +179,7 @@ class Connector(aiohttp.TCPConnector):
             super().__del__(_warnings)
 
     def discard(self) -> None:
-        """Lets go of the connections of an event loop that was closed without ending what ran on it.
+        """Lets go of the connections of an event loop that was closed while they were open.
 
         No loop is there to close them in order; freeing a transport closes its socket.
         (``asyncio.run`` never comes to this.)
@@ -193,8 +194,8 @@ class Connector(aiohttp.TCPConnector):
     async def connect(self, *args: Any, **options: Any) -> aiohttp.connector.Connection:
         """For aiohttp's session: a connection on which nothing has arrived that nobody asked for.
 
-        The arguments are aiohttp's. One exchange connects once; aiohttp asks a second time to repeat
-        a request by itself.
+        The arguments are aiohttp's. One exchange connects once; aiohttp asks a second time to
+        repeat a request by itself.
         """
         known = current_exchange.get()
         if known.connected:
