@@ -655,7 +655,9 @@ class _Job:
 
     # One call
 
-    async def send(self, call: Call[ConversationMessage], key: Hashable) -> ConversationMessage | SinchError:
+    async def send(  # noqa: C901  # one arm for each verdict, in the order of the rules
+        self, call: Call[ConversationMessage], key: Hashable
+    ) -> ConversationMessage | SinchError:
         """The result of a call, or the error that is its outcome. Raises what ends the job."""
         trial = _Trial(call, key)
         while True:

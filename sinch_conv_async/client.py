@@ -1,4 +1,7 @@
-"""The client: one project's access to the Conversation API, on a session manager of its own or a shared one."""
+"""The client: one project's access to the Conversation API.
+
+It has a session manager of its own, or shares one.
+"""
 
 from __future__ import annotations
 
@@ -67,17 +70,22 @@ class ClientOptions(TypedDict, total=False):
 class ConversationClient:
     """Updates message metadata in one Sinch project.
 
-    ``project_id``, ``key_id``, ``key_secret``: from the Sinch dashboard. ``conversation_region``: where the Conversation API app lives
-    (:class:`Region` or its text); a wrong one answers 404, so there is no default. It may be left out where ``conversation_origin`` is given.
+    ``project_id``, ``key_id``, ``key_secret``: from the Sinch dashboard. ``conversation_region``:
+    where the Conversation API app lives (:class:`Region` or its text); a wrong one answers 404, so
+    there is no default. It may be left out where ``conversation_origin`` is given.
 
-    ``auth``: ``"oauth2"``, or ``"basic"`` for trying things out (the API limits it heavily). ``session_manager``: a manager to share; without
-    one the client makes and owns its own. ``rate_limit``: requests a second for this project; ``None`` turns pacing off, and a 429 then still pauses.
-    ``retry``: a :class:`RetryPolicy`. ``timeout``: seconds that one call may take, waiting and all attempts included; ``None``
-    sets no bound; it does not apply to :meth:`update_many`. ``attempt_timeout``: seconds that one HTTP exchange may take. ``conversation_origin``, ``auth_origin``: where to send
-    instead of the regional host and of the token host, https only except to this machine.
+    ``auth``: ``"oauth2"``, or ``"basic"`` for trying things out (the API limits it heavily).
+    ``session_manager``: a manager to share; without one the client makes and owns its own.
+    ``rate_limit``: requests a second for this project; ``None`` turns pacing off, and a 429 then
+    still pauses. ``retry``: a :class:`RetryPolicy`. ``timeout``: seconds that one call may take,
+    waiting and all attempts included; ``None`` sets no bound; it does not apply to
+    :meth:`update_many`. ``attempt_timeout``: seconds that one HTTP exchange may take.
+    ``conversation_origin``, ``auth_origin``: where to send instead of the regional host and of the
+    token host, https only except to this machine.
 
-    The constructor opens nothing and needs no event loop, so a client may be built at import time. It binds to the running loop at its first call, and
-    anew when that loop has been closed. It is for one event loop, thread and process at a time: another gets :class:`ClientStateError`.
+    The constructor opens nothing and needs no event loop, so a client may be built at import time.
+    It binds to the running loop at its first call, and anew when that loop has been closed. It is
+    for one event loop, thread and process at a time: another gets :class:`ClientStateError`.
 
     Raises :class:`InvalidArgumentError` for an argument that cannot be right.
     """
@@ -99,7 +107,8 @@ class ConversationClient:
         auth_origin: str | None = None,
     ) -> None:
         credentials = checked_credentials(key_id, key_secret)
-        # This frame is part of the errors' tracebacks below, and crash reporters collect its variables.
+        # This frame is part of the errors' tracebacks below, and crash reporters collect its
+        # variables.
         del key_secret
         if isinstance(credentials, str):
             raise InvalidArgumentError(credentials)
@@ -141,16 +150,20 @@ class ConversationClient:
 
     @classmethod
     def from_env(cls, **overrides: Unpack[ClientOptions]) -> Self:
-        """A client made of the environment's ``SINCH_PROJECT_ID``, ``SINCH_KEY_ID``, ``SINCH_KEY_SECRET`` and ``SINCH_CONVERSATION_REGION``.
+        """A client made of environment variables.
 
-        ``SINCH_CONVERSATION_ORIGIN`` and ``SINCH_AUTH_ORIGIN`` are read too where they are set. ``overrides`` are keywords of the
-        constructor and win. Raises :class:`InvalidArgumentError` that names the variables that are missing.
+        They are ``SINCH_PROJECT_ID``, ``SINCH_KEY_ID``, ``SINCH_KEY_SECRET`` and
+        ``SINCH_CONVERSATION_REGION``.
+        ``SINCH_CONVERSATION_ORIGIN`` and ``SINCH_AUTH_ORIGIN`` are read too where they are set.
+        ``overrides`` are keywords of the constructor and win. Raises :class:`InvalidArgumentError`
+        that names the variables that are missing.
         """
         options: dict[str, Any] = {
             name: os.environ[variable] for name, variable in _ENVIRONMENT.items() if os.environ.get(variable)
         }
         options.update(overrides)
-        # This frame is part of an error's traceback: the secret leaves it before anything is raised.
+        # This frame is part of an error's traceback: the secret leaves it before anything is
+        # raised.
         del overrides
         required = ["project_id", "key_id", "key_secret"]
         if options.get("conversation_origin") is None:
@@ -178,13 +191,15 @@ class ConversationClient:
         return f"<ConversationClient {state}: project {sender.project_id} at {sender.origin}, {sender.project!r}>"
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        # One that was never used has nothing to close. A manager of its own warns too, and says the same of its connections.
+        # One that was never used has nothing to close. A manager of its own warns too, and says the
+        # same of its connections.
         sender = getattr(self, "_sender", None)
         if sender is not None and not self._owns_manager and not self.closed and sender.lifetime.running:
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:
-        # A copy would share the queue, the token and the connections, and know nothing of what becomes of them.
+        # A copy would share the queue, the token and the connections, and know nothing of what
+        # becomes of them.
         raise TypeError("a ConversationClient cannot be copied or pickled: make another one")
 
     @property
@@ -202,16 +217,20 @@ class ConversationClient:
     ) -> ConversationMessage:
         """The message as the API answers it, once its metadata has been set to ``metadata``.
 
-        ``message_id``: 1 to 256 letters, digits, ``-``, ``.``, ``_``, ``~``, and not ``.`` or ``..``. ``metadata``: at most 1,024 characters; it replaces what was
-        there. ``messages_source``: where to look for the message, left to the API (``CONVERSATION_SOURCE``) when not given. ``timeout``:
-        seconds for this call instead of the client's, waiting for its turn included.
+        ``message_id``: 1 to 256 letters, digits, ``-``, ``.``, ``_``, ``~``, and not ``.`` or
+        ``..``. ``metadata``: at most 1,024 characters; it replaces what was there.
+        ``messages_source``: where to look for the message, left to the API
+        (``CONVERSATION_SOURCE``) when not given. ``timeout``: seconds for this call instead of the
+        client's, waiting for its turn included.
 
-        Raises :class:`InvalidArgumentError` before anything is sent; :class:`ApiError` (:class:`NotFoundError`,
-        :class:`RateLimitedError`, ...) for what the API answered, :class:`TransportError` and :class:`CallTimeoutError` where
-        no answer came, :class:`TokenError`, :class:`ResponseFormatError`, :class:`ClientStateError`. What can be retried has been
-        by then.
+        Raises :class:`InvalidArgumentError` before anything is sent; :class:`ApiError`
+        (:class:`NotFoundError`, :class:`RateLimitedError`, ...) for what the API answered,
+        :class:`TransportError` and :class:`CallTimeoutError` where no answer came,
+        :class:`TokenError`, :class:`ResponseFormatError`, :class:`ClientStateError`. What can be
+        retried has been by then.
 
-        Source: ``PATCH /v1/projects/{project_id}/messages/{message_id}``, *Update message metadata*.
+        Source: ``PATCH /v1/projects/{project_id}/messages/{message_id}``, *Update message
+        metadata*.
         """
         sender = self._sender
         operation = sender.update(message_id, metadata, messages_source)
@@ -227,8 +246,9 @@ class ConversationClient:
     ) -> ConversationMessage:
         """The message as the API has it now.
 
-        A read waits for its turn, is retried, and fails as an update does: see :meth:`update_message_metadata` for ``message_id``,
-        ``messages_source``, ``timeout`` and what is raised. It changes nothing, so it is retried even with ``retry_maybe_sent=False``.
+        A read waits for its turn, is retried, and fails as an update does: see
+        :meth:`update_message_metadata` for ``message_id``, ``messages_source``, ``timeout`` and
+        what is raised. It changes nothing, so it is retried even with ``retry_maybe_sent=False``.
 
         Source: ``GET /v1/projects/{project_id}/messages/{message_id}``, *Get a message*.
         """
@@ -253,16 +273,20 @@ class ConversationClient:
         messages_source: MessagesSource | MessagesSourceName | None = None,
         page_size: int = 100,
     ) -> MessageList:
-        """The messages that pass all filters given, the newest first: ``async for message in client.list_messages(...)``.
+        """The messages that pass all filters given, the newest first.
 
-        The first eight filters go to the API as they are. ``start_time``, ``end_time``: aware datetimes, the first before the second.
-        ``view``: with or without metadata (:class:`MessagesView`). ``page_size``: messages that one request brings, 1 to 1,000.
+        ``async for message in client.list_messages(...)``. The first eight filters go to the API as
+        they are. ``start_time``, ``end_time``: aware datetimes, the first before the second.
+        ``view``: with or without metadata (:class:`MessagesView`). ``page_size``: messages that one
+        request brings, 1 to 1,000.
 
-        The next page is fetched while the messages of this one are read, never more than one ahead. Use
-        ``async with client.list_messages(...) as messages`` to leave nothing running if the loop is left early. The client's
-        ``timeout`` is for each page. The result can be the input of :meth:`transform_many`.
+        The next page is fetched while the messages of this one are read, never more than one ahead.
+        Use ``async with client.list_messages(...) as messages`` to leave nothing running if the
+        loop is left early. The client's ``timeout`` is for each page. The result can be the input
+        of :meth:`transform_many`.
 
-        Raises :class:`InvalidArgumentError` at once; see :class:`MessageList` for what reading raises.
+        Raises :class:`InvalidArgumentError` at once; see :class:`MessageList` for what reading
+        raises.
 
         Source: ``GET /v1/projects/{project_id}/messages``, *List messages*.
         """
@@ -288,14 +312,17 @@ class ConversationClient:
     def update_many(
         self, updates: Updates, *, concurrency: int | None = None, max_outage: float | None = MAX_OUTAGE
     ) -> BulkUpdate:
-        """The outcomes of many updates, one for each, in order of completion: ``async for outcome in client.update_many(...)``.
+        """The outcomes of many updates, one for each, in order of completion.
 
-        ``updates``: :class:`MetadataUpdate` objects or ``(message_id, metadata)`` pairs, from any iterable or asynchronous iterable of any length.
-        ``concurrency``: updates held at a time; the manager's ``max_connections`` when not given. ``max_outage``: seconds to wait
-        for an API that takes no update, probing, before the job ends with its error; ``None``: for ever.
+        ``async for outcome in client.update_many(...)``.
+        ``updates``: :class:`MetadataUpdate` objects or ``(message_id, metadata)`` pairs, from any
+        iterable or asynchronous iterable of any length. ``concurrency``: updates held at a time;
+        the manager's ``max_connections`` when not given. ``max_outage``: seconds to wait for an API
+        that takes no update, probing, before the job ends with its error; ``None``: for ever.
 
-        A failed update is an outcome with its ``error``. Use ``async with client.update_many(...) as outcomes`` to leave nothing running when
-        the loop is left early. See :class:`BulkUpdate` for what is raised.
+        A failed update is an outcome with its ``error``. Use ``async with client.update_many(...)
+        as outcomes`` to leave nothing running when the loop is left early. See :class:`BulkUpdate`
+        for what is raised.
         """
         places, seconds = self._job_options(concurrency, max_outage)
         return update_many(self._sender, updates, concurrency=places, max_outage=seconds)
@@ -347,8 +374,9 @@ class ConversationClient:
     async def authenticate(self) -> None:
         """Returns when there is a valid access token; for a service's check at start-up.
 
-        Costs nothing when there is one already, and with ``auth="basic"``, which has none. An endpoint that fails is asked again, for the client's
-        ``timeout`` or 60 seconds. Raises :class:`TokenError` (its ``error`` is ``invalid_client`` for a wrong key), and
+        Costs nothing when there is one already, and with ``auth="basic"``, which has none. An
+        endpoint that fails is asked again, for the client's ``timeout`` or 60 seconds. Raises
+        :class:`TokenError` (its ``error`` is ``invalid_client`` for a wrong key), and
         :class:`ClientStateError`.
         """
         await self._sender.authenticate(timeout=self._timeout)
@@ -356,7 +384,8 @@ class ConversationClient:
     async def close(self) -> None:
         """Closes the client, and its session manager unless that is shared; closing twice is fine.
 
-        Calls that wait fail now with :class:`ClientStateError`; those under way finish, within their ``attempt_timeout``.
+        Calls that wait fail now with :class:`ClientStateError`; those under way finish, within
+        their ``attempt_timeout``.
         """
         if self._owns_manager:
             await self._manager.close()

@@ -1,9 +1,11 @@
-"""The messages of a project, one after the other: an asynchronous iterator over the pages of the list.
+"""The messages of a project, one after the other: an iterator over the pages of the list.
 
-The next page is fetched, by a task, while the messages of this one are read; never more than one page ahead. The task returns what it
-got or what went wrong, and the reader sees either when it comes to that page. A page that failed is fetched again if the reader goes on.
+The next page is fetched, by a task, while the messages of this one are read; never more than one
+page ahead. The task returns what it got or what went wrong, and the reader sees either when it
+comes to that page. A page that failed is fetched again if the reader goes on.
 
-The API names each next page by a token. A token that comes a second time would lead round in a circle, so it ends the list with an error.
+The API names each next page by a token. A token that comes a second time would lead round in a
+circle, so it ends the list with an error.
 """
 
 from __future__ import annotations
@@ -23,16 +25,18 @@ __all__ = ["MessageList"]
 
 
 class MessageList:
-    """The messages that pass some filters, the newest first; made by :meth:`ConversationClient.list_messages`.
+    """The messages that pass some filters, the newest first.
 
-    An asynchronous iterator over the messages of all pages, and an asynchronous context manager that leaves nothing running. Nothing is
-    sent before the first message is asked for. While the messages of one page are read, the next page is fetched; never more than one.
-    A list that nobody holds any more stops fetching.
+    Made by :meth:`ConversationClient.list_messages`. An asynchronous iterator over the messages of
+    all pages, and an asynchronous context manager that leaves nothing running. Nothing is sent
+    before the first message is asked for. While the messages of one page are read, the next page is
+    fetched; never more than one. A list that nobody holds any more stops fetching.
 
-    A page is one call: it is paced, retried and bounded by the client's ``timeout`` as any other. What ends it is raised where its first
-    message would be: :class:`ApiError` and its kin, :class:`TransportError`, :class:`TokenError`, :class:`ClientStateError`. Whoever asks
-    for another message after that has the same page fetched again. :class:`ResponseFormatError` also tells of an API whose pages lead
-    round in a circle.
+    A page is one call: it is paced, retried and bounded by the client's ``timeout`` as any other.
+    What ends it is raised where its first message would be: :class:`ApiError` and its kin,
+    :class:`TransportError`, :class:`TokenError`, :class:`ClientStateError`. Whoever asks for
+    another message after that has the same page fetched again. :class:`ResponseFormatError` also
+    tells of an API whose pages lead round in a circle.
     """
 
     asks_again: ClassVar[bool] = True
@@ -41,7 +45,8 @@ class MessageList:
     def __init__(self, sender: Sender, operation: ListMessages, *, timeout: float | None) -> None:
         self._sender = sender
         self._timeout = timeout
-        self._next: ListMessages | None = operation  # what is fetched next, None after the last page
+        # What is fetched next, None after the last page.
+        self._next: ListMessages | None = operation
         self._fetching: asyncio.Task[MessagePage | Exception] | None = None
         self._messages: deque[ConversationMessage] = deque()
         self._seen: set[int] = set()  # hashes of the page tokens so far
@@ -89,7 +94,7 @@ class MessageList:
                 loop.call_soon_threadsafe(task.cancel)
 
     async def _turn(self) -> None:
-        """Take the next page, and begin to fetch the one after it. StopAsyncIteration at the end."""
+        """Take the next page, and begin to fetch the one after it; StopAsyncIteration at the end."""
         loop = asyncio.get_running_loop()
         if self._loop is not None and self._loop is not loop:
             raise ClientStateError("this list belongs to another event loop")
@@ -138,5 +143,5 @@ async def _fetched(sender: Sender, operation: ListMessages, timeout: float | Non
     """One page, or why there is none. Returned, not raised: nobody may come to ask."""
     try:
         return await sender.send(Call(operation), timeout=timeout)
-    except Exception as error:  # noqa: BLE001  # a trace hook of the user's may raise anything; the reader gets it
+    except Exception as error:  # noqa: BLE001  # a trace hook may raise anything; the reader gets it
         return error

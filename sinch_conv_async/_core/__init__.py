@@ -1,1 +1,4 @@
-"""One call, from the await to the socket: admission, token, exchange, retry. ``manager`` says who shares what."""
+"""One call, from the await to the socket.
+
+``send`` tells it in order; ``manager`` says who shares what.
+"""

@@ -1,8 +1,18 @@
-"""Who may send next: one grant gives a call its project's turn and one of the manager's slots together.
+"""Who may send next: a call waits for its project's turn and for a connection slot.
 
-Neither is held while the other is waited for, so a project that is paused holds no slot, and a full pool spends nobody's turn. Within a
-project it is first come, first served, its retries first; projects that are due take turns. Admitting one call costs the same however many
-wait. Knows nothing of what is sent.
+The two are granted together, so neither is held while waiting for the other. A project that is
+paused holds no slot, and a full pool spends nobody's turn.
+
+- Within a project: first come, first served, but retries first.
+- Projects that are due take turns.
+- To admit one call costs the same however many wait.
+- A call counts against the pace from the grant on, and its second begins when its request is
+  written (:class:`Permit`).
+
+Neither is held while the other is waited for, so a project that is paused holds no slot, and a full
+pool spends nobody's turn. Within a project it is first come, first served, its retries first;
+projects that are due take turns. Admitting one call costs the same however many wait. Knows nothing
+of what is sent.
 """
 
 from __future__ import annotations
@@ -23,11 +33,13 @@ from .retry import RetryBudget
 
 __all__ = ["Admission", "Project"]
 
-# A queue is rid of the calls that gave up waiting when they are more than these and more than half of it.
+# A queue is rid of the calls that gave up waiting when they are more than these and more than half
+# of it.
 ABANDONED_KEPT: Final = 64
 
 FORGETTABLE_AFTER: Final = Pace.AT_REST_AFTER
-"""Seconds after which a pace at rest has climbed back to its limit, so that a new one is as good."""
+"""Seconds after which a pace at rest has climbed back to its limit, so that a new one is as good.
+"""
 
 NOT_LATER: Final = -math.inf
 
@@ -43,20 +55,24 @@ def too_late_error() -> CallTimeoutError:
 class Project:
     """One project at one origin: its pace, its queue, its retry budget.
 
-    ``limits`` and ``patience``: what each client set as its ``rate_limit`` and ``max_retry_after``. The lowest limit and the longest patience
-    hold for all of them.
+    ``limits`` and ``patience``: what each client set as its ``rate_limit`` and ``max_retry_after``.
+    The lowest limit and the longest patience hold for all of them.
 
-    ``probing``: the API has sent everybody away for longer than a call is willing to wait, and one call at a time finds out whether that
-    is over.
+    ``probing``: the API has sent everybody away for longer than a call is willing to wait, and one
+    call at a time finds out whether that is over.
 
-    ``below_half``: its pace has fallen below half of its limit, and has not come back yet. ``outages``: bulk jobs that wait for the API
-    to come back. ``blocked_since``, ``throttled_at``: when the answers 429 began that nothing else came between, and when the last one came.
+    ``below_half``: its pace has fallen below half of its limit, and has not come back yet.
+    ``outages``: bulk jobs that wait for the API to come back. ``blocked_since``, ``throttled_at``:
+    when the answers 429 began that nothing else came between, and when the last one came.
 
-    ``share``: what a fleet grants of the limit, if there is one. ``sent``: calls that had their turn so far. ``asked_to_wait_until``: the end
-    of the wait that the API last asked this process for.
+    ``limit``: the lowest limit of its clients, in requests a second, or of those it last had.
+    ``share``: what a fleet grants of the limit, if there is one. ``sent``: calls that had their
+    turn so far. ``asked_to_wait_until``: the end of the wait that the API last asked this process
+    for.
 
-    ``admission``: where its calls wait now; the tasks of an event loop that is closed know another. ``later_at``: the turn that the
-    admission's timer waits for. ``deadlines``: a heap of the calls that do not wait for ever; those that have ended leave it late.
+    ``admission``: where its calls wait now; the tasks of an event loop that is closed know another.
+    ``later_at``: the turn that the admission's timer waits for. ``deadlines``: a heap of the calls
+    that do not wait for ever; those that have ended leave it late.
     """
 
     __slots__ = (
@@ -70,6 +86,7 @@ class Project:
         "fresh",
         "in_flight",
         "later_at",
+        "limit",
         "limits",
         "outages",
         "pace",
@@ -101,6 +118,7 @@ class Project:
         self.outages = 0
         self.throttled_at = NOT_LATER
         self.sent = 0
+        self.limit: float | None = None
         self.share: int | None = None
         self.asked_to_wait_until = NOT_LATER
         self.probing = False
@@ -119,28 +137,27 @@ class Project:
         self._set_limit()
 
     def leave(self, client: object) -> None:
-        """The client is closed. Its limit stays in force until another joins: the server has not forgotten the last second either."""
+        """The client is closed. Its limit stays in force until another client joins.
+
+        The server has not forgotten the last second either.
+        """
         self.limits.pop(client, None)
         self.patience.pop(client, None)
-        if self.limits:
-            self._set_limit()
+        self._set_limit()
 
     def set_share(self, share: int | None) -> None:
-        """What a fleet grants of the limit, in requests a second. 0: nothing now; None: there is no fleet."""
+        """What a fleet grants of the limit, in requests a second; None without a fleet."""
         self.share = share
         self._set_limit()
 
     def _set_limit(self) -> None:
+        if self.limits:
+            self.limit = min((limit for limit in self.limits.values() if limit is not None), default=None)
         limit = self.limit
         if limit is not None and self.share is not None:
             limit = min(limit, self.share)
         if limit != self.pace.limit:
             self.pace.limit = limit
-
-    @property
-    def limit(self) -> float | None:
-        """The lowest limit that a client of the project has set, in requests a second."""
-        return min((limit for limit in self.limits.values() if limit is not None), default=None)
 
     def fell_below_half(self, now: float) -> bool:
         """Whether the pace is below half of its limit, for the first time since it was at it."""
@@ -162,7 +179,7 @@ class Project:
         return retry_after is not None and retry_after > max(self.patience.values(), default=0.0)
 
     def blocked_for(self, now: float) -> float:
-        """Seconds since the project last had an answer other than 429; 0 if its last answer was another."""
+        """Seconds without an answer other than 429; 0 if the last answer was another."""
         return 0.0 if self.blocked_since is None else now - self.blocked_since
 
     def answered(self) -> None:
@@ -172,14 +189,18 @@ class Project:
     def refused(self, now: float) -> None:
         """The API answered 429."""
         self.throttled += 1
-        # If nothing was sent for long, or could be, then the earlier 429s say nothing of the time since.
+        # If nothing was sent for long, or could be, then the earlier 429s say nothing of the time
+        # since.
         idle = now - max(self.throttled_at, self.pace.paused_until)
         if self.blocked_since is None or idle > STALE_AFTER:
             self.blocked_since = now
         self.throttled_at = now
 
     def forget_loop(self) -> None:
-        """The event loop that the calls waited on is closed, and they with it. The server remembers the pace, so it stays."""
+        """The event loop is closed, and the calls that waited on it are gone.
+
+        The pace stays: the server remembers it.
+        """
         self.fresh.clear()
         self.retries.clear()
         self.deadlines.clear()
@@ -188,7 +209,8 @@ class Project:
         self.pace.lost()
         self.budget.forget_reserved()
         self.queued = False
-        self.admission = None  # or what the garbage collector tears down later would be counted a second time
+        # Or a call that the garbage collector ends later would be counted a second time.
+        self.admission = None
         self.later_at = NOT_LATER
 
     def forgettable(self, now: float) -> bool:
@@ -208,6 +230,14 @@ class Project:
                 self.abandoned -= 1
         return None
 
+    def soonest(self) -> float:
+        """Before this time the next turn cannot come. Without a fleet that is when it is due.
+
+        A fleet may grant more at any time, and a place of the window may be given back.
+        """
+        pace = self.pace
+        return pace.due if self.share is None and pace.due < math.inf else pace.paused_until
+
     def wait_until(self, deadline: float, future: asyncio.Future[Permit], order: int) -> None:
         """A call that has joined the queue waits no longer than that."""
         deadlines = self.deadlines
@@ -218,9 +248,9 @@ class Project:
         heapq.heappush(deadlines, (deadline, order, future))
 
     def too_late(self) -> list[asyncio.Future[Permit]]:
-        """Those who still wait, and whom the next turn comes too late for."""
+        """The waiting calls whose deadline is before the next turn."""
         deadlines, late = self.deadlines, []
-        due = self.pace.due if self.pace.due < math.inf else self.pace.paused_until
+        due = self.soonest()
         while deadlines and deadlines[0][0] < due:
             future = heapq.heappop(deadlines)[2]
             if not future.done():
@@ -228,7 +258,7 @@ class Project:
         return late
 
     def abandon(self) -> None:
-        """A waiting call has given up; its future stays behind in the queue, to be passed over."""
+        """A waiting call has given up. Its future stays in the queue, and is passed over."""
         self.waiting -= 1
         self.abandoned += 1
         if self.abandoned > ABANDONED_KEPT and self.abandoned > self.waiting:
@@ -240,7 +270,7 @@ class Project:
                 queue.extend(kept)
 
     def refuse(self) -> list[asyncio.Future[Permit]]:
-        """Takes every call out of the queue; those that still wait, for whom this is news."""
+        """Empty the queues; return the futures that still wait, to be failed."""
         waiting = [future for queue in (self.retries, self.fresh) for future in queue if not future.done()]
         for queue in (self.retries, self.fresh):
             self.abandoned -= len(queue)  # they have come to abandon(), or will
@@ -249,9 +279,10 @@ class Project:
 
 
 class Permit:
-    """One call's turn and slot, granted together. ``departed``: when its request was written, ``None`` before.
+    """One call's turn and slot.
 
-    ``probe``: the call finds out whether the API has stopped to send everybody away.
+    ``departed``: when its request was written, ``None`` before. ``probe``: the call finds out
+    whether the API takes calls again.
     """
 
     __slots__ = ("_admission", "_project", "_released", "departed", "probe")
@@ -264,7 +295,7 @@ class Permit:
         self.probe = project.probing
 
     def written(self) -> None:
-        """The request has been written to its socket: from now on it counts for a second. Told twice, the first time holds."""
+        """The request has been written to its socket. Only the first call of this counts."""
         if self.departed is None and not self._released:
             self.departed = self._admission.departed(self._project)
 
@@ -277,7 +308,8 @@ class Permit:
 class Admission:
     """The slots of a manager, and the projects that wait for them.
 
-    ``clock`` gives monotonic seconds; ``call_later`` is the event loop's. Both are passed in so that tests can hold time still.
+    ``clock`` gives monotonic seconds; ``call_later`` is the event loop's. Both are passed in so
+    that tests can hold time still.
     """
 
     __slots__ = (
@@ -305,7 +337,8 @@ class Admission:
         self.waiting = 0
         self._clock = clock
         self._call_later = call_later
-        self._ready: deque[Project] = deque()  # projects with waiting calls whose turn may have come
+        # Projects with waiting calls whose turn may have come.
+        self._ready: deque[Project] = deque()
         self._later: list[tuple[float, int, Project]] = []  # a heap of those whose turn comes later
         self._order = 0  # keeps heaps from comparing what they hold
         self._timer: asyncio.TimerHandle | None = None
@@ -335,9 +368,10 @@ class Admission:
     async def admit(
         self, project: Project, lifetime: Lifetime, *, again: bool, deadline: float | None
     ) -> Permit:
-        """Waits for the turn and a slot; raises CallTimeoutError as soon as the turn cannot come before ``deadline``.
+        """The turn and a slot, as soon as both are there.
 
-        ``again``: the call has had its turn before, and goes ahead of those that have not.
+        Raises CallTimeoutError as soon as the turn cannot come before ``deadline``. ``again``: the
+        call has had its turn before, and goes ahead of those that have not.
         """
         if deadline is not None:
             # Nobody counts how many of the retries ahead of a retry still wait.
@@ -375,13 +409,16 @@ class Admission:
                 project.deadlines.clear()
 
     def _check_deadline(self, project: Project, ahead: int, deadline: float) -> None:
-        """Raises CallTimeoutError if a call with that many ahead of it cannot have its turn before ``deadline``."""
+        """Raises CallTimeoutError if the turn cannot come before ``deadline``.
+
+        ``ahead``: calls that have their turn before this one.
+        """
         pace, now = project.pace, self._clock()
-        # At the clients' limit, not at the pace of the moment: a pace that was slowed climbs back, one that is late
-        # catches up, and a fleet may grant more at any time.
+        # At the clients' limit, not at the pace of the moment: a pace that was slowed climbs back,
+        # one that is late catches up, and a fleet may grant more at any time.
         limit = project.limit
         at_best = ahead / limit if limit else 0.0
-        due = pace.due if pace.due < math.inf else now
+        due = project.soonest()
         if max(now, max(due, now - pace.CATCH_UP) + at_best) > deadline:
             raise too_late_error()
 
@@ -414,9 +451,10 @@ class Admission:
             self._pump()
 
     def answered(self, project: Project, permit: Permit) -> None:
-        """The API answered something other than 429 to a call: a probe has found the project open again.
+        """The API answered a call, and not with 429.
 
-        Of a call that was in flight before everybody was sent away it says nothing.
+        If the call was a probe, the project is open again. A call that was in flight before the
+        probing began says nothing of that.
         """
         project.answered()
         if project.probing and permit.probe:
@@ -427,12 +465,12 @@ class Admission:
                 self._pump()
 
     def paused(self, project: Project) -> None:
-        """A pause has begun or grown longer: who cannot have the turn in time any more fails now."""
+        """A pause has begun or grown longer. Calls that cannot have their turn in time fail now."""
         for future in project.too_late():
             future.set_exception(too_late_error())
 
     def refuse_waiting(self, project: Project, error: RateLimitedError) -> None:
-        """Fails every call that waits for the project, and lets one call at a time find out from now on."""
+        """Fails every call that waits for the project. From now on one call at a time probes."""
         project.probing = True
         for future in project.refuse():
             own = copy.copy(error)

@@ -1,12 +1,14 @@
 """Which event loop, of which process, a manager works on, and what it has there.
 
-A manager is made without an event loop. It binds to the running one at its first call, and anew when that loop has been closed. While
-the loop lives, another loop, thread or forked process gets :class:`ClientStateError`. Connections and the queues of waiting calls belong
-to a loop; tokens, paces and counters do not, and outlive it.
+A manager is made without an event loop. It binds to the running one at its first call, and anew
+when that loop has been closed. While the loop lives, another loop, thread or forked process gets
+:class:`ClientStateError`. Connections and the queues of waiting calls belong to a loop; tokens,
+paces and counters do not, and outlive it.
 
-Time is the event loop's time. Under a test's frozen clock that keeps asyncio running (freezegun with ``real_asyncio=True``), or on a loop
-with a clock of its own, timers and the pace thus agree. If the next loop's clock shows another time than the last one's, the difference
-is taken off: what was written down by the last clock stays right.
+Time is the event loop's time. Under a test's frozen clock that keeps asyncio running (freezegun
+with ``real_asyncio=True``), or on a loop with a clock of its own, timers and the pace thus agree.
+If the next loop's clock shows another time than the last one's, the difference is taken off: what
+was written down by the last clock stays right.
 """
 
 from __future__ import annotations
@@ -60,9 +62,9 @@ class Clock:
 class Binder:
     """Binds a manager to the running event loop, one at a time.
 
-    ``forget_loop`` is called when a loop has been closed under a binding: whatever waited on it is gone. ``on_bind`` is told of
-    each new binding. ``rng`` spreads retries; it is
-    seeded anew at each binding, or processes that were forked would all draw the same delays.
+    ``forget_loop`` is called when a loop has been closed under a binding: whatever waited on it is
+    gone. ``on_bind`` is told of each new binding. ``rng`` spreads retries; it is seeded anew at
+    each binding, or processes that were forked would all draw the same delays.
     """
 
     def __init__(
@@ -84,7 +86,10 @@ class Binder:
         self.closed = False
 
     def bind(self) -> Binding:
-        """What the manager has on the running event loop; ClientStateError if it is closed or another loop or process has it."""
+        """What the manager has on the running event loop, made if it is new.
+
+        Raises ClientStateError if the manager is closed, or another loop or process has it.
+        """
         if self.closed:
             raise closed_error()
         binding = self.current
@@ -94,7 +99,10 @@ class Binder:
         return self._bind()
 
     def living(self) -> Binding | None:
-        """What the manager has on the running event loop, if anything. What it had on a loop that is closed is given up."""
+        """What the manager has on the running event loop, if anything.
+
+        What it had on a loop that is closed is given up.
+        """
         binding = self.current
         if binding is None:
             return None
@@ -136,8 +144,8 @@ class Binder:
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """The loop's time as a function.
 
-    uvloop's ``time()`` is the time at which the current round of the loop began. A stall within the round would not show, so there the
-    clock is read that it is made of.
+    uvloop's ``time()`` is the time at which the current round of the loop began. A stall within the
+    round would not show, so there the clock is read that it is made of.
     """
     if type(loop).__module__.partition(".")[0] == "uvloop":
         return functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)

@@ -1,7 +1,7 @@
-"""The calls of one client: which of them wait, how many are under way, and how both end when the client closes.
+"""The calls of one client: which of them wait, how many run, and how both end with the client.
 
-Whatever a call waits for (its token, its turn, the delay before a retry), it waits on a future that is entered here, so that closing
-can end the wait. Knows nothing of what is waited for.
+Whatever a call waits for (a token, its turn, the delay before a retry), it waits on a future that
+this object knows. So closing the client can end the wait.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ class Lifetime:
         self._drained: asyncio.Future[None] | None = None
 
     async def wait(self, future: asyncio.Future[None]) -> None:
-        """Waits until the future is done or the client closes; cancelling the call cancels the future."""
+        """Waits until the future is done or the client closes. Cancelling the call cancels it."""
         self.check_open()
         self.waiting.add(future)
         try:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                future.exception()  # cancelled in the very tick in which it failed: asyncio need not report that nobody saw
+                # The call was cancelled in the tick in which the future failed. Looking at the
+                # exception keeps asyncio from reporting that nobody has.
+                future.exception()
             raise
         finally:
             self.waiting.discard(future)
@@ -88,7 +90,8 @@ class Lifetime:
     def on_another_loop(self) -> Lifetime:
         """The same client's calls once the event loop of these is closed, and they with it.
 
-        Another object, because what is left of a call may still be torn down, whenever the garbage collector finds it.
+        Another object, because what is left of a call may still be torn down, whenever the garbage
+        collector finds it.
         """
         fresh = Lifetime()
         fresh.closed = self.closed

@@ -1,10 +1,12 @@
 """The session manager: who shares what.
 
-Clients on one manager share its connections and slots; clients of one project share its pace, clients with one key its token. The manager
-hands each client a :class:`Sender` that holds all it needs: nobody reaches into the manager. :class:`Registry` holds what is shared,
-:class:`Binder` what belongs to the running event loop.
+Clients on one manager share its connections and slots; clients of one project share its pace,
+clients with one key its token. The manager hands each client a :class:`Sender` that holds all it
+needs: nobody reaches into the manager. :class:`Registry` holds what is shared, :class:`Binder` what
+belongs to the running event loop.
 
-No object that the manager holds refers back to it, so a manager that is forgotten is freed at once, and warns.
+No object that the manager holds refers back to it, so a manager that is forgotten is freed at once,
+and warns.
 """
 
 from __future__ import annotations
@@ -90,7 +92,10 @@ class Registry:
         return source
 
     def forget_unused(self, now: float) -> None:
-        """Lets go of projects and tokens that no client has used for a while, so that a manager can outlive any number of them."""
+        """Lets go of projects and tokens that no client has used for a while.
+
+        So a manager can outlive any number of them.
+        """
         if len(self.projects) + len(self.sources) < self.forget_above:
             return
         kept = {sender.project for sender in self.senders if not sender.lifetime.closed}
@@ -135,7 +140,10 @@ def sharing_of(fleet: Fleet) -> Sharing:
 
 
 def token_requester(auth_origin: str, binder: Binder, counters: Counters) -> TokenRequester:
-    """What a token source asks with. It holds the binder weakly, so that a manager that is forgotten is freed at once."""
+    """What a token source asks with.
+
+    It holds the binder weakly, so that a manager that is forgotten is freed at once.
+    """
     request = token_request(auth_origin)
     holder = weakref.ref(binder)
 
@@ -154,21 +162,22 @@ def token_requester(auth_origin: str, binder: Binder, counters: Counters) -> Tok
 
 
 class SessionManager:
-    """A connection pool, an OAuth 2.0 token cache and the pace of each project, for one client or for many.
+    """A connection pool, an OAuth 2.0 token cache and the pace of each project, shared by clients.
 
     ``max_connections``: exchanges under way at a time, over all projects. ``ssl``: an
-    :class:`ssl.SSLContext` or :class:`aiohttp.Fingerprint` for a private CA or a client certificate;
-    a context that does not verify certificates and host names is refused. ``proxy``: the URL of an
-    HTTP proxy, with user and password if it asks for them; the environment's proxies are not used. A
-    client whose origin is http is refused unless the proxy is on this machine too. ``resolver``: an
-    aiohttp resolver, or a function that makes one for each event loop, such as
+    :class:`ssl.SSLContext` or :class:`aiohttp.Fingerprint` for a private CA or a client
+    certificate; a context that does not verify certificates and host names is refused. ``proxy``:
+    the URL of an HTTP proxy, with user and password if it asks for them; the environment's proxies
+    are not used. A client whose origin is http is refused unless the proxy is on this machine too.
+    ``resolver``: an aiohttp resolver, or a function that makes one for each event loop, such as
     ``aiohttp.AsyncResolver``; what the function makes is closed with the connections.
     ``trace_configs``: :class:`aiohttp.TraceConfig` objects; what they are shown includes the access
     token. ``fleet``: a store through which several processes share the limit and the token of each
     project, such as :class:`~sinch_conv_async.fleet.redis.RedisFleet`; the manager closes it.
 
-    The constructor opens nothing and needs no event loop: the manager binds to the running loop at its first call, and anew when that loop has
-    been closed. While that loop lives, another loop, thread or forked process gets :class:`ClientStateError`.
+    The constructor opens nothing and needs no event loop: the manager binds to the running loop at
+    its first call, and anew when that loop has been closed. While that loop lives, another loop,
+    thread or forked process gets :class:`ClientStateError`.
 
     Raises :class:`InvalidArgumentError` for an argument that cannot be right.
     """
@@ -214,12 +223,16 @@ class SessionManager:
         policy: RetryPolicy,
         attempt_timeout: float,
     ) -> Sender:
-        """What one client sends with. For :class:`ConversationClient`, which has checked the arguments; not for applications."""
+        """What one client sends with.
+
+        For :class:`ConversationClient`, which has checked the arguments; not for applications.
+        """
         registry, binder = self._registry, self._binder
         binder.options.check_origin("conversation_origin", origin)
         if auth == "oauth2":
             binder.options.check_origin("auth_origin", auth_origin)
-        registry.forget_unused(binder.clock.now())  # before anything is looked up that nobody uses yet
+        # First: what is looked up below is not in use yet.
+        registry.forget_unused(binder.clock.now())
         authorization: Authorization = (
             BasicAuthorization(credentials)
             if auth == "basic"
@@ -265,8 +278,8 @@ class SessionManager:
     async def close(self) -> None:
         """Closes the manager and every client on it; closing twice is fine.
 
-        Calls that wait fail now with :class:`ClientStateError`. Exchanges under way finish, within their ``attempt_timeout``; nothing is
-        retried.
+        Calls that wait fail now with :class:`ClientStateError`. Exchanges under way finish, within
+        their ``attempt_timeout``; nothing is retried.
         """
         binding = self._binder.living()
         self._binder.closed = True

@@ -42,18 +42,22 @@ _LARGEST: Final = sys.float_info.max
 class RetryPolicy:
     """How often and how patiently a call is tried again.
 
-    ``max_retries``: retries after a failure. The one replay after a 401 is not counted. A 429 is not counted either: it says that the
-    project is crowded, so the call waits for its next turn as long as its ``timeout`` allows. It ends with :class:`RateLimitedError` if
-    ``max_retries`` is 0, if the server asks for more than ``max_retry_after``, or if the project has had no answer but 429 for a minute.
-    ``base_delay``, ``max_delay``: seconds; a retry waits a random time between 0 and ``base_delay``, which doubles with each retry up to
-    ``max_delay`` (full jitter), or what ``Retry-After`` asks for. ``max_retry_after``: seconds; a server that asks for more than this
-    ends the call with its error. ``retry_maybe_sent``: whether to repeat a request that the server may have applied. Setting metadata
-    is absolute, so a repeat is harmless, unless somebody else wrote other metadata in between: it would be overwritten.
+    ``max_retries``: retries after a failure. The one replay after a 401 is not counted. A 429 is
+    not counted either: it says that the project is crowded, so the call waits for its next turn as
+    long as its ``timeout`` allows. It ends with :class:`RateLimitedError` if ``max_retries`` is 0,
+    if the server asks for more than ``max_retry_after``, or if the project has had no answer but
+    429 for a minute. ``base_delay``, ``max_delay``: seconds; a retry waits a random time between 0
+    and ``base_delay``, which doubles with each retry up to ``max_delay`` (full jitter), or what
+    ``Retry-After`` asks for. ``max_retry_after``: seconds; a server that asks for more than this
+    ends the call with its error. ``retry_maybe_sent``: whether to repeat a request that the server
+    may have applied. Setting metadata is absolute, so a repeat is harmless, unless somebody else
+    wrote other metadata in between: it would be overwritten.
 
     ``wait_for_budget``: a call that may be retried, but finds the project's retry budget used up,
     waits for room in it instead of ending, as long as its ``timeout`` allows.
 
-    Raises :class:`InvalidArgumentError` for a negative or non-finite number, and for what is no number.
+    Raises :class:`InvalidArgumentError` for a negative or non-finite number, and for what is no
+    number.
     """
 
     max_retries: int = 4
@@ -79,9 +83,10 @@ class RetryPolicy:
                 raise InvalidArgumentError(f"{name} must be True or False")
 
     def allows(self, failure: Failure, *, safe: bool = False) -> bool:
-        """Whether this kind of failure may be tried again at all. How often, and the budget, are asked separately.
+        """Whether this kind of failure may be tried again at all.
 
-        ``safe``: a repeat of the request changes nothing (a read), so ``retry_maybe_sent`` does not matter.
+        ``safe``: a repeat of the request changes nothing (a read), so ``retry_maybe_sent`` does not
+        matter.
         """
         return failure.retryable and (safe or self.retry_maybe_sent or not failure.maybe_applied)
 
@@ -92,7 +97,8 @@ class RetryPolicy:
     def delay(self, *, retries: int, retry_after: float | None, rng: Random) -> float:
         """Seconds to wait before retry number ``retries`` + 1.
 
-        A server's ``Retry-After`` is kept to, plus up to ``base_delay``, so that those who were sent away together do not come back together.
+        A server's ``Retry-After`` is kept to, plus up to ``base_delay``, so that those who were
+        sent away together do not come back together.
         """
         if retry_after is not None:
             return retry_after + rng.uniform(0, self.base_delay)
@@ -100,9 +106,10 @@ class RetryPolicy:
         return rng.uniform(0, min(self.max_delay, self.base_delay * 2.0 ** min(retries, 64)))
 
     def throttled_delay(self, times: int, *, rng: Random) -> float:
-        """Seconds that a call steps back for which has been answered 429 ``times`` times in a row, the first one not counting.
+        """Seconds that a call steps back after ``times`` answers 429 in a row, 2 or more.
 
-        Between half and all of ``base_delay``, doubled each time: with full jitter some come back into the same full second.
+        Between half and all of ``base_delay``, doubled each time: with full jitter some come back
+        into the same full second.
         """
         return rng.uniform(0.5, 1.0) * min(self.max_delay, self.base_delay * 2.0 ** min(times - 2, 64))
 
@@ -111,8 +118,9 @@ class RetryPolicy:
 class Tries:
     """What has been tried for one call, as far as it decides what comes next.
 
-    ``retries``: attempts after a failure, without those after a 429. ``throttled``: answers 429 in a row. ``replayed``: a 401 has been
-    answered by another token once. ``reconnected``: a stale connection has been replaced once, at once and at no cost.
+    ``retries``: attempts after a failure, without those after a 429. ``throttled``: answers 429 in
+    a row. ``replayed``: a 401 has been answered by another token once. ``reconnected``: a stale
+    connection has been replaced once, at once and at no cost.
     """
 
     retries: int = 0
@@ -123,7 +131,10 @@ class Tries:
 
 @attrs.frozen
 class Again:
-    """Send the call again after ``delay`` seconds. ``budgeted``: the repeat comes out of the project's retry budget."""
+    """Send the call again after ``delay`` seconds.
+
+    ``budgeted``: the repeat comes out of the project's retry budget.
+    """
 
     delay: float
     tries: Tries
@@ -168,8 +179,9 @@ def next_step(
 ) -> Step:
     """What comes after an attempt that failed.
 
-    ``safe``: a repeat changes nothing. ``blocked_for``: seconds since the project last had an answer other than 429. ``budget_left``:
-    whether the project's retry budget has room for one more. ``deadline``: when the call's timeout passes, ``None`` without one.
+    ``safe``: a repeat changes nothing. ``blocked_for``: seconds since the project last had an
+    answer other than 429. ``budget_left``: whether the project's retry budget has room for one
+    more. ``deadline``: when the call's timeout passes, ``None`` without one.
     """
     error = failure.error
     status = error.http_status if isinstance(error, ApiError) else None
@@ -209,8 +221,8 @@ def next_step(
 def _after_429(failure: Failure, tries: Tries, policy: RetryPolicy, rng: Random) -> Again:
     """The call waits for its turn with everybody else, as long as that takes.
 
-    If the same call is refused again and again it also steps back by itself: those who share a limit can fill its second for longer
-    than a few pauses last.
+    If the same call is refused again and again it also steps back by itself: those who share a
+    limit can fill its second for longer than a few pauses last.
     """
     times = tries.throttled + 1
     delay = 0.0
@@ -222,11 +234,13 @@ def _after_429(failure: Failure, tries: Tries, policy: RetryPolicy, rng: Random)
 class RetryBudget:
     """Keeps an outage from being multiplied: retries are at most a share of the calls.
 
-    Of the calls whose first request was sent in the last ten seconds, 20 % plus 10 a second may be retried. A lone caller hardly meets
-    this; a service whose every call fails sends 1.2 requests a call instead of five.
+    Of the calls whose first request was sent in the last ten seconds, 20 % plus 10 a second may be
+    retried. A lone caller hardly meets this; a service whose every call fails sends 1.2 requests a
+    call instead of five.
 
-    Both sides count what is sent, when it is sent: calls that wait for their turn allow no retries, and a retry that was allowed takes
-    its place (``reserve``) until it has been sent for ten seconds, or is not made (``release``).
+    Both sides count what is sent, when it is sent: calls that wait for their turn allow no retries,
+    and a retry that was allowed takes its place (``reserve``) until it has been sent for ten
+    seconds, or is not made (``release``).
     """
 
     SHARE = 0.2
@@ -244,7 +258,7 @@ class RetryBudget:
         self._second = 0
 
     def _roll(self, second: int) -> None:
-        """Forgets the seconds that have left the window; at most ten steps, whatever time has passed."""
+        """Forgets the seconds that have left the window, in ten steps at most."""
         for passed in range(self._second + 1, min(second, self._second + self.WINDOW) + 1):
             slot = passed % self.WINDOW
             self._calls_sum -= self._calls[slot]

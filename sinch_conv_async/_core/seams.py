@@ -1,8 +1,9 @@
 """The seams of one call: small protocols between the send loop and what it sends, and as whom.
 
-:class:`Operation` has its implementations in ``_wire/operations.py``; :class:`Authorization` has them in ``tokens.py``. The protocol
-``Fleet`` (several processes share one limit) belongs to ``sinch_conv_async.fleet``, which is pure and lies under this group; the manager
-takes one as a keyword. Nothing in this file does anything.
+:class:`Operation` has its implementations in ``_wire/operations.py``; :class:`Authorization` has
+them in ``tokens.py``. The protocol ``Fleet`` (several processes share one limit) belongs to
+``sinch_conv_async.fleet``, which is pure and lies under this group; the manager takes one as a
+keyword. Nothing in this file does anything.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Operation(Protocol[T_co]):
-    """One thing to ask of the API: its request, and how to read the answer. Immutable; sent as often as it takes."""
+    """One thing to ask of the API: its request, and how to read the answer.
+
+    Immutable; sent as often as it takes.
+    """
 
     @property
     def request(self) -> Request:
@@ -37,14 +41,17 @@ class Operation(Protocol[T_co]):
     def read(self, response: Response, *, scrub: Callable[[str], str], reused: bool) -> T_co | Failure:
         """The result, or in which way the response is none.
 
-        ``scrub`` cuts credentials out of a server's text. ``reused``: the connection has carried a response before, so this one may
-        belong to an earlier request.
+        ``scrub`` cuts credentials out of a server's text. ``reused``: the connection has carried a
+        response before, so this one may belong to an earlier request.
         """
         ...
 
 
 class Authorization(Protocol):
-    """Where the send loop gets what goes into ``Authorization``: an access token that is renewed, or the key itself."""
+    """Where the send loop gets the value of ``Authorization``.
+
+    It is an access token that is renewed, or the key itself.
+    """
 
     @property
     def credentials(self) -> Credentials:
@@ -56,11 +63,14 @@ class Authorization(Protocol):
         ...
 
     async def get(self, lifetime: Lifetime) -> Token:
-        """The token, fetched if need be; raises TokenError, and ClientStateError when ``lifetime`` ends."""
+        """The token, fetched if need be.
+
+        Raises TokenError, and ClientStateError when ``lifetime`` ends.
+        """
         ...
 
     def refused(self, token: Token, project: Hashable, now: float) -> bool:
-        """The API answered 401 to ``token``. True: another attempt with the token of then may succeed."""
+        """The API answered 401 to ``token``. True: an attempt with another token may succeed."""
         ...
 
     def missing(self, now: float) -> SinchError | None:

@@ -1,20 +1,28 @@
-"""One call, told in the order in which things happen: a token, permission to send, one exchange, a report, the next step.
+"""One call, in the order in which things happen.
 
-1. *A token.* It is awaited before anything is held, so that waiting for it keeps no other call waiting.
-2. *Permission.* The project's turn and a connection slot are granted together (``admission``), so neither is held while waiting for the
-   other. If the token has expired meanwhile, both are given back.
-3. *One exchange* (``exchange``). The request counts against the project's pace from the moment it is written; ``permit.written`` is told.
-4. *A report.* A 429 slows the whole project down while this call still holds its slot: otherwise the call that gets the slot next would
-   leave before the project slows. Any other answer opens a project that was being probed, and proves the token for the project.
-5. *The next step.* ``retry.next_step`` decides it: done, another token, another attempt after a delay, or the end.
+1. *A token.* It is awaited before anything is held, so that waiting for it keeps no other call
+   waiting.
+2. *Permission.* The project's turn and a connection slot are granted together (``admission``), so
+   neither is held while waiting for the other. If the token has expired meanwhile, both are given
+   back.
+3. *One exchange* (``exchange``). The request counts against the project's pace from the moment it
+   is written; ``permit.written`` is told.
+4. *A report.* A 429 slows the whole project down while this call still holds its slot: otherwise
+   the call that gets the slot next would leave before the project slows. Any other answer opens a
+   project that was being probed, and proves the token for the project.
+5. *The next step.* ``retry.next_step`` decides it: done, another token, another attempt after a
+   delay, or the end.
 
-Every wait is on a future that ``lifetime`` knows, so that closing the client ends it. No clock runs while a call waits, unless it has a
-timeout; then one ``asyncio.timeout`` covers all of it. Cancellation may strike at every ``await``: what a call holds (a slot, a turn, a
-place in the retry budget) is given back in a ``finally``.
+Every wait is on a future that ``lifetime`` knows, so that closing the client ends it. No clock runs
+while a call waits, unless it has a timeout; then one ``asyncio.timeout`` covers all of it.
+Cancellation may strike at every ``await``: what a call holds (a slot, a turn, a place in the retry
+budget) is given back in a ``finally``.
 
-Counting: a call is one in ``calls`` however often a job sends it again. The retry budget counts each time that a call is sent.
+Counting: a call is one in ``calls`` however often a job sends it again. The retry budget counts
+each time that a call is sent.
 
-:class:`Sender` is what one client has of its manager. It knows neither aiohttp nor how a turn is given.
+:class:`Sender` is what one client has of its manager. It knows neither aiohttp nor how a turn is
+given.
 """
 
 from __future__ import annotations
@@ -55,10 +63,12 @@ T = TypeVar("T")
 class Call(Generic[T]):
     """One operation on its way, as far as it has come.
 
-    ``began``: when it was first sent off, ``None`` before. ``attempts``: exchanges so far. ``tries``: what :func:`next_step` needs to know.
-    ``reserved``: it holds a place in the retry budget. ``failure``: what became of the last attempt, ``None`` if it has not failed.
-    ``last``: the last attempt's error. ``failed_since``: when its first attempt failed. ``maybe_sent``: a request may have reached the
-    server. ``seconds``, ``exchange_seconds``: what the last exchange took, and all of them.
+    ``began``: when it was first sent off, ``None`` before. ``attempts``: exchanges so far.
+    ``tries``: what :func:`next_step` needs to know. ``reserved``: it holds a place in the retry
+    budget. ``failure``: what became of the last attempt, ``None`` if it has not failed. ``last``:
+    the last attempt's error. ``failed_since``: when its first attempt failed. ``maybe_sent``: a
+    request may have reached the server. ``seconds``, ``exchange_seconds``: what the last exchange
+    took, and all of them.
     """
 
     operation: Operation[T]
@@ -74,7 +84,10 @@ class Call(Generic[T]):
     exchange_seconds: float = 0.0
 
     def failed(self, failure: Failure, now: float) -> None:
-        """Notes what became of an attempt. A timeout's error keeps the one before it, and no longer chain."""
+        """Notes what became of an attempt.
+
+        A timeout's error keeps the error before it, and no longer chain.
+        """
         self.failure, error = failure, failure.error
         if self.failed_since is None:
             self.failed_since = now
@@ -100,10 +113,10 @@ class Call(Generic[T]):
 
 @attrs.define(eq=False)
 class Sender:
-    """One client's way to the API: where it sends to, as whom, how patiently; and the loop that sends its calls.
+    """One client's way to the API: where it sends to, as whom, how patiently; and the send loop.
 
-    ``project``, ``authorization``, ``counters`` and ``rng`` are shared with other clients of the manager; ``binder`` gives what the manager
-    has on the running event loop.
+    ``project``, ``authorization``, ``counters`` and ``rng`` are shared with other clients of the
+    manager; ``binder`` gives what the manager has on the running event loop.
     """
 
     project_id: str
@@ -128,7 +141,7 @@ class Sender:
         return self.binder.clock.now()
 
     def long_delay(self) -> float:
-        """Seconds to wait after the last of a call's retries, for a job that tries again all the same."""
+        """Seconds that a job waits after the last of a call's retries, before it tries again."""
         return self.policy.delay(retries=self.policy.max_retries, retry_after=None, rng=self.binder.rng)
 
     def bound(self) -> Binding:
@@ -165,7 +178,7 @@ class Sender:
         )
 
     async def send(self, call: Call[T], *, timeout: float | None = None) -> T:
-        """Sends one operation until it is done, refused for good, or no longer worth trying; counts and logs how it ended."""
+        """The result of one operation, or the error that ends it; counts and logs how it ended."""
         try:
             return await self.send_round(call, timeout=timeout, wait_for_budget=self.policy.wait_for_budget)
         except SinchError as error:
@@ -180,10 +193,10 @@ class Sender:
         single: bool = False,
         wait_for_budget: bool = False,
     ) -> T:
-        """The same for a job. It may send a call that failed again, and says by :meth:`ended` when it gives it up.
+        """The same for a job, which may send a call again, and says by :meth:`ended` when it stops.
 
-        ``single``: one attempt, whatever becomes of it. ``wait_for_budget``: as in the policy; a job does not, because a budget that is
-        used up tells it of an outage.
+        ``single``: one attempt, whatever becomes of it. ``wait_for_budget``: as in the policy; a
+        job does not, because a budget that is used up tells it of an outage.
         """
         binding = self.bound()
         if call.began is None:

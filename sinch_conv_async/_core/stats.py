@@ -14,13 +14,15 @@ __all__ = ["Counters", "ProjectStats", "SessionStats"]
 class ProjectStats:
     """One project of a manager at one moment.
 
-    ``pace``: requests a second that it may send now, infinite when nothing sets it. ``limit``: the lowest ``rate_limit`` of its clients,
-    ``None`` if no client sets one. ``in_flight``: exchanges. ``waiting``: calls that wait for their turn. ``throttled``: answers 429 so
-    far. ``paused_for``: seconds until the project sends again after a 429, 0 if it does not pause. ``in_outage``: whether a bulk job of
-    the project waits for the API to come back.
+    ``pace``: requests a second that it may send now, infinite when nothing sets it. ``limit``: the
+    lowest ``rate_limit`` of its clients, ``None`` if no client sets one. ``in_flight``: exchanges.
+    ``waiting``: calls that wait for their turn. ``throttled``: answers 429 so far. ``paused_for``:
+    seconds until the project sends again after a 429, 0 if it does not pause. ``in_outage``:
+    whether a bulk job of the project waits for the API to come back.
 
-    With a fleet, else ``None``: ``share``, the requests a second that the fleet grants this process; ``members``, how many processes share
-    the limit; ``store_answers``, whether the store answered the last time.
+    With a fleet, else ``None``: ``share``, the requests a second that the fleet grants this
+    process; ``members``, how many processes share the limit; ``store_answers``, whether the store
+    answered the last time.
     """
 
     origin: str
@@ -48,14 +50,17 @@ class ProjectStats:
 class SessionStats:
     """A manager's counters at one moment.
 
-    Since the manager was made: ``calls`` that were started, ``attempts`` (HTTP exchanges with the API), ``retries`` (attempts after the
-    first of a call), ``throttled`` (answers 429), ``token_requests`` and ``token_failures`` (token requests that brought no token).
-    ``succeeded`` and ``failed`` (by the name of the error's class) count the calls that ended; a cancelled call is in neither.
-    ``timed_out_waiting``: calls whose timeout passed before anything was sent. ``budget_refusals``: calls that ended because the retry
-    budget of their project was used up. ``wait_seconds`` and ``exchange_seconds``: sums over the calls that ended, of the time that they
+    Since the manager was made: ``calls`` that were started, ``attempts`` (HTTP exchanges with the
+    API), ``retries`` (attempts after the first of a call), ``throttled`` (answers 429),
+    ``token_requests`` and ``token_failures`` (token requests that brought no token). ``succeeded``
+    and ``failed`` (by the name of the error's class) count the calls that ended; a cancelled call
+    is in neither. ``timed_out_waiting``: calls whose timeout passed before anything was sent.
+    ``budget_refusals``: calls that ended because the retry budget of their project was used up.
+    ``wait_seconds`` and ``exchange_seconds``: sums over the calls that ended, of the time that they
     waited (for a token, their turn, a retry) and of the time that their exchanges took.
 
-    Now: ``in_flight`` exchanges, calls ``waiting`` for their turn, and ``projects`` with the state of each.
+    Now: ``in_flight`` exchanges, calls ``waiting`` for their turn, and ``projects`` with the state
+    of each.
     """
 
     calls: int

@@ -1,7 +1,23 @@
-"""Access tokens: one for each key, fetched once however many callers wait, renewed before it expires.
+"""Access tokens: one for each key, however many callers wait, renewed before it expires.
 
-How a token is asked for over HTTP is passed in. A fetch runs in a task of its own: it belongs to no caller, so that cancelling one, even the
-first, harms no other. Knows no HTTP library.
+How a token source works:
+
+1. *One fetch.* A fetch runs in a task of its own. It belongs to no caller, so cancelling a caller,
+   even the first, harms no other. Whoever needs a token meanwhile waits for that task.
+2. *Renewal.* After 80 % of its life (give or take a tenth, so that processes do not renew together)
+   a token is renewed in the background. The old token serves until the new one is there, or until
+   it expires. A fresh token is used for at least a second; otherwise callers would request tokens
+   forever from an endpoint whose tokens expire at once.
+3. *A failing endpoint* is asked again, with growing delays, for up to 60 seconds; then the callers
+   get its error. An early renewal that fails is put off, because nobody waits for it.
+4. *A refused key* (``invalid_client``) is remembered for 60 seconds, so that a million calls with
+   it cost one request.
+5. *401 from the API.* The token that was refused is dropped, if it is still in use. A project that
+   has never accepted a token may cause one renewal in 60 seconds: it must not cost a token request
+   for each of its calls, nor the token of others who use the key.
+6. *The endpoint's own limit.* :class:`EndpointPace` spaces the requests of all keys.
+
+How a token is asked for over HTTP is passed in, as are the clock and the sleep.
 """
 
 from __future__ import annotations
@@ -27,7 +43,9 @@ from .retry import RetryPolicy
 __all__ = ["BasicAuthorization", "EndpointPace", "Token", "TokenSource"]
 
 RENEW_AT: Final = 0.8
-"""The share of a token's life after which a new one is fetched in the background, give or take ``RENEW_JITTER`` of it."""
+"""The share of a token's life after which a new one is fetched in the background, give or take
+``RENEW_JITTER`` of it.
+"""
 
 RENEW_JITTER: Final = 0.1
 
@@ -35,12 +53,17 @@ FETCH_FOR: Final = 60.0
 """Seconds that a failing token endpoint is asked again for, before those who wait are told."""
 
 REFUSAL_KEPT: Final = 60.0
-"""Seconds that a refusal (``invalid_client``, or to come back later than that) is remembered for, and that a renewed token is not renewed again for a project that has accepted no call with it."""
+"""Seconds that a refusal (``invalid_client``, or to come back later than that) is remembered for,
+and that a renewed token is not renewed again for a project that has accepted no call with it.
+"""
 
 SHORTEST_LIFE: Final = 1.0
-"""Seconds that a token is used for from its answer on, whatever ``expires_in`` says: those who waited for it would else ask again, for ever."""
+"""Seconds that a token is used for from its answer on, whatever ``expires_in`` says: those who
+waited for it would else ask again, for ever.
+"""
 
-# Sinch's endpoint is a token bucket of 30 that refills with 10 a second: ours is a little smaller, for what the network bunches together.
+# Sinch's endpoint is a token bucket of 30 that refills with 10 a second: ours is a little smaller,
+# for what the network bunches together.
 ENDPOINT_BURST: Final = 28
 ENDPOINT_RATE: Final = 9.5
 
@@ -49,7 +72,10 @@ _RETRY: Final = RetryPolicy()
 
 @attrs.define(eq=False)
 class Token:
-    """An access token in use. ``accepted_for``: the projects that the API has taken it for at least once."""
+    """An access token in use.
+
+    ``accepted_for``: the projects for which the API has accepted it at least once.
+    """
 
     authorization: str = attrs.field(repr=False)
     expires_at: float
@@ -112,9 +138,9 @@ class EndpointPace:
 class TokenSource:
     """The token of one key at one token endpoint.
 
-    ``request`` makes one token request. ``on_refused`` is told of a token
-    that the API has refused. ``clock`` gives monotonic seconds: a wall clock that jumps expires nothing. It and ``sleep`` are passed
-    in so that tests can hold time still.
+    ``request`` makes one token request. ``on_refused`` is told of a token that the API has refused.
+    ``clock`` gives monotonic seconds: a wall clock that jumps expires nothing. It and ``sleep`` are
+    passed in so that tests can hold time still.
     """
 
     __slots__ = (
@@ -165,7 +191,7 @@ class TokenSource:
         self._unproven_until = 0.0
 
     def current(self, now: float) -> Token | None:
-        """The token, if there is one that has not expired; starts its renewal when it is old enough."""
+        """The token, if there is one that has not expired. Starts its renewal if it is old enough."""
         token = self._token
         if token is None or now >= token.expires_at:
             return None
@@ -190,11 +216,15 @@ class TokenSource:
             await lifetime.wait(future)
 
     def refused(self, token: Token, project: Hashable, now: float) -> bool:
-        """The API answered 401 to this token: drop it if it is still the one in use. False: there is no point in another."""
+        """The API answered 401 to this token: drop it if it is still in use.
+
+        False: the API would not accept another token either.
+        """
         if token is not self._token:
             return True
         if project not in token.accepted_for and now < self._unproven_until:
-            # A project that refuses whatever it is given must not cost a token request a call, nor others of the key their token.
+            # A project that refuses whatever it is given must not cost a token request a call, nor
+            # others of the key their token.
             return False
         self._token = None
         self._unproven_until = now + REFUSAL_KEPT
@@ -203,7 +233,7 @@ class TokenSource:
         return True
 
     def missing(self, now: float) -> SinchError | None:
-        """Why there is no token, as far as the last request for one has told; None where there is one."""
+        """Why there is no token, as far as is known; None if there is one."""
         if self._token is not None and now < self._token.expires_at:
             return None
         return copy.copy(self._failure)
@@ -213,7 +243,10 @@ class TokenSource:
         return self._fetching is None and (self._token is None or now >= self._token.expires_at)
 
     def forget_loop(self) -> None:
-        """The event loop that the last fetch ran on is closed: its task and those who waited are gone, the token is not."""
+        """The event loop is closed: the fetch and the calls that waited for it are gone.
+
+        The token stays.
+        """
         self._fetching = None
         self._waiters = []
 
@@ -229,13 +262,14 @@ class TokenSource:
         self._fetching = asyncio.get_running_loop().create_task(
             self._run(), name="sinch_conv_async token request"
         )
-        # Of the task, not at the coroutine's end: one that is cancelled before it has begun has no end.
+        # Of the task, not at the coroutine's end: one that is cancelled before it has begun has no
+        # end.
         self._fetching.add_done_callback(self._fetched)
 
     async def _run(self) -> Token | SinchError:
         try:
             return await self._ask()
-        except Exception as error:  # noqa: BLE001  # whatever a trace hook of the user's raises; it has no caller to go to
+        except Exception as error:  # noqa: BLE001  # a trace hook may raise anything; nobody calls
             return TokenError(f"the token request failed: {type(error).__name__}")
 
     def _fetched(self, task: asyncio.Task[Token | SinchError]) -> None:
@@ -263,12 +297,18 @@ class TokenSource:
                 future.set_exception(copy.copy(outcome))
 
     def _remember(self, refusal: SinchError, seconds: float) -> None:
-        """Gives whoever asks for a token this error, for so long but for a minute at most: the endpoint is not to be asked meanwhile."""
+        """Answers all callers with this error for so many seconds, a minute at most.
+
+        The endpoint is not asked meanwhile.
+        """
         self._refused = refusal
         self._refused_until = self._clock() + min(seconds, REFUSAL_KEPT)
 
     async def _ask(self) -> Token | SinchError:
-        """Asks until there is a token or no point in asking. Returns errors: nobody may be there to catch them."""
+        """Asks until there is a token, or no point in asking.
+
+        Returns errors, because nobody may be there to catch them.
+        """
         began: float | None = None
         retries = 0
         while True:
@@ -281,7 +321,8 @@ class TokenSource:
             answer = await self._request(self.credentials)
             self._failure = None if isinstance(answer, TokenResponse) else answer.error
             if isinstance(answer, TokenResponse):
-                # The life is counted from when the request was made: the answer may have taken its time.
+                # The life is counted from when the request was made: the answer may have taken its
+                # time.
                 expires_at = max(now + answer.lifetime, self._clock() + SHORTEST_LIFE)
                 renew_in = (
                     (expires_at - now) * RENEW_AT * (1 + self._rng.uniform(-RENEW_JITTER, RENEW_JITTER))
@@ -289,7 +330,8 @@ class TokenSource:
                 return Token(f"Bearer {answer.access_token}", expires_at, now + renew_in)
             now = self._clock()
             if self._token is not None and now < self._token.expires_at and not self._waiters:
-                # An early renewal that failed: the old token still serves, and nobody is in a hurry.
+                # An early renewal that failed: the old token still serves, and nobody is in a
+                # hurry.
                 self._no_renewal_before = now + max(1.0, (self._token.expires_at - self._token.renew_at) / 4)
                 return answer.error
             left = began + FETCH_FOR - now

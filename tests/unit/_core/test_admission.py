@@ -910,3 +910,30 @@ async def test_stopping_cancels_the_timer():
     world.admission.stop()
     assert world.timers_left == 0
     await end(waiting)
+
+
+# A fleet's share
+
+
+async def test_a_call_with_a_timeout_is_refused_by_the_clients_limit_and_not_by_a_small_share():
+    world, project = World(), project_at(100)
+    project.set_share(1)
+    assert world.admit_now(project)
+    world.release(project)
+    waiting = world.start(project, "in time", deadline=world.now + 0.2)
+    await settle()
+    assert not waiting.done()
+    project.set_share(50)
+    world.admission.sooner(project)
+    await world.pass_time(0.1)
+    assert world.granted == ["in time"]
+    await waiting
+    world.release(project)
+    # At the clients' own limit a hundred calls take a second.
+    project.set_share(0)
+    crowd = [world.start(project, deadline=world.now + 10) for _ in range(100)]
+    await settle()
+    with pytest.raises(CallTimeoutError):
+        await world.call(project, deadline=world.now + 0.5)
+    await end(*crowd)
+    world.assert_idle(project)
