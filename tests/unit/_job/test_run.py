@@ -11,8 +11,9 @@ import pytest
 from sinch_conv_async import ConversationClient
 from sinch_conv_async._job.input import BadLine, InputError, Layout, Record, RecordReader
 from sinch_conv_async._job.journal import Header, Journal
+from sinch_conv_async._job.ledger import Outcome
 from sinch_conv_async._job.pipe import FromPipe
-from sinch_conv_async._job.run import FailureLimit, Run
+from sinch_conv_async._job.run import FailureLimit, OtherRecordError, Run
 from sinch_conv_async._job.states import States
 from sinch_conv_async.cli.progress import Quiet
 from sinch_conv_async.sandbox import Sandbox
@@ -97,3 +98,53 @@ def test_a_limit_is_exceeded_by_more_than_it_says(
     limit: FailureLimit, failed: int, ended: int, exceeded: bool
 ) -> None:
     assert limit.exceeded(failed, ended) is exceeded
+
+
+async def test_in_an_outage_the_progress_is_told_the_last_error(tmp_path: Path) -> None:
+    class Watching(Quiet):
+        def see(self, done: int, failed: int, *, outage: str | None) -> None:
+            if outage is not None:
+                said.append(outage)
+                run.stop()
+
+    said: list[str] = []
+    async with Sandbox(auto_create=True) as sandbox, ConversationClient(**sandbox.client_options()) as client:
+        sandbox.fail_next(503, times=10_000)
+        with Journal.open(tmp_path / "j") as journal:
+            journal.load(HEADER, States())
+            run = Run(journal, Watching(None), total=3)
+            await run.go(client, records(3), concurrency=None, max_outage=900.0)
+            assert run.unfinished
+    assert said[0].startswith("ServerError: 503")
+
+
+async def test_what_a_merge_leaves_as_it_is_is_unchanged(tmp_path: Path) -> None:
+    layout = Layout(merge=True, constant='{"tag": "x"}')
+    changes = list(RecordReader(io.BytesIO(b"id\nA\nB\n"), layout))
+    async with Sandbox() as sandbox, ConversationClient(**sandbox.client_options()) as client:
+        sandbox.add_message("A", metadata='{"tag": "x"}')
+        sandbox.add_message("B", metadata='{"tag": "y"}')
+        with Journal.open(tmp_path / "j") as journal:
+            journal.load(HEADER, States(supersedes=False))
+            run = Run(journal, Quiet(None), merge=True, total=2)
+            await run.go(client, changes, concurrency=None, max_outage=900.0)
+            assert [journal.state(number) for number in (1, 2)] == [Outcome.UNCHANGED, Outcome.UPDATED]
+        assert not run.unfinished
+        assert (run.counts.updated, run.counts.unchanged, run.counts.sent) == (1, 1, 2)
+        assert (sandbox.messages["A"].updates, sandbox.messages["B"].updates) == (0, 1)
+
+
+async def test_another_record_under_a_known_number_ends_the_run(tmp_path: Path) -> None:
+    async with Sandbox(auto_create=True) as sandbox, ConversationClient(**sandbox.client_options()) as client:
+        for data, error in ((b"A,m\nB,m\n", None), (b"A,m\nC,m\n", OtherRecordError)):
+            items = list(RecordReader(io.BytesIO(b"message_id,metadata\n" + data), Layout()))
+            with Journal.open(tmp_path / "j") as journal:
+                journal.load(HEADER, States(digests=True))
+                run = Run(journal, Quiet(None))
+                going = run.go(client, items, concurrency=None, max_outage=900.0)
+                if error is None:
+                    await going
+                else:
+                    with pytest.raises(error, match="line 3: this is not the record"):
+                        await going
+        assert [request.message_id for request in sandbox.requests] == ["A", "B"]
