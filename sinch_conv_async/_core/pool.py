@@ -200,9 +200,7 @@ class Connector(aiohttp.TCPConnector):
         known = current_exchange.get()
         if known.connected:
             raise aiohttp.ServerDisconnectedError
-        late = [_LateHooks(trace) for trace in options.get("traces", ())]
-        if late:
-            options["traces"] = late
+        late = options["traces"] = [_LateHooks(trace) for trace in options["traces"]]
         connection = await self._connect(known, *args, **options)
         try:
             for hooks in late:

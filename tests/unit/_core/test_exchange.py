@@ -241,6 +241,29 @@ async def test_a_request_that_finds_no_connection_is_never_written(traces):
     assert written == []
 
 
+@pytest.mark.parametrize("traces", [(), (aiohttp.TraceConfig(),)], ids=["direct", "traced"])
+async def test_a_get_that_finds_its_connection_gone_is_not_sent_again_by_aiohttp(traces):
+    """One exchange is one request: it is paced and counted as one."""
+
+    async def script(peer):
+        await peer.receive()
+        await peer.send(updated())
+        await peer.receive()
+
+    async with Server(script) as server:
+        connections = Connections(ConnectionOptions(trace_configs=traces))
+        request = Request("GET", server.origin, "/", b"")
+        token = BasicAuthorization(Credentials("k", "s")).token
+        await connections.exchange(request, token, Exchange(), timeout=5)
+        known = Exchange()
+        failure = await connections.exchange(request, token, known, timeout=5)
+        await connections.aclose()
+    assert isinstance(failure, Failure)
+    assert failure.stale_connection
+    assert known.reused
+    assert len(server.received) == 2
+
+
 # Resolvers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 
 import pytest
@@ -84,32 +85,40 @@ async def test_an_idle_connection_is_closed_after_a_while_by_itself():
         await asyncio.wait_for(gone.wait(), 10)
 
 
-async def test_a_connection_that_is_used_is_kept_beside_one_that_grows_old():
-    gone = asyncio.Event()
+@pytest.mark.skipif(os.environ.get("EVENT_LOOP") == "uvloop", reason="its clock cannot be replaced")
+async def test_of_two_idle_connections_the_older_is_closed_first(monkeypatch):
+    gone: list[int] = []
 
     async def script(peer):
-        first = server.connections == 1
-        while True:
-            await peer.receive()
-            await hold.wait()
-            await peer.send(updated())
-            if first:
-                await peer.gone()
-                gone.set()
-                return
+        number = server.connections
+        await peer.receive()
+        await hold[number].wait()
+        await peer.send(updated())
+        await peer.gone()
+        gone.append(number)
 
-    hold = asyncio.Event()
-    async with route_to(script, keepalive=0.2) as (server, exchange):
-        calls = [asyncio.create_task(exchange())]
+    async def closed(number: int) -> None:
+        while number not in gone:
+            await asyncio.sleep(0)
+
+    hold = {1: asyncio.Event(), 2: asyncio.Event()}
+    ahead = 0.0
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + ahead)
+    async with route_to(script, keepalive=100) as (server, exchange):
+        calls = [asyncio.create_task(exchange(timeout=1000))]
         await server.wait_for(1)
-        calls.append(asyncio.create_task(exchange()))
+        calls.append(asyncio.create_task(exchange(timeout=1000)))
         await server.wait_for(2)
-        hold.set()
-        await asyncio.gather(*calls)
-        async with asyncio.timeout(10):
-            while not gone.is_set():
-                await exchange()
-        assert server.connections == 2
+        for number, call in enumerate(calls, 1):
+            hold[number].set()
+            await call
+            ahead += 60
+        await closed(1)
+        assert gone == [1]
+        ahead += 60
+        await closed(2)
 
 
 async def test_a_connection_that_has_been_idle_for_too_long_is_not_used():

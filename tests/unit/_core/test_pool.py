@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from sinch_conv_async import NotFoundError, ServerError
-from sinch_conv_async._core.pool import Connector, Watch
+from sinch_conv_async._core.pool import Connector, Exchange, Watch
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import ID, NEVER, OTHER, Server, answering, client_of, http, served, updated
 
@@ -173,3 +173,7 @@ async def test_a_forked_child_leaves_the_parents_connections_alone(monkeypatch):
         assert not connector.closed
         await client.update_message_metadata(ID, "two")
         assert server.connections == 1
+
+
+def test_an_exchange_without_a_connection_has_nothing_to_abort():
+    Exchange().abort()
