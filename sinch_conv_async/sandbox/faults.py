@@ -108,9 +108,7 @@ class Gate:
                 future.set_result(None)
 
     async def passed(self) -> None:
-        """Return at once if it is open, otherwise when it is opened."""
-        if not self.is_shut:
-            return
+        """Return when it is opened."""
         future = asyncio.get_running_loop().create_future()
         self._held[future] = None
         try:

@@ -8,6 +8,7 @@ the next request.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import functools
 import threading
@@ -24,19 +25,19 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 
-class OwnThread:
+class OwnThread(abc.ABC):
     """Start and close with ``async with``, or in a thread of its own with ``with``."""
 
     _loop: asyncio.AbstractEventLoop | None = None
     _thread: threading.Thread | None = None
 
+    @abc.abstractmethod
     async def start(self) -> None:
         """Start the server on the running loop."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def close(self) -> None:
         """End the server."""
-        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -51,9 +52,9 @@ class OwnThread:
         await self.close()
 
     @property
+    @abc.abstractmethod
     def is_running(self) -> bool:
         """Whether it has been started, and not closed."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         if self._thread is not None or self.is_running:

@@ -17,6 +17,7 @@ import pytest
 import trustme
 
 from sinch_conv_async.sandbox import Sandbox, SandboxMessage
+from sinch_conv_async.sandbox.faults import Gate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -1145,3 +1146,108 @@ async def test_a_word_that_is_none_is_refused_with_those_that_are(sandbox, misus
     with pytest.raises(ValueError, match=r"must be one of .*, not '"):
         misuse(sandbox)
     assert sandbox.pending_faults == 0
+
+
+# What a user's function is told
+
+
+async def test_each_request_that_is_over_is_told(caplog):
+    told = []
+    async with Sandbox(on_request=told.append) as sandbox, Peer(sandbox) as peer:
+        await peer.fetch_token()
+        await peer.update("nobody")
+        sandbox.drop_next()
+        peer.send_update()
+        assert await peer.rest() == b""
+    assert [type(each).__name__ for each in told] == [
+        "SandboxTokenRequest",
+        "SandboxRequest",
+        "SandboxRequest",
+    ]
+    assert [each.status for each in told] == [200, 404, None]
+
+
+async def test_an_error_of_the_function_is_logged_and_changes_no_answer(caplog):
+    def fail(request):
+        raise LookupError(request.number)
+
+    async with Sandbox(on_request=fail, auto_create=True) as sandbox, Peer(sandbox) as peer:
+        await peer.fetch_token()
+        assert (await peer.update()).status == 200
+        assert (await peer.update()).status == 200
+    assert [record.getMessage() for record in caplog.records] == ["on_request failed"] * 3
+
+
+# Several scripts, methods, dice
+
+
+async def test_a_script_may_be_for_one_method(sandbox, peer):
+    sandbox.fail_next(503, method="PATCH")
+    sandbox.fail_next(404, message_id=ID, method="GET")
+    sandbox.fail_next(500, message_id=ID)
+    authorization = {"Authorization": f"Bearer {peer.token}"}
+    assert (await peer.ask("GET", LIST, authorization)).status == 200
+    assert (await peer.ask("GET", PATH, authorization)).status == 404
+    assert (await peer.ask("GET", PATH, authorization)).status == 500
+    assert (await peer.update(OTHER)).status == 503
+    assert (await peer.update()).status == 200
+
+
+async def test_a_share_of_the_requests_fails_the_same_ones_for_a_seed():
+    async def statuses(seed: int) -> list[int]:
+        async with Sandbox(auto_create=True) as sandbox, Peer(sandbox) as peer:
+            await peer.fetch_token()
+            sandbox.at_random(0.2, lambda: sandbox.fail_next(429), seed=seed)
+            return [(await peer.update()).status for _ in range(200)]
+
+    one = await statuses(1)
+    assert one == await statuses(1)
+    assert one != await statuses(2)
+    assert 20 <= one.count(429) <= 60
+
+
+async def test_the_rate_limit_may_be_a_token_bucket():
+    clock = Clock()
+    async with (
+        Sandbox(rate_limit=2, rate_burst=3, auto_create=True, clock=clock) as sandbox,
+        Peer(sandbox) as peer,
+    ):
+        await peer.fetch_token()
+        assert [(await peer.update()).status for _ in range(4)] == [200, 200, 200, 429]
+        clock.now += 0.5
+        assert [(await peer.update()).status for _ in range(2)] == [200, 429]
+
+
+async def test_the_limit_is_one_for_all_connections():
+    async with Sandbox(rate_limit=3, auto_create=True, clock=Clock()) as sandbox:
+        statuses = []
+        for _ in range(5):
+            async with Peer(sandbox) as peer:
+                await peer.fetch_token()
+                statuses.append((await peer.update()).status)
+    assert statuses == [200, 200, 200, 429, 429]
+
+
+async def test_a_caller_who_goes_while_the_answer_is_held_is_not_in_the_way(sandbox, peer):
+    sandbox.hold()
+    async with Peer(sandbox) as gone:
+        gone.token = peer.token
+        gone.send_update()
+        await sandbox.wait_for_requests(1)
+    peer.send_update()
+    await sandbox.wait_for_requests(2)
+    sandbox.release()
+    assert (await peer.read()).status == 200
+
+
+def test_one_who_was_held_on_a_loop_that_is_closed_is_not_in_the_way():
+    gate = Gate()
+    gate.shut()
+    loop = asyncio.new_event_loop()
+    held = loop.create_task(gate.passed())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    gate.open()
+    assert not held.done()
+    held.get_coro().close()
+    assert not gate.is_shut
