@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from typing import TYPE_CHECKING
 
@@ -373,6 +374,7 @@ async def test_a_fetch_that_somebody_else_cancels_is_no_closed_client(time):
     assert await tokens.get(calls)
 
 
+@pytest.mark.skipif(os.environ.get("EVENT_LOOP") == "eager", reason="an eager task begins at once")
 async def test_a_fetch_that_is_cancelled_before_it_has_begun_is_no_end_of_all_others(time):
     endpoint = Endpoint(TokenResponse("token", 3600))
     tokens, calls = source(endpoint, time), Lifetime()
@@ -385,6 +387,7 @@ async def test_a_fetch_that_is_cancelled_before_it_has_begun_is_no_end_of_all_ot
     assert await tokens.get(calls)
 
 
+@pytest.mark.skipif(os.environ.get("EVENT_LOOP") == "eager", reason="an eager task begins at once")
 async def test_closing_ends_a_fetch_that_has_not_begun(time):
     endpoint = Endpoint(TokenResponse("token", 3600))
     tokens, calls = source(endpoint, time), Lifetime()
