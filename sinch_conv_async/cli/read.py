@@ -137,8 +137,9 @@ def list_(limit: int | None, output: Literal["jsonl", "csv"], quiet: bool, **opt
     Exit code 0: all printed. 1: the API failed on the way. 2: bad arguments. 3: bad credentials.
     """
     access = access_of(options)
-    shown = sys.stderr is not None and not (quiet or sys.stdout is None or sys.stdout.isatty())
-    progress = Lines(sys.stderr, failures=False) if shown else Quiet(sys.stderr)
+    errors = sys.stderr
+    hidden = quiet or sys.stdout is None or sys.stdout.isatty()
+    progress = Quiet(errors) if hidden or errors is None else Lines(errors, failures=False)
     if limit is not None:
         options["page_size"] = min(limit, options["page_size"])
     line = _json_line if output == "jsonl" else _csv_line

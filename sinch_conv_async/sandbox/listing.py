@@ -159,7 +159,11 @@ class _Query:
     @classmethod
     def read(cls, query: str) -> _Query:
         given = _once(query)
-        found = cls(**{name: read(name, given[name]) for name, read in _PARAMETERS.items() if name in given})
+        # Each reader gives its own parameter's type, which a mapping of all of them cannot say.
+        fields: dict[str, Any] = {
+            name: read(name, given[name]) for name, read in _PARAMETERS.items() if name in given
+        }
+        found = cls(**fields)
         start, end = found.start_time, found.end_time
         if start is not None and end is not None and start >= end:
             raise _InvalidQueryError("start_time", "Must be before end_time.")

@@ -318,7 +318,7 @@ class Sandbox(Faults, Access):
         an unknown project; then none is added.
         """
         now = timestamp(time.time())
-        usual = {"project_id": self._default_project_id, "accept_time": now}
+        usual: dict[str, Any] = {"project_id": self._default_project_id, "accept_time": now}
         found = [SandboxMessage(**{**usual, **attributes}) for attributes in messages]
         for message in found:
             if message.project_id not in self._projects:
