@@ -90,6 +90,7 @@ class ConnectionOptions:
         cls, *, ssl: object, proxy: str | URL | None, resolver: Any, trace_configs: Any
     ) -> ConnectionOptions | str:
         """The options, or what is wrong with them: ``proxy`` may hold a password, so none is raised."""
+        given: Any = resolver  # what a function makes is not known before it is called
         found_proxy = checked_proxy(proxy)
         if isinstance(found_proxy, str):
             return found_proxy
@@ -105,7 +106,7 @@ class ConnectionOptions:
         traces = list(trace_configs) if isinstance(trace_configs, Iterable) else [trace_configs]
         if not all(isinstance(trace, aiohttp.TraceConfig) for trace in traces):
             return "trace_configs must be aiohttp.TraceConfig objects"
-        return cls(ssl, found_proxy, resolver, traces)
+        return cls(ssl, found_proxy, given, traces)
 
     def check_origin(self, name: str, origin: str) -> None:
         """Raises InvalidArgumentError if plain text would go to a proxy on another machine."""
