@@ -123,12 +123,20 @@ class Listener:
         if self._listening is not None:
             return
         server = _Server(self._serve)
-        listening = await asyncio.get_running_loop().create_server(
-            server, self.host, self.port, ssl=self.ssl, backlog=_BACKLOG
-        )
-        self.port = listening.sockets[0].getsockname()[1]
+        listening = await self._listen(server, self.port)
+        ports = [each.getsockname()[1] for each in listening.sockets]
+        if len(set(ports)) > 1:
+            # Several addresses, and each took a free port of its own. Take one port on all of them.
+            listening.close()
+            listening = await self._listen(server, ports[0])
+        self.port = ports[0]
         self._server = server
         self._listening = listening
+
+    async def _listen(self, server: _Server, port: int) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(
+            server, self.host, port, ssl=self.ssl, backlog=_BACKLOG
+        )
 
     async def close(self) -> None:
         """Stop listening and abort every connection."""

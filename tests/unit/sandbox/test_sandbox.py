@@ -110,6 +110,13 @@ class Clock:
         return self.now
 
 
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
 def basic(name: str, secret: str) -> str:
     return "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode()
 
@@ -1243,11 +1250,21 @@ async def test_a_caller_who_goes_while_the_answer_is_held_is_not_in_the_way(sand
 def test_one_who_was_held_on_a_loop_that_is_closed_is_not_in_the_way():
     gate = Gate()
     gate.shut()
-    loop = asyncio.new_event_loop()
-    held = loop.create_task(gate.passed())
-    loop.run_until_complete(asyncio.sleep(0))
-    loop.close()
+    held = gate.passed()
+
+    async def begin() -> None:
+        held.send(None)
+
+    asyncio.run(begin())
     gate.open()
-    assert not held.done()
-    held.get_coro().close()
     assert not gate.is_shut
+    held.close()
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on this machine")
+async def test_one_that_listens_on_all_addresses_has_one_port_on_all_of_them():
+    async with Sandbox(host="") as sandbox:
+        for address in ("127.0.0.1", "::1"):
+            _, writer = await asyncio.open_connection(address, sandbox.port)
+            writer.close()
+            await writer.wait_closed()
