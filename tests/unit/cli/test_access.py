@@ -18,6 +18,7 @@ OPTIONS = {
     "auth_origin": None,
     "auth": "oauth2",
     "proxy": None,
+    "fleet": None,
 }
 
 
