@@ -99,8 +99,20 @@ class MessageList:
         if self._loop is not None and self._loop is not loop:
             raise ClientStateError("this list belongs to another event loop")
         self._loop = loop
-        page = await self._page(loop)
-        self._fetching = None
+        if self._circle:
+            self._next, self._circle = None, False
+            raise ResponseFormatError(
+                "a page of the list names an earlier page as the next one", http_status=200
+            )
+        operation = self._next
+        if operation is None:
+            raise StopAsyncIteration
+        task = self._fetch(loop, operation)
+        # A reader that is cancelled here leaves the page to the next one.
+        await asyncio.wait([task])
+        if self._next is None:
+            raise StopAsyncIteration  # the list was closed meanwhile
+        self._fetching, page = None, task.result()
         if isinstance(page, Exception):
             raise page
         self._messages.extend(page.messages)
@@ -109,25 +121,10 @@ class MessageList:
             self._next = None
         elif hash(token) in self._seen:
             self._circle = True
-        elif self._next is not None:
+        else:
             self._seen.add(hash(token))
-            self._next = self._next.next(token)
+            self._next = operation.next(token)
             self._fetch(loop, self._next)
-
-    async def _page(self, loop: asyncio.AbstractEventLoop) -> MessagePage | Exception:
-        """The page that is next, or what went wrong with it."""
-        if self._circle:
-            self._next, self._circle = None, False
-            return ResponseFormatError(
-                "a page of the list names an earlier page as the next one", http_status=200
-            )
-        if self._next is None:
-            raise StopAsyncIteration
-        task = self._fetch(loop, self._next)
-        await asyncio.wait([task])  # a reader that is cancelled here leaves the page to the next one
-        if task.cancelled():
-            raise StopAsyncIteration  # the list was closed meanwhile
-        return task.result()
 
     def _fetch(
         self, loop: asyncio.AbstractEventLoop, operation: ListMessages

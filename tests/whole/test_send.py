@@ -28,6 +28,7 @@ from sinch_conv_async import (
     SessionManager,
     TokenError,
 )
+from sinch_conv_async._core.binding import clock_of
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import ID, NEVER, client_of
 
@@ -86,6 +87,26 @@ def test_a_client_goes_on_from_a_frozen_loop_to_a_real_one():
             assert runner.run(use()) == 2
     with asyncio.Runner() as runner:
         runner.run(manager.close())
+
+
+def test_where_a_loops_time_is_that_of_its_round_the_clock_itself_is_read():
+    class Loop:
+        def time(self):
+            return 0.0
+
+    Loop.__module__ = "uvloop.loop"
+    assert clock_of(Loop())() == pytest.approx(time.monotonic(), abs=10)
+    Loop.__module__ = "elsewhere"
+    assert clock_of(Loop())() == 0.0
+
+
+async def test_a_call_that_is_refused_before_it_begins_is_not_counted(sandbox):
+    client = client_of(sandbox)
+    await client.close()
+    with pytest.raises(ClientStateError):
+        await client.update_message_metadata(ID, "x")
+    stats = client._manager.stats()
+    assert (stats.calls, dict(stats.failed)) == (0, {})
 
 
 # Departures
@@ -205,7 +226,7 @@ client = ConversationClient(project_id="p", key_id="k", key_secret="s", conversa
 
 async def jitter():
     client._sender.bound()
-    print(client._sender.long_delay(), flush=True)
+    os.write(1, f"{client._sender.long_delay()}\\n".encode())
 
 for _ in range(4):
     if os.fork() == 0:
@@ -270,7 +291,10 @@ async def test_a_record_factory_that_sets_common_names_breaks_no_call(sandbox, c
         assert client._manager.stats().token_requests == 1  # invalid_client is remembered
 
 
-async def test_a_filter_that_raises_decides_no_outcome(sandbox, capsys):
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_filter_that_raises_decides_no_outcome(sandbox, capsys, monkeypatch, told):
+    monkeypatch.setattr(logging, "raiseExceptions", told)
+
     class Broken(logging.Filter):
         def filter(self, record):
             raise RuntimeError("the user's mistake")
@@ -285,7 +309,7 @@ async def test_a_filter_that_raises_decides_no_outcome(sandbox, capsys):
     finally:
         logger.removeFilter(broken)
         logger.setLevel(level)
-    assert "the user's mistake" in capsys.readouterr().err
+    assert ("the user's mistake" in capsys.readouterr().err) is told
 
 
 async def test_a_pace_that_falls_below_half_of_its_limit_is_logged_and_so_is_its_return(

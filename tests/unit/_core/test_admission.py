@@ -937,3 +937,21 @@ async def test_a_call_with_a_timeout_is_refused_by_the_clients_limit_and_not_by_
         await world.call(project, deadline=world.now + 0.5)
     await end(*crowd)
     world.assert_idle(project)
+
+
+async def test_a_turn_that_came_sooner_is_not_given_again_at_its_old_time():
+    world, project = World(), project_at(1)
+    assert world.admit_now(project)
+    first, second = world.start(project, "first"), world.start(project, "second")
+    await settle()
+    project.set_share(0)  # no turn any more; the timer for the old one still runs
+    project.set_share(None)
+    world.admission.sooner(project)
+    project.pace.limit = 100
+    world.admission.sooner(project)
+    await world.pass_time(3)
+    assert world.granted == ["first", "second"]
+    await asyncio.gather(first, second)
+    for _ in range(3):
+        world.release(project)
+    world.assert_idle(project)
