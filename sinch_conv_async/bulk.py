@@ -579,9 +579,9 @@ class _Job:
                 task.cancel()
 
     def _end(self) -> None:
-        if self._client_closed is not None:
-            self._sender.lifetime.waiting.discard(self._client_closed)
-            self._client_closed.cancel()
+        assert self._client_closed is not None  # made before the first task
+        self._sender.lifetime.waiting.discard(self._client_closed)
+        self._client_closed.cancel()
         self._held.clear()
         self._end_outage()
         self._news.set()
@@ -655,9 +655,7 @@ class _Job:
 
     # One call
 
-    async def send(  # noqa: C901  # one arm for each verdict, in the order of the rules
-        self, call: Call[ConversationMessage], key: Hashable
-    ) -> ConversationMessage | SinchError:
+    async def send(self, call: Call[ConversationMessage], key: Hashable) -> ConversationMessage | SinchError:
         """The result of a call, or the error that is its outcome. Raises what ends the job."""
         trial = _Trial(call, key)
         while True:
@@ -678,27 +676,31 @@ class _Job:
                 probes.pass_on()
             # 4. Judge whether the update is at fault, or the API is out.
             evidence = self._evidence(trial, error)
-            match judge(evidence):
-                case Failed(api_answers=api_answers, api_is_out=api_is_out):
-                    if api_answers:
-                        self._api_answers()
-                    if api_is_out:
-                        self._api_is_out(trial, error)
-                    self._sender.ended(call, error)
-                    return error
-                case AnotherRound():
-                    trial.rounds += 1
-                    await self._pause(self._sender.long_delay())
-                case WaitForApi():
-                    trial.answers_before = self._api.answers
-                    self._api_is_out(trial, error)
-                case EndJob(after_outage=after_outage, update_failed=update_failed):
-                    ending = _after_outage(error, evidence.out_for) if after_outage else error
-                    self._sender.ended(call, error)
-                    if not update_failed:
-                        raise ending
-                    self._fail(ending)
-                    return error
+            verdict = judge(evidence)
+            if isinstance(verdict, AnotherRound):
+                trial.rounds += 1
+                await self._pause(self._sender.long_delay())
+            elif isinstance(verdict, WaitForApi):
+                trial.answers_before = self._api.answers
+                self._api_is_out(trial, error)
+            else:
+                self._sender.ended(call, error)
+                return self._give_up(trial, error, verdict, evidence.out_for)
+
+    def _give_up(
+        self, trial: _Trial, error: SinchError, verdict: Failed | EndJob, out_for: float
+    ) -> SinchError:
+        """The error that is the outcome of an update. Raises what ends the job."""
+        if isinstance(verdict, EndJob):
+            ending = _after_outage(error, out_for) if verdict.after_outage else error
+            if not verdict.update_failed:
+                raise ending
+            self._fail(ending)
+        elif verdict.api_answers:
+            self._api_answers()
+        elif verdict.api_is_out:
+            self._api_is_out(trial, error)
+        return error
 
     def _evidence(self, trial: _Trial, error: SinchError) -> Evidence:
         """What is known of an update that has just failed."""
