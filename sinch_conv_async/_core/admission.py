@@ -316,6 +316,7 @@ class Admission:
         "_call_later",
         "_clock",
         "_later",
+        "_loop_is_closed",
         "_order",
         "_ready",
         "_timer",
@@ -331,12 +332,14 @@ class Admission:
         *,
         clock: Callable[[], float],
         call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
+        loop_is_closed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.slots = slots
         self.free = slots
         self.waiting = 0
         self._clock = clock
         self._call_later = call_later
+        self._loop_is_closed = loop_is_closed
         # Projects with waiting calls whose turn may have come.
         self._ready: deque[Project] = deque()
         self._later: list[tuple[float, int, Project]] = []  # a heap of those whose turn comes later
@@ -431,8 +434,8 @@ class Admission:
 
     def release(self, project: Project, *, departed: float | None) -> None:
         """Gives a slot back, and the turn too if nothing departed."""
-        if project.admission is not self:
-            return  # torn down after its event loop was closed, and forgotten by then
+        if project.admission is not self or self._loop_is_closed():
+            return  # the garbage collector ends a call whose event loop was closed under it
         if departed is None:
             project.pace.refund()
         self.free += 1

@@ -133,7 +133,9 @@ class Binder:
         self._bound_before = True
         self.clock.read = clock
         self.rng.seed()
-        admission = Admission(self._max_connections, clock=clock, call_later=loop.call_later)
+        admission = Admission(
+            self._max_connections, clock=clock, call_later=loop.call_later, loop_is_closed=loop.is_closed
+        )
         binding = Binding(loop, os.getpid(), clock, Connections(self.options), admission)
         self.current = binding
         if self._on_bind is not None:

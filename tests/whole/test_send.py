@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import logging
 import os
 import pickle
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 
 import aiohttp
 import pytest
@@ -456,3 +458,39 @@ async def test_a_connection_error_names_its_host(sandbox):
         await sandbox.close()
         with pytest.raises(Exception, match=f"127.0.0.1.*{port}.*after 2 attempts"):
             await client.update_message_metadata(ID, "x")
+
+
+# A closed event loop
+
+
+def test_a_loop_that_is_closed_under_calls_prints_nothing(monkeypatch):
+    """Calls that wait for their turn, and calls in flight whose slot the others would get."""
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    with Sandbox(auto_create=True) as sandbox, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        sandbox.hold()
+
+        async def begin():
+            manager = SessionManager(max_connections=2)
+            client = ConversationClient(
+                **{
+                    **sandbox.client_options(),
+                    "session_manager": manager,
+                    "auth": "basic",
+                    "rate_limit": None,
+                }
+            )
+            calls = [asyncio.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(6)]
+            while len(sandbox.requests) < 2:
+                await asyncio.sleep(0.005)
+            return client, calls
+
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)  # asyncio tells of each pending task
+        left = loop.run_until_complete(begin())
+        loop.close()
+        del left
+        gc.collect()
+        sandbox.release()
+    assert [one.exc_value for one in ignored] == []
