@@ -1,8 +1,9 @@
 """Runs every Python snippet of README and docs, as a reader would paste it, against a sandbox.
 
-A snippet finds the credentials in the environment, as `ConversationClient.from_env()` expects them, and the messages of
-README's examples in the sandbox (`page_sandbox`, for an invisible block that prepares more). It may `await` at the top
-level, as in a notebook. One that defines tests is given to pytest.
+A snippet finds the credentials in the environment, as `ConversationClient.from_env()` expects them,
+and the messages of README's examples in the sandbox (`page_sandbox`, for an invisible block that
+prepares more). It may `await` at the top level, as in a notebook. One that defines tests is given
+to pytest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The project's tasks. ``nox`` alone does what CI does; ``nox --list`` shows the rest.
 
-Environments are kept between runs (``nox -R`` skips installing as well). The Pythons that are there run the tests,
-the others are skipped, and the last session says which were which.
+Environments are kept between runs (``nox -R`` skips installing as well). The Pythons that are there
+run the tests, the others are skipped, and the last session says which were which.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "typing", "tests", "once", "docs"]
-# A machine has the Pythons that it has, CI's included; none is fetched, and none that is missing is a failure.
+# A machine has the Pythons that it has, CI's included; none is fetched, and none that is missing is
+# a failure.
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 
@@ -31,7 +32,8 @@ SUPPORTED = [
     for word in PYPROJECT["project"]["classifiers"]
     if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", word)
 ]
-# The Python that runs nox is tested whatever it is, so that a run without any tests cannot look like success.
+# The Python that runs nox is tested whatever it is, so that a run without any tests cannot look
+# like success.
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = SUPPORTED if HERE in SUPPORTED else [*SUPPORTED, HERE]
 # Coverage is held to 100 % where these Pythons and all programs of `.ci/run` are: CI has them.
@@ -65,7 +67,11 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", *code)
     session.run("ruff", "format", "--check", *code)
     session.run("lint-imports")
-    session.run("codespell", *code, *there("README.rst", "CHANGELOG.rst", "CONTRIBUTING.rst", "SECURITY.rst"))
+    session.run(
+        "codespell",
+        *code,
+        *there("README.rst", "CHANGELOG.rst", "CONTRIBUTING.rst", "SECURITY.rst"),
+    )
 
 
 @nox.session
@@ -73,7 +79,8 @@ def typing(session: nox.Session) -> None:
     """Mypy and pyright, both strict, on the package and on a user's file (tests/typing)."""
     session.install("-e", ALL, *group("typing"))
     session.run("mypy")
-    # The wheel carries pyright itself; without this it asks a registry whether there is a newer one.
+    # The wheel carries pyright itself; without this it asks a registry whether there is a newer
+    # one.
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     session.run("pyright", env=quiet)
 
@@ -107,10 +114,16 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def once(session: nox.Session) -> None:
     """The tests whose subject is a server, a process or a load, and not the Python: on one Python only."""
-    # Most of these wait for a server or a process, so that several share a core. Those that use up a core come last.
+    # Most of these wait for a server or a process, so that several share a core. Those that use up
+    # a core come last.
     workers = str(3 * (os.cpu_count() or 1))
     where = ONLY or ["tests/whole"]
-    shared = ("-m", "once and not full and not alone", f"--numprocesses={workers}", "--dist=worksteal")
+    shared = (
+        "-m",
+        "once and not full and not alone",
+        f"--numprocesses={workers}",
+        "--dist=worksteal",
+    )
     run_pytest(session, "once", (*shared, *where), ("-m", "once and not full and alone", *where))
 
 
@@ -119,9 +132,12 @@ def coverage(session: nox.Session) -> None:
     """The coverage of this run, lines and branches, and what this machine has not got for a whole run."""
     session.install(*group("tests")[:1])
     # Of this run only: what an interrupted one has left behind must not cover for it.
-    data = [str(path) for name in covered or ["3", "once"] for path in ROOT.glob(f".coverage.{name}.*")]
+    data = [
+        str(path) for name in covered or ["3", "once"] for path in ROOT.glob(f".coverage.{name}.*")
+    ]
     session.run("coverage", "combine", *data)
-    # Some lines run on one Python only, or with a server. Where those are missing, the figure is shown and nothing fails.
+    # Some lines run on one Python only, or with a server. Where those are missing, the figure is
+    # shown and nothing fails.
     programs = str(session.run("python", "-m", "tests.programs", silent=True)).split()
     whole = {*GATE, "once"} <= set(covered) and not programs
     session.run("coverage", "report", f"--fail-under={100 if whole else 0}")
@@ -149,7 +165,8 @@ def oldest(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """All tests with the newest pre-releases of the four packages that the core needs (by hand and weekly)."""
     session.install("-e", ALL, *group("tests"), *group("examples"))
-    # aiohttp's 4.0 alphas of 2019 and 2020 are newer by number only: no supported Python can import them.
+    # aiohttp's 4.0 alphas of 2019 and 2020 are newer by number only: no supported Python can import
+    # them.
     session.install("--upgrade", "--pre", "aiohttp!=4.0.0a0,!=4.0.0a1", "attrs", "cattrs", "yarl")
     session.run("python", "-m", "pytest", *session.posargs)
 
@@ -162,7 +179,9 @@ def next_aiohttp(session: nox.Session) -> None:
     # Its parser in C is made from files that the repository has not got.
     session.install("--upgrade", source, env={"AIOHTTP_NO_EXTENSIONS": "1"})
     session.run("python", "-c", "import aiohttp; print('aiohttp', aiohttp.__version__)")
-    session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/whole/test_calls.py"]))
+    session.run(
+        "python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/whole/test_calls.py"])
+    )
 
 
 # What tests/loops and Python's own switches change under the whole suite.
@@ -175,7 +194,9 @@ MODES = {
 
 
 def run_mode(session: nox.Session, mode: str) -> None:
-    session.install("-e", ALL, *group("tests"), *group("examples"), *(["uvloop"] if mode == "uvloop" else []))
+    session.install(
+        "-e", ALL, *group("tests"), *group("examples"), *(["uvloop"] if mode == "uvloop" else [])
+    )
     options = list(session.posargs) or [
         "--numprocesses=auto",
         "--dist=loadfile",
@@ -262,7 +283,9 @@ def fuzz(session: nox.Session) -> None:
     session.install("-e", ALL, *group("tests"))
     # One test takes many minutes here, and is no hang.
     options = ("-o", "faulthandler_timeout=0", *session.posargs)
-    session.run("python", "-m", "pytest", "-m", "fuzz", *options, env={"HYPOTHESIS_PROFILE": "fuzz"})
+    session.run(
+        "python", "-m", "pytest", "-m", "fuzz", *options, env={"HYPOTHESIS_PROFILE": "fuzz"}
+    )
 
 
 @nox.session
@@ -333,18 +356,25 @@ def release_check(session: nox.Session) -> None:
     session.run("pip", "list")
     # Isolated, and outside the tree: it is the installed package that must answer.
     with session.chdir(session.create_tmp()):
-        session.run("python", "-I", "-c", "import sinch_conv_async; print(sinch_conv_async.__file__)")
+        session.run(
+            "python", "-I", "-c", "import sinch_conv_async; print(sinch_conv_async.__file__)"
+        )
     said = session.run("sinch-conv", "demo", success_codes=[1, 2], silent=True)
     if "sinch-conv-async[cli]" not in str(said):
         session.error(f"without its extra the command line does not say what to install: {said!r}")
 
     session.install(f"{wheel}[cli]")
     session.run(
-        "python", "-I", str(ROOT / "tests" / "project" / "release_check.py"), str(ROOT / "README.rst")
+        "python",
+        "-I",
+        str(ROOT / "tests" / "project" / "release_check.py"),
+        str(ROOT / "README.rst"),
     )
 
     session.run("pip", "uninstall", "--yes", "sinch-conv-async")
-    site = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
+    site = session.run(
+        "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True
+    )
     left = [*Path(str(site).strip()).glob("sinch_conv*"), *Path(session.bin).glob("sinch-conv*")]
     if left:
         session.error(f"left behind by the uninstall: {left}")

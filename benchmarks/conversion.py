@@ -24,7 +24,10 @@ Reader = Callable[[bytes], object]
 def measure(plan: Plan) -> Measurement:
     """Microseconds an answer, with ratios against `json.loads`."""
     loops = 2_000 if plan.short else 50_000
-    jobs = {name: functools.partial(process.run, "benchmarks.conversion", name, loops) for name in _READERS}
+    jobs = {
+        name: functools.partial(process.run, "benchmarks.conversion", name, loops)
+        for name in _READERS
+    }
     results = process.interleaved(plan.rounds, jobs)
     base = results["json.loads"]
     return Measurement(
@@ -37,7 +40,11 @@ def measure(plan: Plan) -> Measurement:
         ),
         columns=("reader", "µs", "ratio"),
         rows=[
-            (name, number(process.median(found, "us"), 2), number(process.ratio(found, base, "us"), 2))
+            (
+                name,
+                number(process.median(found, "us"), 2),
+                number(process.ratio(found, base, "us"), 2),
+            )
             for name, found in results.items()
         ],
         goals=[
@@ -61,11 +68,13 @@ def measure(plan: Plan) -> Measurement:
 
 def _ours(variant: str) -> Reader:
     our_client.choose_json(variant)
-    # Private, and named here only: what a call costs between the last byte received and the value returned.
+    # Private, and named here only: what a call costs between the last byte received and the value
+    # returned.
     from sinch_conv_async import ConversationMessage
     from sinch_conv_async._wire.structure import structure_message
 
-    # It answers with a sentence where it could not read: no such answer may be taken for a quick one.
+    # It answers with a sentence where it could not read: no such answer may be taken for a quick
+    # one.
     message = structure_message(sample.answer().encode())
     if not isinstance(message, ConversationMessage):
         raise RuntimeError(f"the sample answer was not understood: {message}")
@@ -134,7 +143,8 @@ def _pydantic() -> Reader:
 def _msgspec() -> Reader:
     import msgspec
 
-    # Built by `defstruct` because annotations of local classes are resolved among the module's names.
+    # Built by `defstruct` because annotations of local classes are resolved among the module's
+    # names.
     identity = msgspec.defstruct(
         "ChannelIdentity",
         [("identity", str), ("channel", _Channel), ("app_id", str | None, None)],
@@ -195,7 +205,8 @@ def main() -> None:
 
         read_all()
         turns = max(1, loops // len(bodies) // 5)
-        # The least of five, as timeit's documentation advises: what is above it is the machine's doing.
+        # The least of five, as timeit's documentation advises: what is above it is the machine's
+        # doing.
         best = min(timeit.repeat(read_all, number=turns, repeat=5, timer=time.process_time))
         print(json.dumps({"us": best / turns / len(bodies) * 1e6}))
 

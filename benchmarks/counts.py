@@ -1,8 +1,9 @@
 """What one call costs in counts that are the same on every machine: the part of the benchmark that may fail a build.
 
-Counted are calls of Python functions, bytecode instructions, and the blocks of memory that a call keeps when it is over.
-The first two are held against aiohttp written by hand on the same Python, so that a new release of either moves both.
-The server is a thread with a plain socket, which needs no nginx. Profile and trace functions see their own thread only.
+Counted are calls of Python functions, bytecode instructions, and the blocks of memory that a call
+keeps when it is over. The first two are held against aiohttp written by hand on the same Python, so
+that a new release of either moves both. The server is a thread with a plain socket, which needs no
+nginx. Profile and trace functions see their own thread only.
 """
 
 import asyncio
@@ -27,7 +28,8 @@ from benchmarks.clients import ours as our_client
 from benchmarks.figures import Goal, Measurement, number
 from benchmarks.plan import Plan
 
-# Enough that what happens once in many calls (a bucket of the retry budget, say) is seen, and spread.
+# Enough that what happens once in many calls (a bucket of the retry budget, say) is seen, and
+# spread.
 _CALLS = 100
 
 
@@ -97,7 +99,8 @@ def _goals(base: Counts, ours: Counts | None) -> list[Goal]:
             count=True,
         ),
         Goal(
-            # Not nought: the interpreter's own free lists and the budget's buckets come and go by a few.
+            # Not nought: the interpreter's own free lists and the budget's buckets come and go by a
+            # few.
             text="memory blocks kept by a call that is over",
             figure=None if ours is None else ours.blocks_kept / _CALLS,
             bound=0.25,
@@ -160,8 +163,8 @@ def _function_calls() -> Iterator[Iterator[int]]:
 def _instructions() -> Iterator[Iterator[int]]:
     """Yields a counter, whose next value is the number of bytecode instructions executed in this thread."""
     counter = itertools.count()
-    # Python 3.12 lost the opcode events of settrace where they are asked for within a trace function, and has
-    # sys.monitoring, which sees every thread.
+    # Python 3.12 lost the opcode events of settrace where they are asked for within a trace
+    # function, and has sys.monitoring, which sees every thread.
     if sys.version_info >= (3, 12):
         here = threading.get_ident()
 
@@ -171,7 +174,9 @@ def _instructions() -> Iterator[Iterator[int]]:
 
         monitoring = sys.monitoring
         monitoring.use_tool_id(monitoring.PROFILER_ID, "benchmarks.counts")
-        monitoring.register_callback(monitoring.PROFILER_ID, monitoring.events.INSTRUCTION, executed)
+        monitoring.register_callback(
+            monitoring.PROFILER_ID, monitoring.events.INSTRUCTION, executed
+        )
         monitoring.set_events(monitoring.PROFILER_ID, monitoring.events.INSTRUCTION)
         try:
             yield counter
@@ -219,7 +224,9 @@ def _serve(connection: socket.socket) -> None:
                 continue
             target = head.split(b" ", 2)[1].decode()
             message_id = target.rpartition("/")[2]
-            connection.sendall(token if target == "/oauth2/token" else _answer(sample.answer(message_id)))
+            connection.sendall(
+                token if target == "/oauth2/token" else _answer(sample.answer(message_id))
+            )
             received = b""
 
 

@@ -1,8 +1,9 @@
 """Processes that share one limit through a store: what they reach together, and what no second may hold.
 
-Run it with ``python -m benchmarks.fleet redis`` or ``postgres`` (two minutes). It starts a private server, a sandbox that allows 800
-requests a second, and eight processes. Every scenario has goals, printed beside what was measured. The sandbox's garbage collection is off:
-a pause of the server's own would let requests pile up and count as one moment.
+Run it with ``python -m benchmarks.fleet redis`` or ``postgres`` (two minutes). It starts a private
+server, a sandbox that allows 800 requests a second, and eight processes. Every scenario has goals,
+printed beside what was measured. The sandbox's garbage collection is off: a pause of the server's
+own would let requests pile up and count as one moment.
 """
 
 import argparse
@@ -58,7 +59,11 @@ SCENARIOS = (
         "rolling deployment",
         # Each of eight is replaced by another within a minute, one after the other.
         tuple(
-            Worker(number + generation * PROCESSES, begins=generation * (7.5 * number + 4), seconds=life)
+            Worker(
+                number + generation * PROCESSES,
+                begins=generation * (7.5 * number + 4),
+                seconds=life,
+            )
             for generation in (0, 1)
             for number in range(PROCESSES)
             for life in [7.5 * number + 4 if not generation else 64 - 7.5 * number - 4]
@@ -66,7 +71,10 @@ SCENARIOS = (
         64.0,
     ),
     Scenario(
-        "the real limit is lower", tuple(Worker(number) for number in range(PROCESSES)), 20.0, allowed=600
+        "the real limit is lower",
+        tuple(Worker(number) for number in range(PROCESSES)),
+        20.0,
+        allowed=600,
     ),
 )
 
@@ -165,10 +173,13 @@ async def measure(scenario: Scenario, store: Store) -> dict[str, Any]:
         auto_create=True,
     ) as sandbox:
         before = round_trips(store)
-        results = await asyncio.gather(*(started(sandbox, store, worker) for worker in scenario.workers))
+        results = await asyncio.gather(
+            *(started(sandbox, store, worker) for worker in scenario.workers)
+        )
         trips = round_trips(store) - before
         requests = list(sandbox.requests)
-    # Python takes a moment to start: the clock begins with the first request, and ends with the last process that was busy all the time.
+    # Python takes a moment to start: the clock begins with the first request, and ends with the
+    # last process that was busy all the time.
     begins = requests[0].time
     settled = begins + scenario.settled
     ends = begins + scenario.seconds - 1.5
@@ -179,7 +190,9 @@ async def measure(scenario: Scenario, store: Store) -> dict[str, Any]:
     fair = [by_process[f"p{worker.name:02d}"] for worker in scenario.workers if not worker.rate]
     return {
         "reached": len(applied) / (ends - settled) / scenario.allowed,
-        "most in a second": most_in([request.time for request in requests if request.status != 429], 1.0),
+        "most in a second": most_in(
+            [request.time for request in requests if request.status != 429], 1.0
+        ),
         "most arrivals in a second": most_in([request.time for request in requests], 1.0),
         "refused": sum(request.status == 429 for request in requests),
         "requests": len(requests),
@@ -200,7 +213,9 @@ def main() -> None:
     parser.add_argument("--url", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
-        print(json.dumps(asyncio.run(work(given.origin, given.url, Worker(**json.loads(given.work))))))
+        print(
+            json.dumps(asyncio.run(work(given.origin, given.url, Worker(**json.loads(given.work)))))
+        )
         return
     gc.disable()
     store: Store = Redis() if given.store == "redis" else Postgres()

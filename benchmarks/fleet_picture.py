@@ -1,6 +1,7 @@
 """The picture of ``docs/explanation/fleet.rst``: the shares of eight processes while a deployment replaces each of them.
 
-Run it with ``python -m benchmarks.fleet_picture docs/explanation/fleet.svg``. It simulates the processes with the pure reference.
+Run it with ``python -m benchmarks.fleet_picture docs/explanation/fleet.svg``. It simulates the
+processes with the pure reference.
 """
 
 import sys
@@ -56,7 +57,8 @@ def drawn() -> str:
         if any(row[number] for row in rows):
             outline = [f"{x(at):.1f},{y(top):.1f}" for at, top in zip(times, above, strict=True)]
             outline += [
-                f"{x(at):.1f},{y(low):.1f}" for at, low in zip(reversed(times), reversed(below), strict=True)
+                f"{x(at):.1f},{y(low):.1f}"
+                for at, low in zip(reversed(times), reversed(below), strict=True)
             ]
             shade = 0.15 + 0.06 * (number % PROCESSES) + (0.2 if number >= PROCESSES else 0)
             areas.append(

@@ -1,7 +1,9 @@
 """How much a fleet asks of its store: requests a second and store time, for processes and projects of many numbers.
 
-Run it with ``python -m benchmarks.fleet_sizing`` (half a minute, needs redis-server and PostgreSQL). The requests come out of a simulation with the pure
-reference, which also tells how long a project takes until everybody has a fair share. The cost of one request is measured on real servers.
+Run it with ``python -m benchmarks.fleet_sizing`` (half a minute, needs redis-server and
+PostgreSQL). The requests come out of a simulation with the pure reference, which also tells how
+long a project takes until everybody has a fair share. The cost of one request is measured on real
+servers.
 """
 
 import asyncio

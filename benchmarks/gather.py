@@ -1,7 +1,8 @@
 """``asyncio.gather`` of 100,000 calls, all of which succeed: how long that takes, and what memory it needs.
 
-Run it with ``python -m benchmarks.gather`` (about a minute without a pace; ``--rate 800`` takes the 125 seconds that the API's limit makes of it).
-The server is nginx. What holds for any number of calls, on any machine, is in ``tests/whole/load/test_gather.py``.
+Run it with ``python -m benchmarks.gather`` (about a minute without a pace; ``--rate 800`` takes the
+125 seconds that the API's limit makes of it). The server is nginx. What holds for any number of
+calls, on any machine, is in ``tests/whole/load/test_gather.py``.
 """
 
 import argparse
@@ -21,7 +22,10 @@ async def measure(origin: str, count: int, rate: float | None) -> dict[str, floa
     from sinch_conv_async import ConversationClient, SessionManager
 
     async with SessionManager() as manager:
-        options = our_client.client_options(origin) | {"rate_limit": rate, "session_manager": manager}
+        options = our_client.client_options(origin) | {
+            "rate_limit": rate,
+            "session_manager": manager,
+        }
         async with ConversationClient(**options) as client:  # type: ignore[arg-type]  # keywords of several types
             await client.authenticate()
             began = time.monotonic()
@@ -56,7 +60,9 @@ async def measure(origin: str, count: int, rate: float | None) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=100_000)
-    parser.add_argument("--rate", type=float, default=None, help="calls a second; none: as fast as it goes")
+    parser.add_argument(
+        "--rate", type=float, default=None, help="calls a second; none: as fast as it goes"
+    )
     given = parser.parse_args()
     with server.nginx() as origin:
         found = asyncio.run(measure(origin, given.calls, given.rate))

@@ -18,7 +18,9 @@ def measure(plan: Plan) -> Measurement:
     def client(module: str, variant: str, width: int) -> process.Result:
         # Twice the callers, so that the time in which they start does not stand for all of it.
         calls = max(plan.calls // 2, 2 * width)
-        return process.run(f"benchmarks.clients.{module}", plan.origin, calls, width, f"--variant={variant}")
+        return process.run(
+            f"benchmarks.clients.{module}", plan.origin, calls, width, f"--variant={variant}"
+        )
 
     clients = {FLOOR: ("floor", ""), HANDWRITTEN: ("handwritten", ""), OURS: ("ours", "plain")}
 
@@ -73,7 +75,11 @@ def measure(plan: Plan) -> Measurement:
             label="CPU a call, µs",
             x_label="callers",
             series={
-                name: [(float(width), value) for width in widths if (value := cpu(name, width)) is not None]
+                name: [
+                    (float(width), value)
+                    for width in widths
+                    if (value := cpu(name, width)) is not None
+                ]
                 for name in clients
             },
             logarithmic=True,

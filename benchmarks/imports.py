@@ -7,7 +7,8 @@ from benchmarks import process
 from benchmarks.figures import Goal, Measurement, Plot, number
 from benchmarks.plan import Plan
 
-# CPU rather than wall: reading from a cold disk would measure the disk, and the first, unmeasured round warms it.
+# CPU rather than wall: reading from a cold disk would measure the disk, and the first, unmeasured
+# round warms it.
 _PROGRAM = """
 import json, sys, time
 if {plain!r}:
@@ -36,7 +37,8 @@ def measure(plan: Plan) -> Measurement:
         "import httpx": ("import httpx", True),
     }
     with tempfile.TemporaryDirectory(prefix="sinch-bench-") as directory:
-        # Installed packages come compiled and a source tree may not: here everything is, after the first round.
+        # Installed packages come compiled and a source tree may not: here everything is, after the
+        # first round.
         variables = {"PYTHONPYCACHEPREFIX": directory, "PYTHONDONTWRITEBYTECODE": ""}
         jobs = {
             name: functools.partial(

@@ -14,7 +14,12 @@ def measure(plan: Plan) -> Measurement:
 
     def client(module: str, variant: str = "") -> process.Result:
         return process.run(
-            f"benchmarks.clients.{module}", plan.origin, calls, 1, "--latencies", f"--variant={variant}"
+            f"benchmarks.clients.{module}",
+            plan.origin,
+            calls,
+            1,
+            "--latencies",
+            f"--variant={variant}",
         )
 
     jobs = {

@@ -1,12 +1,13 @@
 """What the pace does against servers that count in different ways: a simulation, no sockets, no waiting.
 
-Run it with ``python -m benchmarks.pace_simulation``. It drives the real ``Pace`` in simulated time: requests, answers, wake-ups
-of an event loop a millisecond coarse. The processes know nothing of each other. Every figure is of seconds 10 to 60 unless said
-otherwise. What comes out does not depend on the machine, and a run takes about a minute of it; ``--short`` leaves out the shapes that were dropped.
-``--picture`` prints the picture of docs/explanation/pace.rst instead.
+Run it with ``python -m benchmarks.pace_simulation``. It drives the real ``Pace`` in simulated time:
+requests, answers, wake-ups of an event loop a millisecond coarse. The processes know nothing of
+each other. Every figure is of seconds 10 to 60 unless said otherwise. What comes out does not
+depend on the machine, and a run takes about a minute of it; ``--short`` leaves out the shapes that
+were dropped. ``--picture`` prints the picture of docs/explanation/pace.rst instead.
 
-The first table is the law as it is; the others, shapes that were tried and dropped. Figures of the first are quoted, and explained,
-in docs/evidence/pace.rst.
+The first table is the law as it is; the others, shapes that were tried and dropped. Figures of the
+first are quoted, and explained, in docs/evidence/pace.rst.
 """
 
 from __future__ import annotations
@@ -296,9 +297,7 @@ class Figures(NamedTuple):
     most_refusals: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.reached:8.1f}{self.refused:8.2f}{self.least:8.0f}{self.most:8.0f}{self.most_refusals:9d}"
-        )
+        return f"{self.reached:8.1f}{self.refused:8.2f}{self.least:8.0f}{self.most:8.0f}{self.most_refusals:9d}"
 
 
 def fair_shares(capacity: float, demands: Iterable[float]) -> list[float]:
@@ -319,7 +318,9 @@ def measure(
     allowed = [sum(client.allowed[first:last]) for client in clients]
     refused = sum(sum(client.refused[first:last]) for client in clients)
     fair = fair_shares(capacity, (min(client.demand, client.limit) for client in clients))
-    parts = [count / (last - first) / share * 100 for count, share in zip(allowed, fair, strict=True)]
+    parts = [
+        count / (last - first) / share * 100 for count, share in zip(allowed, fair, strict=True)
+    ]
     return Figures(
         sum(allowed) / (last - first) / sum(fair) * 100,
         refused / (sum(allowed) + refused) * 100,
@@ -331,7 +332,9 @@ def measure(
 
 def worst(figures: Iterable[Figures]) -> Figures:
     columns = list(zip(*figures, strict=True))
-    return Figures(min(columns[0]), max(columns[1]), min(columns[2]), max(columns[3]), max(columns[4]))
+    return Figures(
+        min(columns[0]), max(columns[1]), min(columns[2]), max(columns[3]), max(columns[4])
+    )
 
 
 def line(name: str, figures: Figures) -> None:
@@ -427,14 +430,23 @@ def the_law() -> None:
             line(
                 f"sliding window, {count} x {round_trip * 1000:.0f} ms{', worst of 5 runs' if count == 3 else ''}",
                 worst(
-                    measure(simulate(SlidingWindow(LIMIT), same(count, round_trip=round_trip), seed=seed))
+                    measure(
+                        simulate(
+                            SlidingWindow(LIMIT), same(count, round_trip=round_trip), seed=seed
+                        )
+                    )
                     for seed in seeds
                 ),
             )
     for count in (1, 3):
         line(f"the same on a busy machine, {count} x 5 ms, worst of 3 runs", busy(count))
     servers: list[tuple[str, Callable[[], Server], int, float | None]] = [
-        ("sliding window, refused ones count", lambda: SlidingWindow(LIMIT, refused_count=True), LIMIT, None),
+        (
+            "sliding window, refused ones count",
+            lambda: SlidingWindow(LIMIT, refused_count=True),
+            LIMIT,
+            None,
+        ),
         ("sliding window of half of it", lambda: SlidingWindow(LIMIT // 2), LIMIT // 2, None),
         ("sliding window, Retry-After: 1", lambda: SlidingWindow(LIMIT), LIMIT, 1.0),
         ("fixed window", lambda: FixedWindow(LIMIT), LIMIT, None),
@@ -445,11 +457,14 @@ def the_law() -> None:
     for name, server, capacity, retry_after in servers:
         for round_trip in (0.010, 0.200):
             for count in (1, 3):
-                clients = simulate(server(), same(count, round_trip=round_trip), retry_after=retry_after)
+                clients = simulate(
+                    server(), same(count, round_trip=round_trip), retry_after=retry_after
+                )
                 line(f"{name}, {count} x {round_trip * 1000:.0f} ms", measure(clients, capacity))
     for round_trip in (0.010, 0.200):
         clients = simulate(
-            SlidingWindow(LIMIT), [*same(2, round_trip=round_trip), Client(start=30.0, round_trip=round_trip)]
+            SlidingWindow(LIMIT),
+            [*same(2, round_trip=round_trip), Client(start=30.0, round_trip=round_trip)],
         )
         for first, last in ((30, 35), (35, 40), (40, 60)):
             everyone = measure(clients, first=first, last=last)
@@ -464,7 +479,9 @@ def the_law() -> None:
         )
         line(f"third wants only 100 a second, {round_trip * 1000:.0f} ms", measure(clients))
         for count in (1, 3):
-            clients = simulate(SlidingWindow(LIMIT), same(count, round_trip=round_trip, stalls=STALLS))
+            clients = simulate(
+                SlidingWindow(LIMIT), same(count, round_trip=round_trip, stalls=STALLS)
+            )
             line(f"stalling event loops, {count} x {round_trip * 1000:.0f} ms", measure(clients))
         clients = simulate(TokenBucket(LIMIT, 30), same(1, round_trip=round_trip, stalls=STALLS))
         line(f"stalling event loop, burst 30, 1 x {round_trip * 1000:.0f} ms", measure(clients))
@@ -491,7 +508,11 @@ def noisy(count: int, share: float, tried: type[Pace] = Pace) -> Figures:
 def nodes(count: int, tried: type[Pace] = Pace) -> Figures:
     """One process and so many gateway nodes."""
     return worst(
-        measure(simulate(Nodes(LIMIT, count, seed=seed), same(1, shape=tried, round_trip=0.050), seed=seed))
+        measure(
+            simulate(
+                Nodes(LIMIT, count, seed=seed), same(1, shape=tried, round_trip=0.050), seed=seed
+            )
+        )
         for seed in SEEDS
     )
 
@@ -526,7 +547,9 @@ def noise_and_neighbours(tried: type[Pace] = Pace) -> None:
                 worst(
                     measure(
                         simulate(
-                            SlidingWindow(LIMIT), same(count, shape=tried, round_trip=round_trip), seed=seed
+                            SlidingWindow(LIMIT),
+                            same(count, shape=tried, round_trip=round_trip),
+                            seed=seed,
                         )
                     )
                     for seed in SEEDS
@@ -546,7 +569,9 @@ def noise_or_congestion() -> None:
 
 
 def what_did_not_pay() -> None:
-    print("\nStalls of 10 to 50 ms, five a second, a server without limits: share of 800 that departs, %")
+    print(
+        "\nStalls of 10 to 50 ms, five a second, a server without limits: share of 800 that departs, %"
+    )
     for name, tried in (
         ("the law", Pace),
         ("the window alone", shape(HEADROOM=-0.9)),
@@ -575,7 +600,11 @@ def what_did_not_pay() -> None:
             line(
                 f"{name}, {count}",
                 worst(
-                    measure(simulate(SlidingWindow(LIMIT), same(count, shape=tried, round_trip=round_trip)))
+                    measure(
+                        simulate(
+                            SlidingWindow(LIMIT), same(count, shape=tried, round_trip=round_trip)
+                        )
+                    )
                     for round_trip in ROUND_TRIPS
                 ),
             )
@@ -594,7 +623,10 @@ def what_did_not_pay() -> None:
                 worst(
                     measure(
                         simulate(
-                            SlidingWindow(LIMIT), same(3, round_trip=round_trip), backoff=backoff, seed=seed
+                            SlidingWindow(LIMIT),
+                            same(3, round_trip=round_trip),
+                            backoff=backoff,
+                            seed=seed,
                         )
                     )
                     for seed in range(1, 6)
@@ -605,7 +637,9 @@ def what_did_not_pay() -> None:
 PICTURE: Sequence[tuple[str, Callable[[], Sequence[Client]]]] = (
     (
         "alone, 1 % refused at random",
-        lambda: simulate(Noisy(SlidingWindow(LIMIT), 0.01, seed=2), same(1, round_trip=0.050), seed=2),
+        lambda: simulate(
+            Noisy(SlidingWindow(LIMIT), 0.01, seed=2), same(1, round_trip=0.050), seed=2
+        ),
     ),
     (
         "three that start together",
@@ -648,7 +682,9 @@ def picture() -> str:
                 f"{margin + width * second / SECONDS:.1f},{top + height * (1 - min(sent, LIMIT) / LIMIT):.1f}"
                 for second, sent in points
             )
-            parts.append(f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>')
+            parts.append(
+                f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
+            )
         parts.append(
             f'<text x="{margin + width}" y="{top + height + 14}" text-anchor="end">{SECONDS} s</text>'
         )

@@ -21,7 +21,10 @@ GOAL_COLUMNS = ("goal", "figure", "bound", "")
 
 def text(measurement: Measurement) -> str:
     """One measurement for a terminal."""
-    parts = [f"{measurement.title}\n{measurement.how}", text_table(measurement.columns, measurement.rows)]
+    parts = [
+        f"{measurement.title}\n{measurement.how}",
+        text_table(measurement.columns, measurement.rows),
+    ]
     if measurement.goals:
         parts.append(text_table(GOAL_COLUMNS, [goal.row for goal in measurement.goals]))
     return "\n\n".join(parts)
@@ -64,7 +67,11 @@ def write_page(path: Path, measurements: Sequence[Measurement]) -> None:
         if measurement.plot is not None and measurement.plot.series:
             stem = f"{path.stem}-{measurement.name}"
             _draw(measurement.plot, path.with_name(stem))
-            lines += ["", f".. image:: {stem}.svg", f"   :alt: {measurement.title}: {measurement.plot.label}"]
+            lines += [
+                "",
+                f".. image:: {stem}.svg",
+                f"   :alt: {measurement.title}: {measurement.plot.label}",
+            ]
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -96,8 +103,12 @@ def _draw(plot: Plot, stem: Path) -> None:
         names = list(plot.series)
         bars = axes.barh(names, [points[0][1] for points in plot.series.values()], color="#4878a8")
         for bar, name in zip(bars, names, strict=True):
-            bar.set_color("#c8553d" if name.startswith("sinch-conv") or "sinch_conv" in name else "#4878a8")
-        axes.bar_label(bars, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}", padding=3)
+            bar.set_color(
+                "#c8553d" if name.startswith("sinch-conv") or "sinch_conv" in name else "#4878a8"
+            )
+        axes.bar_label(
+            bars, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}", padding=3
+        )
         axes.invert_yaxis()
         axes.margins(x=0.14)
         axes.set_xlabel(plot.label)

@@ -1,6 +1,7 @@
 """Runs a module in a process of its own and reads the line of JSON that it prints.
 
-Knows nothing of what is measured, only that measuring happens elsewhere, in turns, and that a client may be missing.
+Knows nothing of what is measured, only that measuring happens elsewhere, in turns, and that a
+client may be missing.
 """
 
 import json
@@ -30,7 +31,9 @@ def run_python(
 ) -> Result:
     """What that command line of Python printed last, in the project's directory, without proxies."""
     # requests and httpx believe the environment's proxies, and would measure those.
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
+    }
     done = subprocess.run(
         [python, *map(str, arguments)],
         cwd=ROOT,
@@ -40,7 +43,9 @@ def run_python(
         timeout=_PATIENCE,
     )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, arguments))} failed:\n{done.stderr.strip()[-2000:]}")
+        raise RuntimeError(
+            f"{' '.join(map(str, arguments))} failed:\n{done.stderr.strip()[-2000:]}"
+        )
     result: Result = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -75,8 +80,8 @@ def median(results: list[Result], key: str) -> float | None:
 def ratio(results: list[Result], base: list[Result], key: str) -> float | None:
     """The median over the rounds of each round's ratio.
 
-    Neighbours in time are compared with each other, which a slow minute of the machine disturbs less than it would
-    disturb a ratio of two medians.
+    Neighbours in time are compared with each other, which a slow minute of the machine disturbs
+    less than it would disturb a ratio of two medians.
     """
     if not results or not base:
         return None

@@ -1,8 +1,9 @@
 """Where the time of one call goes: ``python -m benchmarks.profile_call``.
 
-Runs a client of the benchmark against its nginx and prints where it was. ``sample`` interrupts the process by its CPU
-time and looks at the stack, which favours nothing; ``functions`` is cProfile, which counts every call but charges for
-doing so and makes small functions look dear. Neither sees into C.
+Runs a client of the benchmark against its nginx and prints where it was. ``sample`` interrupts the
+process by its CPU time and looks at the stack, which favours nothing; ``functions`` is cProfile,
+which counts every call but charges for doing so and makes small functions look dear. Neither sees
+into C.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from benchmarks.clients import handwritten, ours, workload
 
 _CLIENTS = {"ours": ours.opened, "handwritten": handwritten.opened}
 
-# A prime number of microseconds, so that it does not beat with anything periodic. The kernel may round it up to
-# its tick (1 to 4 ms): the number of samples is printed.
+# A prime number of microseconds, so that it does not beat with anything periodic. The kernel may
+# round it up to its tick (1 to 4 ms): the number of samples is printed.
 _INTERVAL = 0.000_997
 
 

@@ -1,6 +1,7 @@
 """The resident memory of `update_many`, over jobs of different lengths.
 
-The peak that the kernel saw, in a process for each length: what grows with the job shows as a difference.
+The peak that the kernel saw, in a process for each length: what grows with the job shows as a
+difference.
 """
 
 import asyncio
@@ -23,7 +24,9 @@ def measure(plan: Plan) -> Measurement:
     results = process.interleaved(
         1,
         {
-            f"{length:,} updates": functools.partial(process.run, "benchmarks.residence", plan.origin, length)
+            f"{length:,} updates": functools.partial(
+                process.run, "benchmarks.residence", plan.origin, length
+            )
             for length in lengths
         },
     )

@@ -1,6 +1,7 @@
 """The benchmark: ``python -m benchmarks.run`` from the project's directory.
 
-Measures, shows, and fails only on counts that no machine changes: never on time. ``--short`` is the form for CI.
+Measures, shows, and fails only on counts that no machine changes: never on time. ``--short`` is the
+form for CI.
 """
 
 import argparse
@@ -71,15 +72,27 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="one small round of everything, for CI")
-    parser.add_argument("--rounds", type=int, metavar="N", help="interleaved rounds (5; short: 1)")
-    parser.add_argument("--calls", type=int, metavar="N", help="calls a round (10,000; short: 1,000)")
-    parser.add_argument("--concurrency", type=int, default=64, metavar="N", help="tasks that call (64)")
     parser.add_argument(
-        "--only", type=_names, default=list(MEASUREMENTS), metavar="NAME,...", help=", ".join(MEASUREMENTS)
+        "--short", action="store_true", help="one small round of everything, for CI"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="interleaved rounds (5; short: 1)")
+    parser.add_argument(
+        "--calls", type=int, metavar="N", help="calls a round (10,000; short: 1,000)"
+    )
+    parser.add_argument(
+        "--concurrency", type=int, default=64, metavar="N", help="tasks that call (64)"
+    )
+    parser.add_argument(
+        "--only",
+        type=_names,
+        default=list(MEASUREMENTS),
+        metavar="NAME,...",
+        help=", ".join(MEASUREMENTS),
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write a page there and plots beside it")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write a page there and plots beside it"
+    )
     parser.add_argument(
         "--sinch-python",
         default=os.environ.get("BENCHMARK_SINCH_PYTHON", sys.executable),

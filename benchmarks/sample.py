@@ -1,6 +1,7 @@
 """The one exchange that every client makes: ids, credentials, a request's text and the recorded answer.
 
-Knows no client and no server. Standard library only, since clients from other environments import it.
+Knows no client and no server. Standard library only, since clients from other environments import
+it.
 """
 
 import json
@@ -12,12 +13,13 @@ KEY_SECRET: Final = "benchmark-key-secret"
 MESSAGE_ID: Final = "01HRWQ5T9E7Z3K8M2V4N6P0B1C"
 METADATA: Final = '{"ticket":"48213","state":"closed","agent":"night shift"}'
 
-# Sinch's tokens are JWTs of several hundred characters, and every request carries one: a short stand-in
-# would make every client look cheaper than it is.
+# Sinch's tokens are JWTs of several hundred characters, and every request carries one: a short
+# stand-in would make every client look cheaper than it is.
 TOKEN: Final = ".".join(("eyJhbGciOiJSUzI1NiJ9", "c2FtcGxl" * 52, "dG9rZW4" * 32))
 
 TOKEN_ANSWER: Final = json.dumps(
-    {"access_token": TOKEN, "expires_in": 3599, "scope": "", "token_type": "bearer"}, separators=(",", ":")
+    {"access_token": TOKEN, "expires_in": 3599, "scope": "", "token_type": "bearer"},
+    separators=(",", ":"),
 )
 
 

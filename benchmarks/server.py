@@ -1,6 +1,7 @@
 """A server that is not ours: one nginx worker on loopback, returning the recorded answer.
 
-Knows nothing of the clients. nginx returns the id it was asked for, because a careful client checks that.
+Knows nothing of the clients. nginx returns the id it was asked for, because a careful client checks
+that.
 """
 
 import contextlib
@@ -50,7 +51,9 @@ def nginx() -> Iterator[str]:
     """Yields the origin of a running nginx and stops it afterwards; raises `ServerMissingError`."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
-        raise ServerMissingError("nginx is not installed; the benchmark needs a server that is not ours")
+        raise ServerMissingError(
+            "nginx is not installed; the benchmark needs a server that is not ours"
+        )
     with tempfile.TemporaryDirectory(prefix="sinch-bench-") as directory:
         port = _free_port()
         configuration = Path(directory, "nginx.conf")
@@ -77,7 +80,9 @@ def nginx() -> Iterator[str]:
 
 def version() -> str:
     """What nginx says of itself, such as ``nginx/1.26.2``."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin") or "nginx"
+    program = (
+        shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin") or "nginx"
+    )
     said = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr
     return said.rpartition(": ")[2].strip()
 

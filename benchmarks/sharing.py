@@ -1,9 +1,11 @@
 """Processes that know nothing of each other, each set to the whole limit, against one sandbox that allows it once.
 
-Run it with ``python -m benchmarks.sharing`` (a minute; ``--seconds``, ``--processes`` and ``--limit`` make it shorter;
-``--processes=1 --noise=0.01 --seconds=25 --settled=0`` shows a process alone that meets 1 % of random 429s). It prints, from second 10 on, what they reach
-together, how many requests were answered 429, what the slowest of them got, and how many calls failed. Real sockets on loopback: the figures depend on a machine
-that can bear the load. What does not is in ``benchmarks/pace_simulation.py``.
+Run it with ``python -m benchmarks.sharing`` (a minute; ``--seconds``, ``--processes`` and
+``--limit`` make it shorter; ``--processes=1 --noise=0.01 --seconds=25 --settled=0`` shows a process
+alone that meets 1 % of random 429s). It prints, from second 10 on, what they reach together, how
+many requests were answered 429, what the slowest of them got, and how many calls failed. Real
+sockets on loopback: the figures depend on a machine that can bear the load. What does not is in
+``benchmarks/pace_simulation.py``.
 """
 
 import argparse
@@ -114,7 +116,9 @@ async def measure(
     return {
         "reached_share": applied / time_counted / limit,
         "refused_share": refused / max(1, len(requests)),
-        "least_of_fair_share": min(shares.values()) / (limit * time_counted / processes) if shares else 0.0,
+        "least_of_fair_share": min(shares.values()) / (limit * time_counted / processes)
+        if shares
+        else 0.0,
         "processes_heard": len(shares),
         "calls_failed": sum(result["failed"] for result in results),
         "calls_applied": sum(result["applied"] for result in results),
@@ -138,8 +142,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--limit", type=int, default=800)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--settled", type=float, default=10.0, help="from which second on it is counted")
-    parser.add_argument("--noise", type=float, default=0.0, help="the share that is answered 429 at random")
+    parser.add_argument(
+        "--settled", type=float, default=10.0, help="from which second on it is counted"
+    )
+    parser.add_argument(
+        "--noise", type=float, default=0.0, help="the share that is answered 429 at random"
+    )
     parser.add_argument("--work", metavar="ORIGIN", help="be one of the processes")
     given = parser.parse_args()
     with workload.missing_is_reported():

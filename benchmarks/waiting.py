@@ -1,7 +1,7 @@
 """The memory of a call that waits for its turn, in a gather of very many.
 
-Counted by tracemalloc, the caller's task included; the caller's own strings are not. Bytes depend on the Python, not on
-the machine, so this may fail a run.
+Counted by tracemalloc, the caller's task included; the caller's own strings are not. Bytes depend
+on the Python, not on the machine, so this may fail a run.
 """
 
 import asyncio
@@ -89,7 +89,10 @@ async def _handwritten(_origin: str, count: int) -> dict[str, float]:
     async with aiohttp.ClientSession() as session:
 
         async def call(message_id: str, metadata: str) -> object:
-            async with semaphore, session.patch(message_id, json={"metadata": metadata}) as response:
+            async with (
+                semaphore,
+                session.patch(message_id, json={"metadata": metadata}) as response,
+            ):
                 return await response.json()
 
         return await _measured(call, count)
@@ -101,7 +104,8 @@ async def _measured(call: Callable[[str, str], Awaitable[object]], count: int) -
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     gathered = asyncio.gather(*(call(message_id, sample.METADATA) for message_id in ids))
-    # One turn of the loop starts every task, the next ones take each as far as it gets without an answer.
+    # One turn of the loop starts every task, the next ones take each as far as it gets without an
+    # answer.
     for _ in range(10):
         await asyncio.sleep(0)
     gc.collect()
@@ -109,7 +113,8 @@ async def _measured(call: Callable[[str, str], Awaitable[object]], count: int) -
     gathered.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await gathered
-    # gather is done with its last task, whose frame the loop may still be in: let it come round again.
+    # gather is done with its last task, whose frame the loop may still be in: let it come round
+    # again.
     await asyncio.sleep(0.1)
     del gathered
     gc.collect()

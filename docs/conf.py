@@ -41,7 +41,8 @@ exclude_patterns = ["_build"]
 default_role = "py:obj"
 nitpicky = True
 
-# The manager imports a fleet only when it is given one; autodoc reads its annotations, and needs their names.
+# The manager imports a fleet only when it is given one; autodoc reads its annotations, and needs
+# their names.
 manager.Fleet, manager.Sharing = fleet.Fleet, sharing.Sharing
 
 autodoc_member_order = "bysource"
@@ -49,8 +50,8 @@ autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
 python_maximum_signature_line_length = 57
 
-# The build fetches nothing, so that it gives the same pages on a train. With DOCS_ONLINE=1, as in the published
-# workflow, names of other projects become links.
+# The build fetches nothing, so that it gives the same pages on a train. With DOCS_ONLINE=1, as in
+# the published workflow, names of other projects become links.
 intersphinx_mapping = (
     {
         "python": ("https://docs.python.org/3", None),
@@ -62,9 +63,11 @@ intersphinx_mapping = (
     if os.environ.get("DOCS_ONLINE") == "1"
     else {}
 )
-# Other people's names, which only their inventories could resolve. Every name of this package must lead somewhere.
+# Other people's names, which only their inventories could resolve. Every name of this package must
+# lead somewhere.
 nitpick_ignore_regex = [
-    # What a fleet's `token` passes on from its `fetch`: values of the package's own wire, of which a store needs to know nothing.
+    # What a fleet's `token` passes on from its `fetch`: values of the package's own wire, of which
+    # a store needs to know nothing.
     (r"py:class", r"TokenResponse|Failure"),
     # Type variables of decorators and callbacks, which stand for whatever the user gives.
     (r"py:class", r"sinch_conv_async\..*\._T"),
@@ -137,7 +140,12 @@ class Translator(HTML5Translator):
     """HTML in which each cell of a table carries its column's heading, for phones, where a row is a paragraph (pages.css)."""
 
     def starttag(
-        self, node: nodes.Node, tagname: str, suffix: str = "\n", empty: bool = False, **attributes: Any
+        self,
+        node: nodes.Node,
+        tagname: str,
+        suffix: str = "\n",
+        empty: bool = False,
+        **attributes: Any,
     ) -> str:
         if tagname == "td" and isinstance(node, nodes.entry):
             heads = list(node.parent.parent.parent.findall(nodes.thead))
@@ -154,7 +162,13 @@ class CommandOptions(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         command = command_line.commands[self.arguments[0]]
         context = click.Context(command)
-        text = [".. list-table::", "   :class: stack", "   :header-rows: 1", "   :widths: 38 62", ""]
+        text = [
+            ".. list-table::",
+            "   :class: stack",
+            "   :header-rows: 1",
+            "   :widths: 38 62",
+            "",
+        ]
         text += ["   * - Option", "     - Meaning"]
         for option in command.params:
             if isinstance(option, click.Option):
@@ -173,7 +187,8 @@ class CommandOptions(SphinxDirective):
     def meaning(self, option: click.Option, context: click.Context) -> str:
         said = re.sub(r"  \[default: (\S+)\]", r" Default: ``\1``.", option.help or "")
         said = said.replace("  [default: ", " Default: ").replace("]", ".")
-        # Names are set as code: an API's host, which is no page to visit, a variable, a word of the API's.
+        # Names are set as code: an API's host, which is no page to visit, a variable, a word of the
+        # API's.
         said = re.sub(r"https://[a-z.]*[a-z]|\b[A-Z]+(_[A-Z]+)+\b(=\.\.\.)?", r"``\g<0>``", said)
         if isinstance(option.type, click.IntRange) and option.type.max is not None:
             said += f" From {option.type.min:,} to {option.type.max:,}."

@@ -23,7 +23,8 @@ from sync_client import sinch  # noqa: E402
 
 from sinch_conv_async import ConversationClient  # noqa: E402
 
-# Bound to the server's event loop by its first call. For asynchronous views, and for `async_to_sync` under ASGI.
+# Bound to the server's event loop by its first call. For asynchronous views, and for
+# `async_to_sync` under ASGI.
 client = ConversationClient.from_env()
 
 

@@ -20,7 +20,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        # The client's fields are one mapping, so that none of them can meet a field of somebody else's.
+        # The client's fields are one mapping, so that none of them can meet a field of somebody
+        # else's.
         line.update(getattr(record, "sinch_conv_async", {}))
         return json.dumps(line)
 

@@ -1,9 +1,10 @@
-"""An asyncio client that changes the metadata of messages in the Sinch Conversation API. Unofficial.
+"""An asyncio client that changes message metadata in the Sinch Conversation API. Unofficial.
 
 ::
 
     async with ConversationClient.from_env() as client:
-        message = await client.update_message_metadata("01FC66621XXXXX119Z8PMV1QPA", '{"ticket": "closed"}')
+        message = await client.update_message_metadata("01FC66621XXXXX119Z8PMV1QPA", '{"ticket":
+        "closed"}')
 """
 
 from ._core.manager import SessionManager

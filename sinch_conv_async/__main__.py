@@ -1,4 +1,4 @@
-"""The command ``sinch-conv``, also as ``python -m sinch_conv_async``. The client itself needs none of what this needs."""
+"""The command ``sinch-conv``, also as ``python -m sinch_conv_async``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def run() -> int:
         if missing.name not in ("click", "tqdm"):
             raise
         with contextlib.suppress(OSError):
-            print(f"sinch-conv needs {missing.name}: pip install 'sinch-conv-async[cli]'", file=sys.stderr)
+            print(
+                f"sinch-conv needs {missing.name}: pip install 'sinch-conv-async[cli]'",
+                file=sys.stderr,
+            )
         return 2
     return run()
 

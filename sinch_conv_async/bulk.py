@@ -67,7 +67,14 @@ from ._core.send import Call, Sender
 from ._wire.operations import GetMessage
 from .enums import MessagesSource
 from .errors import ClientStateError, InvalidArgumentError, SinchError
-from .models import ConversationMessage, MetadataUpdate, NotUpdated, Unchanged, Updated, UpdateOutcome
+from .models import (
+    ConversationMessage,
+    MetadataUpdate,
+    NotUpdated,
+    Unchanged,
+    Updated,
+    UpdateOutcome,
+)
 
 __all__ = ["BulkUpdate", "Change", "Messages", "Transform", "Updates"]
 
@@ -80,14 +87,19 @@ Updates = Iterable[MetadataUpdate | Pair] | AsyncIterable[MetadataUpdate | Pair]
 
 @runtime_checkable
 class Change(Protocol):
-    """A :class:`~sinch_conv_async.MetadataUpdate` that changes what its message has; the outcome leads back to it."""
+    """A :class:`~sinch_conv_async.MetadataUpdate` that is computed from its message.
+
+    The outcome leads back to it.
+    """
 
     def changed(self, message: ConversationMessage) -> str | None:
-        """The new metadata, or ``None``; InvalidArgumentError if the message cannot be changed so."""
+        """The new metadata, or ``None``. Raises InvalidArgumentError if there can be none."""
         ...
 
 
-Messages = Iterable[str | ConversationMessage | Change] | AsyncIterable[str | ConversationMessage | Change]
+Messages = (
+    Iterable[str | ConversationMessage | Change] | AsyncIterable[str | ConversationMessage | Change]
+)
 """What ``transform_many`` takes: message ids, or messages as they were read."""
 
 Transform = Callable[[ConversationMessage], str | Awaitable[str | None] | None]
@@ -129,7 +141,10 @@ class BulkUpdate:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
 
@@ -169,7 +184,9 @@ class BulkUpdate:
         await self._job.aclose()
 
 
-def update_many(sender: Sender, updates: Updates, *, concurrency: int, max_outage: float) -> BulkUpdate:
+def update_many(
+    sender: Sender, updates: Updates, *, concurrency: int, max_outage: float
+) -> BulkUpdate:
     """The job of :meth:`ConversationClient.update_many`; ``max_outage`` may be infinite."""
     source = _Input("updates", updates)
     return BulkUpdate(_Job(sender, source, _Updates(sender), concurrency, max_outage))
@@ -240,7 +257,7 @@ class _Updates:
 
 @attrs.frozen
 class _Message:
-    """An item of a transformation: the update as far as it is known, and the message if it was read.
+    """An item of a transformation: the update so far, and the message if it was read.
 
     ``change``: what makes the new metadata of this message.
     """
@@ -294,11 +311,13 @@ class _Transformation:
         there = message.metadata or ""
         if metadata is None or metadata == there:
             return Unchanged(attrs.evolve(update, metadata=there), message, attempts=attempts)
-        return await _updated(self._sender, attrs.evolve(update, metadata=metadata), job, attempts=attempts)
+        return await _updated(
+            self._sender, attrs.evolve(update, metadata=metadata), job, attempts=attempts
+        )
 
 
 async def _changed(change: Transform, message: ConversationMessage) -> str | None:
-    """The new metadata of a message. InvalidArgumentError is the message's; another error ends the job."""
+    """The new metadata. InvalidArgumentError is an outcome; another error ends the job."""
     try:
         metadata = change(message)
         if inspect.isawaitable(metadata):
@@ -437,7 +456,9 @@ class _Job:
         self._api = ApiState(max_outage)
         self._probes: _Probes | None = None
         self._places = asyncio.Semaphore(concurrency)
-        self._unreturned = 0  # places of outcomes that a reader has taken and not come back for more
+        self._unreturned = (
+            0  # places of outcomes that a reader has taken and not come back for more
+        )
         self._held: dict[Hashable, deque[Any]] = {}
         self._finished: deque[UpdateOutcome] = deque()
         self._news = asyncio.Event()
@@ -543,7 +564,9 @@ class _Job:
         run: Callable[..., Coroutine[Any, Any, None]],
         *given: Any,
     ) -> asyncio.Task[None]:
-        task = loop.create_task(_until_closed(loop, run, *given), name=f"sinch_conv_async bulk {name}")
+        task = loop.create_task(
+            _until_closed(loop, run, *given), name=f"sinch_conv_async bulk {name}"
+        )
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
         return task
@@ -615,7 +638,9 @@ class _Job:
             item = self._work.item(given)
         except InvalidArgumentError as refused:
             number = self._input.given
-            raise InvalidArgumentError(f"item {number} of the input (index {number - 1}) {refused}") from None
+            raise InvalidArgumentError(
+                f"item {number} of the input (index {number - 1}) {refused}"
+            ) from None
         key = self._work.key(item)
         if key in self._held:
             self._held[key].append(item)
@@ -655,7 +680,9 @@ class _Job:
 
     # One call
 
-    async def send(self, call: Call[ConversationMessage], key: Hashable) -> ConversationMessage | SinchError:
+    async def send(
+        self, call: Call[ConversationMessage], key: Hashable
+    ) -> ConversationMessage | SinchError:
         """The result of a call, or the error that is its outcome. Raises what ends the job."""
         trial = _Trial(call, key)
         while True:
@@ -716,9 +743,13 @@ class _Job:
             reached=call.maybe_sent,
             rounds=trial.rounds,
             alone=len(self._held) == 1 and len(api.failing) == 1,
-            others_succeed=(call.failed_since is not None and api.newest_success > call.failed_since)
+            others_succeed=(
+                call.failed_since is not None and api.newest_success > call.failed_since
+            )
             or (trial.answers_before is not None and api.answers > trial.answers_before),
-            only_failing_left=not self._reading and not self._stopped and api.failing.issuperset(self._held),
+            only_failing_left=not self._reading
+            and not self._stopped
+            and api.failing.issuperset(self._held),
             ever_answered=api.answers > 0,
             in_outage=self.in_outage,
             failed_in_a_row=len(api.failing),
@@ -772,7 +803,7 @@ class _Job:
             )
 
     async def _may_send(self) -> _Probes | None:
-        """Wait while the API is out. If the next attempt is a probe, return whom to tell its end."""
+        """Wait while the API is out. For a probe, return whom to tell its end."""
         while (probes := self._probes) is not None:
             with self._parking():
                 await probes.wait()
@@ -846,5 +877,7 @@ class _Trial:
 def _after_outage(error: SinchError, seconds: float) -> SinchError:
     """What ends a job after an outage: a copy, because an outcome may have the error as well."""
     ending = copy.copy(error)
-    ending.add_note(f"The API has taken no update for {seconds:.0f} s, so the job has ended. {TO_GO_ON}")
+    ending.add_note(
+        f"The API has taken no update for {seconds:.0f} s, so the job has ended. {TO_GO_ON}"
+    )
     return ending

@@ -142,7 +142,9 @@ class ConversationClient:
             credentials=credentials,
             auth=auth,
             origin=origin,
-            auth_origin=checked_origin("auth_origin", AUTH_ORIGIN if auth_origin is None else auth_origin),
+            auth_origin=checked_origin(
+                "auth_origin", AUTH_ORIGIN if auth_origin is None else auth_origin
+            ),
             rate_limit=_positive("rate_limit", rate_limit),
             policy=retry or RetryPolicy(),
             attempt_timeout=exchange_seconds,
@@ -159,7 +161,9 @@ class ConversationClient:
         that names the variables that are missing.
         """
         options: dict[str, Any] = {
-            name: os.environ[variable] for name, variable in _ENVIRONMENT.items() if os.environ.get(variable)
+            name: os.environ[variable]
+            for name, variable in _ENVIRONMENT.items()
+            if os.environ.get(variable)
         }
         options.update(overrides)
         # This frame is part of an error's traceback: the secret leaves it before anything is
@@ -178,7 +182,10 @@ class ConversationClient:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -188,13 +195,19 @@ class ConversationClient:
             # Its constructor refused an argument, and crash reporters print that frame's variables.
             return "<ConversationClient not constructed>"
         state = "closed" if self.closed else "open"
-        return f"<ConversationClient {state}: project {sender.project_id} at {sender.origin}, {sender.project!r}>"
+        where = f"project {sender.project_id} at {sender.origin}"
+        return f"<ConversationClient {state}: {where}, {sender.project!r}>"
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         # One that was never used has nothing to close. A manager of its own warns too, and says the
         # same of its connections.
         sender = getattr(self, "_sender", None)
-        if sender is not None and not self._owns_manager and not self.closed and sender.lifetime.running:
+        if (
+            sender is not None
+            and not self._owns_manager
+            and not self.closed
+            and sender.lifetime.running
+        ):
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:
@@ -310,7 +323,11 @@ class ConversationClient:
         return MessageList(sender, operation, timeout=self._timeout)
 
     def update_many(
-        self, updates: Updates, *, concurrency: int | None = None, max_outage: float | None = MAX_OUTAGE
+        self,
+        updates: Updates,
+        *,
+        concurrency: int | None = None,
+        max_outage: float | None = MAX_OUTAGE,
     ) -> BulkUpdate:
         """The outcomes of many updates, one for each, in order of completion.
 
@@ -397,6 +414,10 @@ def _positive(name: str, value: object) -> float | None:
     """A positive, finite number or None; or InvalidArgumentError."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value <= sys.float_info.max
+    ):
         raise InvalidArgumentError(f"{name} must be a positive, finite number")
     return value

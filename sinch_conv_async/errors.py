@@ -61,7 +61,8 @@ def _shown(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
     )
 
 
@@ -226,7 +227,10 @@ class NotFoundError(ApiError):
 
 
 class RateLimitedError(ApiError):
-    """429: the project's limit was exceeded, longer than the retry policy was willing to wait, or for a minute in all of its calls."""
+    """429: the project's limit was exceeded.
+
+    It was so for longer than the retry policy waits, or for a minute in all of the project's calls.
+    """
 
 
 class ServerError(ApiError):

@@ -87,7 +87,11 @@ class ConversationMessage(_TimeText):
     # attrs makes these two for the fields alone: a copy would lose the text of accept_time.
     def __getstate__(self) -> dict[str, Any]:
         names = [field.name for field in attrs.fields(ConversationMessage)]
-        return {name: getattr(self, name) for name in (*names, "accept_time_text") if hasattr(self, name)}
+        return {
+            name: getattr(self, name)
+            for name in (*names, "accept_time_text")
+            if hasattr(self, name)
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():

@@ -40,7 +40,8 @@ class MessageList:
     """
 
     asks_again: ClassVar[bool] = True
-    """After an error the same page is fetched again, so a job that reads the list can wait out an outage."""
+    """After an error the same page is fetched again, so a job that reads the list can wait out an
+    outage."""
 
     def __init__(self, sender: Sender, operation: ListMessages, *, timeout: float | None) -> None:
         self._sender = sender
@@ -55,16 +56,20 @@ class MessageList:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
-        state = "at its end" if self._next is None else "reading" if self._seen else "at its beginning"
-        return (
-            f"<MessageList {state}: {len(self._messages)} messages at hand, {len(self._seen)} pages turned>"
+        state = (
+            "at its end" if self._next is None else "reading" if self._seen else "at its beginning"
         )
+        pages = f"{len(self._messages)} messages at hand, {len(self._seen)} pages turned"
+        return f"<MessageList {state}: {pages}>"
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
 
@@ -94,7 +99,7 @@ class MessageList:
                 loop.call_soon_threadsafe(task.cancel)
 
     async def _turn(self) -> None:
-        """Take the next page, and begin to fetch the one after it; StopAsyncIteration at the end."""
+        """Take the next page and begin to fetch its successor; StopAsyncIteration at the end."""
         loop = asyncio.get_running_loop()
         if self._loop is not None and self._loop is not loop:
             raise ClientStateError("this list belongs to another event loop")
@@ -136,7 +141,9 @@ class MessageList:
         return self._fetching
 
 
-async def _fetched(sender: Sender, operation: ListMessages, timeout: float | None) -> MessagePage | Exception:
+async def _fetched(
+    sender: Sender, operation: ListMessages, timeout: float | None
+) -> MessagePage | Exception:
     """One page, or why there is none. Returned, not raised: nobody may come to ask."""
     try:
         return await sender.send(Call(operation), timeout=timeout)

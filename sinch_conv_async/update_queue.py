@@ -1,7 +1,7 @@
 """A queue of updates that a service fills, and that one bulk job empties for as long as it runs.
 
-- ``put`` adds an update to ``_pending``, where it stays until it has an outcome, and to ``_queued``,
-  from which the job reads. ``max_size`` bounds ``_pending``.
+- ``put`` adds an update to ``_pending``, where it stays until it has an outcome, and to
+  ``_queued``, from which the job reads. ``max_size`` bounds ``_pending``.
 - One task runs the job. If an error ends the job, such as a refused key, the task waits a while and
   starts another job, with all that is pending.
 - ``stop`` lets the job go on until everything has an outcome, or until the time is up. Then it
@@ -41,8 +41,9 @@ class UpdateQueue:
 
     ``max_size``: updates that may be pending; more are refused. ``on_outcome``: a plain or
     asynchronous function that is called with each outcome, one after the other; what it raises goes
-    to the event loop's exception handler. Without it, updates that failed are logged as warnings. ``concurrency``: updates under way at a time.
-    ``stop_within``: seconds that leaving the ``async with`` block waits for pending updates.
+    to the event loop's exception handler. Without it, updates that failed are logged as warnings.
+    ``concurrency``: updates under way at a time. ``stop_within``: seconds that leaving the ``async
+    with`` block waits for pending updates.
 
     An error that ends the job (a refused key) is logged and kept in :attr:`error`; the job starts
     again after 30 seconds. Nothing here survives the process: what must not be lost belongs into a
@@ -149,7 +150,10 @@ class UpdateQueue:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.stop(self._stop_within)
 

@@ -31,7 +31,8 @@ COMMAND = (sys.executable, "-W", "error", "-m", "sinch_conv_async")
 
 def environment_of(sandbox: Sandbox | None, **more: str) -> dict[str, str]:
     """An environment that leads to the sandbox; without one, to nowhere."""
-    # PYTHONUNBUFFERED would hide what a process does about output that is still buffered at its end.
+    # PYTHONUNBUFFERED would hide what a process does about output that is still buffered at its
+    # end.
     clean = {
         name: value
         for name, value in os.environ.items()
@@ -47,7 +48,11 @@ def environment_of(sandbox: Sandbox | None, **more: str) -> dict[str, str]:
 
 def unmeasured(environment: Mapping[str, str]) -> dict[str, str]:
     """Without coverage's measuring, for processes that are killed before they could say what they ran."""
-    return {name: value for name, value in environment.items() if not name.startswith("COVERAGE_PROCESS")}
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("COVERAGE_PROCESS")
+    }
 
 
 @attrs.frozen
@@ -91,7 +96,8 @@ class Running:
             stderr=pipe,
             env=self._environment,
             cwd=self._folder,
-            # A shell that runs the tests in the background has them ignore Ctrl-C, and whatever they start too.
+            # A shell that runs the tests in the background has them ignore Ctrl-C, and whatever
+            # they start too.
             preexec_fn=_takes_interrupts,
         )
         return self
@@ -154,6 +160,7 @@ def csv(folder: Path, rows: int = 20, name: str = "ids.csv") -> Path:
     """A file of updates, of ID1, ID2 and so on, each with its own metadata."""
     path = folder / name
     path.write_text(
-        "message_id,metadata\n" + "".join(f"ID{row},{SECRET_METADATA}-{row}\n" for row in range(1, rows + 1))
+        "message_id,metadata\n"
+        + "".join(f"ID{row},{SECRET_METADATA}-{row}\n" for row in range(1, rows + 1))
     )
     return path

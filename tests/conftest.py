@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 os.environ["PATH"] = programs.path()
 
-# No deadlines: a slow machine is no finding. In CI the examples are the same in every run, so that a red run can be had
-# again; "quick" is for `nox -s tests-3.13 -- tests/unit`; the fuzzing profile is for `nox -s fuzz`, which keeps trying.
+# No deadlines: a slow machine is no finding. In CI the examples are the same in every run, so that
+# a red run can be had again; "quick" is for `nox -s tests-3.13 -- tests/unit`; the fuzzing profile
+# is for `nox -s fuzz`, which keeps trying.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -32,13 +33,14 @@ hypothesis.settings.load_profile(
 
 DESCRIPTORS = Path("/proc/self/fd")
 
-# Closing a transport takes the loop a pass to call connection_lost and one for each layer above it (TLS, the stream,
-# the protocol that waited). Ten is generous, and still a count and not a time.
+# Closing a transport takes the loop a pass to call connection_lost and one for each layer above it
+# (TLS, the stream, the protocol that waited). Ten is generous, and still a count and not a time.
 LOOP_PASSES = 10
 
 
-# What runs the whole drives servers, processes and loads. Minutes of it on each Python would show nothing that one
-# Python does not show: `nox -s tests` leaves these to `nox -s once`. These files of tests/whole depend on the Python.
+# What runs the whole drives servers, processes and loads. Minutes of it on each Python would show
+# nothing that one Python does not show: `nox -s tests` leaves these to `nox -s once`. These files
+# of tests/whole depend on the Python.
 ON_EACH_PYTHON = {"test_bulk.py", "test_calls.py", "test_secrets.py"}
 
 
@@ -100,7 +102,8 @@ async def loop_is_left_idle() -> AsyncIterator[None]:
         left = asyncio.all_tasks() - tasks - {asyncio.current_task()}
         opened = dict(open_descriptors().items() - descriptors.items())
         if os.environ.get("EVENT_LOOP") == "uvloop":
-            opened = {}  # each run of the loop opens sockets of its own; the other fixture looks after it
+            # each run of the loop opens sockets of its own; the other fixture looks after it
+            opened = {}
         if not left and not opened:
             return
     assert not left, f"tasks left running: {left}"

@@ -1,6 +1,7 @@
 """Programs that are not this project's and that tests run: where they are, and which are missing here.
 
-The list stands in ``.ci/run``, which installs them. ``python -m tests.programs`` prints the missing ones, one a line.
+The list stands in ``.ci/run``, which installs them. ``python -m tests.programs`` prints the missing
+ones, one a line.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 
 _LIST = Path(__file__).parent.parent / ".ci" / "run"
 
-# Where Debian puts servers, and where a plain user's PATH does not look. `.ci/run` empties it to test a machine without servers.
+# Where Debian puts servers, and where a plain user's PATH does not look. `.ci/run` empties it to
+# test a machine without servers.
 PLACES = os.environ.get("PROGRAMS_ALSO_IN", "/usr/sbin:/sbin:/usr/lib/postgresql/*/bin")
 
 

@@ -1,6 +1,7 @@
 """Servers that do as they are told, byte by byte, and the clients that are sent to them.
 
-What the sandbox does not do (it answers as the API would, or misbehaves in ways that have names) is scripted here over plain sockets.
+What the sandbox does not do (it answers as the API would, or misbehaves in ways that have names) is
+scripted here over plain sockets.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Received:
 class Peer:
     """The server's end of one connection."""
 
-    def __init__(self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self.server = server
         self.reader = reader
         self.writer = writer

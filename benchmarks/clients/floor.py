@@ -1,7 +1,8 @@
 """The floor: what asyncio alone costs for such an exchange, with no HTTP client at all.
 
-A bare protocol that writes prepared bytes and finds the end of the answer by Content-Length; it reads no status, checks
-nothing and understands nothing. One connection a worker. Variant ``json`` also runs `json.loads` on the body.
+A bare protocol that writes prepared bytes and finds the end of the answer by Content-Length; it
+reads no status, checks nothing and understands nothing. One connection a worker. Variant ``json``
+also runs `json.loads` on the body.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """This project's client with everything on: token cache, admission, pacing, retry, typed answers.
 
-Variant ``plain`` hides orjson, so that a machine that has it measures the core; variant ``speedups`` requires it.
+Variant ``plain`` hides orjson, so that a machine that has it measures the core; variant
+``speedups`` requires it.
 """
 
 import contextlib

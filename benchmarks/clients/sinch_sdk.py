@@ -1,7 +1,7 @@
 """Sinch's own SDK, which has no asynchronous client: its concurrency is a number of threads.
 
-One `SinchClient` serves all threads, as its documentation has it. It takes no origin for loopback, so the two of its
-configuration are set after construction.
+One `SinchClient` serves all threads, as its documentation has it. It takes no origin for loopback,
+so the two of its configuration are set after construction.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +34,9 @@ def main() -> None:
         with workload.Stopwatch() as stopwatch:
             for _ in threads.map(call, workload.message_ids(given.calls)):
                 pass
-    workload.report(workload.result(given.calls, stopwatch), distributions=["sinch", "requests", "pydantic"])
+    workload.report(
+        workload.result(given.calls, stopwatch), distributions=["sinch", "requests", "pydantic"]
+    )
 
 
 if __name__ == "__main__":

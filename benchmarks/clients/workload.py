@@ -1,7 +1,8 @@
 """The work every client is given, and the stopwatch around it.
 
-Knows no client: a client hands in a way to open itself. Warm-up comes first and is not counted (connections, the
-token, the interpreter's specialised code). Standard library only, since clients from other environments import it.
+Knows no client: a client hands in a way to open itself. Warm-up comes first and is not counted
+(connections, the token, the interpreter's specialised code). Standard library only, since clients
+from other environments import it.
 """
 
 import argparse
@@ -25,7 +26,8 @@ Call = Callable[[str, str], Awaitable[object]]
 class Arguments:
     """What a client is asked to do: `calls` updates against `origin`, at most `concurrency` at a time.
 
-    With a `rate` (calls per second) all calls are made at once, and the client holds the rate itself.
+    With a `rate` (calls per second) all calls are made at once, and the client holds the rate
+    itself.
     """
 
     origin: str
@@ -47,8 +49,12 @@ def arguments() -> Arguments:
     parser.add_argument("origin")
     parser.add_argument("calls", type=int)
     parser.add_argument("concurrency", type=int)
-    parser.add_argument("--rate", type=float, default=None, help="calls per second, held by the client")
-    parser.add_argument("--variant", default="", help="which form of the client; each names its own")
+    parser.add_argument(
+        "--rate", type=float, default=None, help="calls per second, held by the client"
+    )
+    parser.add_argument(
+        "--variant", default="", help="which form of the client; each names its own"
+    )
     parser.add_argument("--latencies", action="store_true", help="clock every single call")
     return Arguments(**vars(parser.parse_args()))
 
@@ -77,7 +83,9 @@ def message_ids(count: int) -> Iterator[str]:
 
 
 def run(
-    opened: Callable[[Arguments], AbstractAsyncContextManager[Call]], *, distributions: Sequence[str]
+    opened: Callable[[Arguments], AbstractAsyncContextManager[Call]],
+    *,
+    distributions: Sequence[str],
 ) -> None:
     """Opens the client, has it do the work, and prints what that took."""
     given = arguments()
@@ -94,9 +102,15 @@ def run(
         report(asyncio.run(main()), distributions=distributions)
 
 
-def result(calls: int, stopwatch: Stopwatch, latencies: list[float] | None = None) -> dict[str, Any]:
+def result(
+    calls: int, stopwatch: Stopwatch, latencies: list[float] | None = None
+) -> dict[str, Any]:
     """Microseconds a call: of CPU, of wall clock and, where clocked, the spread of single calls."""
-    found = {"cpu_us": stopwatch.cpu / calls * 1e6, "wall_us": stopwatch.wall / calls * 1e6, "calls": calls}
+    found = {
+        "cpu_us": stopwatch.cpu / calls * 1e6,
+        "wall_us": stopwatch.wall / calls * 1e6,
+        "calls": calls,
+    }
     found["share_of_a_core"] = stopwatch.cpu / stopwatch.wall
     if latencies:
         found["median_us"] = statistics.median(latencies) * 1e6
@@ -130,7 +144,9 @@ def _version(distribution: str) -> str:
         return "source tree"
 
 
-async def work(call: Call, count: int, given: Arguments, latencies: list[float] | None = None) -> None:
+async def work(
+    call: Call, count: int, given: Arguments, latencies: list[float] | None = None
+) -> None:
     """Makes `count` calls, `given.concurrency` at a time; with a rate, all at once. Clocks each where asked to."""
     ids = message_ids(count)
 

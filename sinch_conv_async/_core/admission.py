@@ -128,7 +128,8 @@ class Project:
 
     def __repr__(self) -> str:
         probing = ", probing" if self.probing else ""
-        return f"<Project pace={self.pace.rate:.1f}/s waiting={self.waiting} in_flight={self.in_flight}{probing}>"
+        counts = f"waiting={self.waiting} in_flight={self.in_flight}"
+        return f"<Project pace={self.pace.rate:.1f}/s {counts}{probing}>"
 
     def join(self, client: object, *, rate_limit: float | None, max_retry_after: float) -> None:
         """A client with its own limit and patience comes to share the project."""
@@ -152,7 +153,9 @@ class Project:
 
     def _set_limit(self) -> None:
         if self.limits:
-            self.limit = min((limit for limit in self.limits.values() if limit is not None), default=None)
+            self.limit = min(
+                (limit for limit in self.limits.values() if limit is not None), default=None
+            )
         limit = self.limit
         if limit is not None and self.share is not None:
             limit = min(limit, self.share)
@@ -168,7 +171,7 @@ class Project:
         return True
 
     def recovered(self, now: float) -> bool:
-        """Whether the pace is back at its limit, for the first time since it was below half of it."""
+        """Whether the pace is back at its limit, for the first time since it was below half."""
         if not self.below_half or self.pace.rate_at(now) < self.pace.top:
             return False
         self.below_half = False
@@ -271,7 +274,9 @@ class Project:
 
     def refuse(self) -> list[asyncio.Future[Permit]]:
         """Empty the queues; return the futures that still wait, to be failed."""
-        waiting = [future for queue in (self.retries, self.fresh) for future in queue if not future.done()]
+        waiting = [
+            future for queue in (self.retries, self.fresh) for future in queue if not future.done()
+        ]
         for queue in (self.retries, self.fresh):
             self.abandoned -= len(queue)  # they have come to abandon(), or will
             queue.clear()

@@ -87,7 +87,9 @@ PUBLIC_ROUTE: Final = (
         "tells the watch when the connection goes back into the pool",
         ("self", "callback"),
     ),
-    Part("client_proto.ResponseHandler.should_close", "says that the server has ended the connection"),
+    Part(
+        "client_proto.ResponseHandler.should_close", "says that the server has ended the connection"
+    ),
     Part(
         "TCPConnector.__del__",
         "is kept from closing a parent's connections in a forked child",

@@ -93,7 +93,11 @@ class Binder:
         if self.closed:
             raise closed_error()
         binding = self.current
-        if binding is not None and binding.loop is asyncio.get_running_loop() and binding.pid == os.getpid():
+        if (
+            binding is not None
+            and binding.loop is asyncio.get_running_loop()
+            and binding.pid == os.getpid()
+        ):
             return binding
         self.living()  # refuses, or gives up what is on a closed loop
         return self._bind()
@@ -113,11 +117,13 @@ class Binder:
             return None
         if binding.pid != os.getpid():
             raise ClientStateError(
-                "this client was in use when the process was forked; make a new one in the child process"
+                "this client was in use when the process was forked; "
+                "make a new one in the child process"
             )
         if binding.loop is not asyncio.get_running_loop():
             raise ClientStateError(
-                "this client belongs to another event loop that is still there; let all threads share one "
+                "this client belongs to another event loop that is still there; "
+                "let all threads share one "
                 "client on one loop, as docs/how-to/synchronous-hosts shows"
             )
         return binding
@@ -134,7 +140,10 @@ class Binder:
         self.clock.read = clock
         self.rng.seed()
         admission = Admission(
-            self._max_connections, clock=clock, call_later=loop.call_later, loop_is_closed=loop.is_closed
+            self._max_connections,
+            clock=clock,
+            call_later=loop.call_later,
+            loop_is_closed=loop.is_closed,
         )
         binding = Binding(loop, os.getpid(), clock, Connections(self.options), admission)
         self.current = binding

@@ -89,7 +89,7 @@ class ConnectionOptions:
     def checked(
         cls, *, ssl: object, proxy: str | URL | None, resolver: Any, trace_configs: Any
     ) -> ConnectionOptions | str:
-        """The options, or what is wrong with them: ``proxy`` may hold a password, so none is raised."""
+        """The options, or what is wrong with them, since ``proxy`` may hold a password."""
         given: Any = resolver  # what a function makes is not known before it is called
         found_proxy = checked_proxy(proxy)
         if isinstance(found_proxy, str):
@@ -238,7 +238,9 @@ class Connections:
             maybe_applied=True,
         )
 
-    async def _by_session(self, request: Request, token: Token, known: Exchange) -> tuple[Response, bool]:
+    async def _by_session(
+        self, request: Request, token: Token, known: Exchange
+    ) -> tuple[Response, bool]:
         """The answer, and whether its body is complete, by aiohttp's session."""
         proxy = self._proxy
         # aiohttp puts proxy_headers only into a CONNECT. A proxy that gets the request itself must
@@ -268,7 +270,9 @@ class Connections:
             if not whole:
                 response.close()
 
-    async def request_token(self, request: Request, credentials: Credentials) -> TokenResponse | Failure:
+    async def request_token(
+        self, request: Request, credentials: Credentials
+    ) -> TokenResponse | Failure:
         """One request to the token endpoint (RFC 6749, section 4.4.2)."""
         basic = BasicAuthorization(credentials).token
         answer = await self.exchange(request, basic, Exchange(), timeout=TOKEN_TIMEOUT)
@@ -309,7 +313,9 @@ def _tells_when_written() -> aiohttp.TraceConfig:
         asyncio.get_running_loop().call_soon(current_exchange.get().written)
 
     async def on_headers(
-        session: aiohttp.ClientSession, context: object, params: aiohttp.TraceRequestHeadersSentParams
+        session: aiohttp.ClientSession,
+        context: object,
+        params: aiohttp.TraceRequestHeadersSentParams,
     ) -> None:
         if "Content-Length" not in params.headers:  # no body follows
             await on_body(session, context, params)
@@ -359,7 +365,9 @@ def _empty_frame(code: CodeType, line: int) -> FrameType:
         if isinstance(node, ast.expr):
             node.lineno = node.end_lineno = line
             node.col_offset = node.end_col_offset = -1  # no column is known
-    here = compile(tree, code.co_filename, "eval").replace(co_name=code.co_name, co_qualname=code.co_qualname)
+    here = compile(tree, code.co_filename, "eval").replace(
+        co_name=code.co_name, co_qualname=code.co_qualname
+    )
     frame: FrameType = eval(here, {"here": sys._getframe})  # noqa: S307  # our own expression
     return frame
 
@@ -379,7 +387,9 @@ def transport_failure(cause: Exception, known: Exchange, *, host: str, timeout: 
             retryable=True,
             maybe_applied=applied,
         )
-    if isinstance(cause, aiohttp.ServerFingerprintMismatch | aiohttp.ClientConnectorCertificateError):
+    if isinstance(
+        cause, aiohttp.ServerFingerprintMismatch | aiohttp.ClientConnectorCertificateError
+    ):
         error = getattr(cause, "certificate_error", None)
         reason = getattr(error, "verify_message", "another fingerprint")
         problem = f"the server's certificate was not accepted: {cause.host}: {reason}"

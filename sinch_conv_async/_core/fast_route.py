@@ -38,7 +38,16 @@ class _Line(asyncio.Protocol):
     time of its exchange was over, and its transport was aborted.
     """
 
-    __slots__ = ("alive", "carried", "expired", "has_input", "idle", "idle_since", "protocol", "transport")
+    __slots__ = (
+        "alive",
+        "carried",
+        "expired",
+        "has_input",
+        "idle",
+        "idle_since",
+        "protocol",
+        "transport",
+    )
 
     def __init__(self, protocol: Any, transport: asyncio.Transport) -> None:
         self.protocol = protocol

@@ -30,7 +30,8 @@ each call.
 def log(level: int, text: str, *values: object, **fields: Any) -> None:
     """Logs one record, with ``fields`` as its attribute ``sinch_conv_async``."""
     try:
-        # An error is logged as its text: a record that somebody keeps must not keep the error's frames.
+        # An error is logged as its text: a record that somebody keeps must not keep the error's
+        # frames.
         values = tuple(str(value) if isinstance(value, Exception) else value for value in values)
         _logger.log(level, text, *values, extra={"sinch_conv_async": fields}, stacklevel=2)
     except Exception:  # noqa: BLE001  # a factory or filter of the user's raised; the call goes on

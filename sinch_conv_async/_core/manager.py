@@ -134,7 +134,9 @@ def sharing_of(fleet: Fleet) -> Sharing:
     """What keeps a manager's projects at their shares of the fleet, or InvalidArgumentError."""
     from .sharing import Sharing  # here: a manager without a fleet need not import it
 
-    if not all(callable(getattr(fleet, name, None)) for name in ("share", "token", "forget_token", "close")):
+    if not all(
+        callable(getattr(fleet, name, None)) for name in ("share", "token", "forget_token", "close")
+    ):
         raise InvalidArgumentError("fleet must be a Fleet, such as a RedisFleet or a PostgresFleet")
     return Sharing(fleet)
 
@@ -271,7 +273,10 @@ class SessionManager:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -322,12 +327,16 @@ class SessionManager:
             # Its constructor refused an argument, and crash reporters print that frame's variables.
             return "<SessionManager not constructed>"
         stats = self.stats()
-        state = "closed" if self.closed else "open" if self._binder.current is not None else "unused"
+        state = (
+            "closed" if self.closed else "open" if self._binder.current is not None else "unused"
+        )
         paces = ", ".join(project.in_short() for project in stats.projects[:3])
         more = f" and {len(stats.projects) - 3} more" if len(stats.projects) > 3 else ""
         return (
-            f"<SessionManager {state}: {stats.in_flight} of {self._max_connections} in flight, {stats.waiting} waiting, "
-            f"calls {stats.calls}, attempts {stats.attempts}, retries {stats.retries}, throttled {stats.throttled}, "
+            f"<SessionManager {state}: {stats.in_flight} of {self._max_connections} in flight, "
+            f"{stats.waiting} waiting, "
+            f"calls {stats.calls}, attempts {stats.attempts}, retries {stats.retries}, "
+            f"throttled {stats.throttled}, "
             f"token requests {stats.token_requests}{'; pace ' if paces else ''}{paces}{more}>"
         )
 

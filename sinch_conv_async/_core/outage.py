@@ -153,7 +153,11 @@ class Evidence:
     def answered(self) -> bool:
         """Whether the API answered, and would give the same answer again."""
         may_pass = self.failure is not None and self.failure.retryable
-        return not may_pass and not self.unsent and isinstance(self.error, ApiError | ResponseFormatError)
+        return (
+            not may_pass
+            and not self.unsent
+            and isinstance(self.error, ApiError | ResponseFormatError)
+        )
 
     @property
     def unsent(self) -> bool:
@@ -231,7 +235,9 @@ def _at_fault(evidence: Evidence) -> bool:
     unless nobody is left who could end the outage, or unless this one has had all its rounds: then
     it holds the place of an update that could.
     """
-    had_its_retries = evidence.attempts > evidence.policy.max_retries and (evidence.reached or evidence.alone)
+    had_its_retries = evidence.attempts > evidence.policy.max_retries and (
+        evidence.reached or evidence.alone
+    )
     may_be_given_up = not evidence.in_outage or evidence.only_failing_left or _worn_out(evidence)
     return had_its_retries and may_be_given_up and (evidence.alone or evidence.others_succeed)
 
@@ -260,7 +266,7 @@ class RetryYield:
         self._seen = 0
 
     def outage_over(self) -> None:
-        """An update got through after an outage: forget the failures, which came from the outage."""
+        """An update got through after an outage: forget the failures of the outage."""
         self.share = 1.0
         self._seen = 1
 
@@ -326,7 +332,9 @@ class ApiState:
         began = max(failing_since, self.answered_at) if self.outage is None else self.outage.began
         return now - began
 
-    def out(self, error: SinchError, now: float, *, failing_since: float, max_retry_after: float) -> Outage:
+    def out(
+        self, error: SinchError, now: float, *, failing_since: float, max_retry_after: float
+    ) -> Outage:
         """The API is out: the outage that this is, which may be a new one.
 
         If the API asks for a longer pause, the next probe waits for it, but no longer than

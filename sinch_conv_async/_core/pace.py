@@ -211,7 +211,7 @@ class Pace:
         self._settle()
 
     def pause(self, until: float) -> None:
-        """Nothing departs before ``until``: another process of the fleet was told to wait so long."""
+        """Let nothing depart before ``until``: another process of the fleet was told to wait."""
         if until > self.paused_until:
             self.paused_until = until
             if self._next < until:
@@ -311,7 +311,9 @@ class Pace:
         self._outstanding = 0
         self._settle()
 
-    def throttled(self, now: float, *, departed: float, retry_after: float | None, rng: Random) -> None:
+    def throttled(
+        self, now: float, *, departed: float, retry_after: float | None, rng: Random
+    ) -> None:
         """Pause and lower the pace, after a 429 to a request that departed at ``departed``."""
         if self._window:
             self._count_refusal(now, departed)
@@ -325,7 +327,12 @@ class Pace:
                 # refused together do not come back together.
                 pause = self.PAUSE * (1 << self._depth) * rng.uniform(0.5, 1.0)
             if self._window:
-                self._lower(now, departed, max(now + pause, self.paused_until), asked=retry_after is not None)
+                self._lower(
+                    now,
+                    departed,
+                    max(now + pause, self.paused_until),
+                    asked=retry_after is not None,
+                )
             self._lowered = now
         elif retry_after is None:
             return
@@ -352,7 +359,7 @@ class Pace:
             self._observe(now, trial)
 
     def _is_noise(self, now: float) -> bool:
-        """Whether the latest refusals call for nothing: noise explains them, or a trial counts them."""
+        """Whether the latest refusals need no answer: they are noise, or a trial counts them."""
         trial = self._trial
         if trial is None:
             share = self._noise.share
@@ -388,7 +395,13 @@ class Pace:
             self._noise.forget()
             before = self._rate
         self._begin(
-            Trial(resumed=resumed, rate=self._rate, rate_before=before, before=lately, trigger=departed)
+            Trial(
+                resumed=resumed,
+                rate=self._rate,
+                rate_before=before,
+                before=lately,
+                trigger=departed,
+            )
         )
 
     def _fall_to(self, rate: float) -> None:
@@ -425,7 +438,13 @@ class Pace:
             self._fall_to(self._rate * self.DECREASE_FACTOR * (1.0 - after.share))
             self._lowered = now
             self._begin(
-                Trial(resumed=now, rate=self._rate, rate_before=trial.rate_before, before=after, trigger=now)
+                Trial(
+                    resumed=now,
+                    rate=self._rate,
+                    rate_before=trial.rate_before,
+                    before=after,
+                    trigger=now,
+                )
             )
 
     def _sent_since(self, since: float) -> int:
@@ -474,7 +493,9 @@ class Pace:
         """
         extra = min(self._size, self._window - self._size)
         # What an earlier, lower limit made us forget is taken to be as late as it can have been.
-        self._ring = array("d", [self._dropped]) * extra + self._ring[self._at :] + self._ring[: self._at]
+        self._ring = (
+            array("d", [self._dropped]) * extra + self._ring[self._at :] + self._ring[: self._at]
+        )
         self._size += extra
         self._at = 0
         return self._free()

@@ -210,7 +210,9 @@ class Connector(aiohttp.TCPConnector):
             raise
         return connection
 
-    async def _connect(self, known: Exchange, *args: Any, **options: Any) -> aiohttp.connector.Connection:
+    async def _connect(
+        self, known: Exchange, *args: Any, **options: Any
+    ) -> aiohttp.connector.Connection:
         while True:
             connection = await super().connect(*args, **options)
             protocol, transport = connection.protocol, connection.transport

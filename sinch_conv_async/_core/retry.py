@@ -76,7 +76,11 @@ class RetryPolicy:
             raise InvalidArgumentError("max_retries must be a whole number, 0 or more")
         for name in ("base_delay", "max_delay", "max_retry_after"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 <= value <= _LARGEST
+            ):
                 raise InvalidArgumentError(f"{name} must be a finite number of seconds, 0 or more")
         for name in ("retry_maybe_sent", "wait_for_budget"):
             if type(getattr(self, name)) is not bool:
@@ -111,7 +115,9 @@ class RetryPolicy:
         Between half and all of ``base_delay``, doubled each time: with full jitter some come back
         into the same full second.
         """
-        return rng.uniform(0.5, 1.0) * min(self.max_delay, self.base_delay * 2.0 ** min(times - 2, 64))
+        return rng.uniform(0.5, 1.0) * min(
+            self.max_delay, self.base_delay * 2.0 ** min(times - 2, 64)
+        )
 
 
 @attrs.frozen

@@ -38,7 +38,9 @@ class Operation(Protocol[T_co]):
     safe: ClassVar[bool]
     """Whether a repeat changes nothing, even if an earlier attempt has reached the server."""
 
-    def read(self, response: Response, *, scrub: Callable[[str], str], reused: bool) -> T_co | Failure:
+    def read(
+        self, response: Response, *, scrub: Callable[[str], str], reused: bool
+    ) -> T_co | Failure:
         """The result, or in which way the response is none.
 
         ``scrub`` cuts credentials out of a server's text. ``reused``: the connection has carried a

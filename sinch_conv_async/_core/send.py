@@ -49,7 +49,17 @@ from .binding import Binder, Binding
 from .exchange import Exchange
 from .lifetime import Lifetime
 from .log import DEBUG, INFO, log, logs
-from .retry import BUDGET_USED_UP, Again, GiveUp, Renew, RetryPolicy, Step, Tries, WaitForBudget, next_step
+from .retry import (
+    BUDGET_USED_UP,
+    Again,
+    GiveUp,
+    Renew,
+    RetryPolicy,
+    Step,
+    Tries,
+    WaitForBudget,
+    next_step,
+)
 from .seams import Authorization, Operation
 from .stats import Counters
 from .tokens import Token
@@ -142,7 +152,9 @@ class Sender:
 
     def long_delay(self) -> float:
         """Seconds that a job waits after the last of a call's retries, before it tries again."""
-        return self.policy.delay(retries=self.policy.max_retries, retry_after=None, rng=self.binder.rng)
+        return self.policy.delay(
+            retries=self.policy.max_retries, retry_after=None, rng=self.binder.rng
+        )
 
     def bound(self) -> Binding:
         """What the manager has on the running event loop, or ClientStateError."""
@@ -173,14 +185,17 @@ class Sender:
             lifetime.end()
         because = self.authorization.missing(self.now())
         raise TokenError(
-            f"no access token within the timeout of {timeout:g} s{f': {because}' if because else ''}",
+            f"no access token within the timeout of {timeout:g} s"
+            + (f": {because}" if because else ""),
             http_status=because.http_status if isinstance(because, TokenError) else None,
         )
 
     async def send(self, call: Call[T], *, timeout: float | None = None) -> T:
         """The result of one operation, or the error that ends it; counts and logs how it ended."""
         try:
-            return await self.send_round(call, timeout=timeout, wait_for_budget=self.policy.wait_for_budget)
+            return await self.send_round(
+                call, timeout=timeout, wait_for_budget=self.policy.wait_for_budget
+            )
         except SinchError as error:
             self.ended(call, error)
             raise
@@ -231,7 +246,9 @@ class Sender:
         if logs(DEBUG):
             self._log_end(call, error, seconds)
 
-    async def _send_within(self, timeout: float, binding: Binding, call: Call[T], policy: RetryPolicy) -> T:
+    async def _send_within(
+        self, timeout: float, binding: Binding, call: Call[T], policy: RetryPolicy
+    ) -> T:
         try:
             async with asyncio.timeout(timeout):
                 return await self._send(binding, call, policy, deadline=binding.clock() + timeout)
@@ -258,7 +275,9 @@ class Sender:
                 # 2. Permission
                 permit = admission.admit_now(project, clock())
                 if permit is None:
-                    permit = await admission.admit(project, lifetime, again=again, deadline=deadline)
+                    permit = await admission.admit(
+                        project, lifetime, again=again, deadline=deadline
+                    )
                 again = self._count(call, again=again, now=clock())
                 token = authorization.current(clock())
                 if token is None or lifetime.closed:
@@ -297,7 +316,9 @@ class Sender:
             call.reserved = False
         return True
 
-    async def _exchange(self, binding: Binding, call: Call[T], token: Token, permit: Permit) -> T | Failure:
+    async def _exchange(
+        self, binding: Binding, call: Call[T], token: Token, permit: Permit
+    ) -> T | Failure:
         """One HTTP exchange: what the API answered, or how there came to be no answer."""
         operation, counters, clock = call.operation, self.counters, binding.clock
         call.attempts += 1
@@ -343,7 +364,12 @@ class Sender:
         if status < 500 and status not in (401, 408):
             token.accepted_for.add(project)
         if project.below_half and project.recovered(self.now()):
-            log(INFO, "pace is back at %g requests a second", project.pace.rate, project_id=self.project_id)
+            log(
+                INFO,
+                "pace is back at %g requests a second",
+                project.pace.rate,
+                project_id=self.project_id,
+            )
 
     def _slow_down(self, admission: Admission, error: RateLimitedError, permit: Permit) -> None:
         """Slows the project down for everybody, after a 429."""
@@ -355,7 +381,10 @@ class Sender:
             return
         assert permit.departed is not None  # it was answered
         project.pace.throttled(
-            now, departed=permit.departed, retry_after=error.retry_after or None, rng=self.binder.rng
+            now,
+            departed=permit.departed,
+            retry_after=error.retry_after or None,
+            rng=self.binder.rng,
         )
         if error.retry_after:
             project.asked_to_wait_until = max(project.asked_to_wait_until, now + error.retry_after)
@@ -370,7 +399,12 @@ class Sender:
             )
 
     async def _next(
-        self, call: Call[Any], failure: Failure, token: Token, policy: RetryPolicy, deadline: float | None
+        self,
+        call: Call[Any],
+        failure: Failure,
+        token: Token,
+        policy: RetryPolicy,
+        deadline: float | None,
     ) -> None:
         """Returns when the call is to be sent again, or raises what ends it."""
         project, now = self.project, self.now()
@@ -394,7 +428,12 @@ class Sender:
             await self.lifetime.sleep(step.delay)
 
     def _step(
-        self, call: Call[Any], failure: Failure, policy: RetryPolicy, now: float, deadline: float | None
+        self,
+        call: Call[Any],
+        failure: Failure,
+        policy: RetryPolicy,
+        now: float,
+        deadline: float | None,
     ) -> Step:
         if self.lifetime.closed:
             return GiveUp(failure.error)

@@ -1,15 +1,19 @@
-"""Keeps the pace of each project at the share that a fleet gives it. Only a manager with ``fleet=`` has one.
+"""Keeps the pace of each project at the share that a fleet gives it.
 
-One task for each project asks the store for a share, sets the project's pace to it, and asks again after
-the interval that the store names. So no call ever waits for the store: calls wait for the pace, as always.
+Only a manager with ``fleet=`` has one.
 
-1. *What a process wants* is what it sent a second, lately, with a quarter more, and what waits now. A quiet
-   process wants a little all the same, so that its next call finds a share.
+One task for each project asks the store for a share, sets the project's pace to it, and asks again
+after the interval that the store names. So no call ever waits for the store: calls wait for the
+pace, as always.
+
+1. *What a process wants* is what it sent a second, lately, with a quarter more, and what waits now.
+   A quiet process wants a little all the same, so that its next call finds a share.
 2. *When a lease ends* and the store has not answered, the pace falls to an even part of the limit
-   (:class:`~sinch_conv_async.fleet.Holding`). A process that never had an answer sends little at first, and
-   after ``GIVES_UP_AFTER`` questions without an answer the whole limit, as without a fleet.
-3. *A pause* that the API asked for with ``Retry-After`` is told to the store, which tells the others. A
-   pause that came from the store is not told again, or it would never end.
+   (:class:`~sinch_conv_async.fleet.Holding`). A process that never had an answer sends little at
+   first, and after ``GIVES_UP_AFTER`` questions without an answer the whole limit, as without a
+   fleet.
+3. *A pause* that the API asked for with ``Retry-After`` is told to the store, which tells the
+   others. A pause that came from the store is not told again, or it would never end.
 4. *Another event loop or process* is another member: it joins anew, under a new name.
 5. *The end.* A manager that closes gives its shares back, and its fleet closes its connections.
 """
@@ -48,17 +52,19 @@ from .log import INFO, log
 __all__ = ["Demand", "Shared", "Sharing"]
 
 MEASURED_FOR: Final = 2.0
-"""Seconds of departures that tell what a process wants: one that sends in bursts keeps its share between them."""
+"""Seconds of departures that tell what a process wants: one that sends in bursts keeps its share
+between them."""
 
 GROWTH: Final = 1.25
 """How much more than it sent a process wants, so that its pace can grow."""
 
 GIVES_UP_AFTER: Final = 4
-"""Questions without an answer after which a new process goes on alone: a busy machine may miss the first ones."""
+"""Questions without an answer after which a new process goes on alone: a busy machine may miss the
+first ones."""
 
 
 class Demand:
-    """How many requests a second a process wants, from what it has sent lately and what waits now."""
+    """How many requests a second a process wants: what it sent lately, and what waits now."""
 
     __slots__ = ("_seen",)
 
@@ -66,7 +72,7 @@ class Demand:
         self._seen: deque[tuple[float, int]] = deque()
 
     def wanted(self, now: float, *, sent: int, waiting: int, limit: float, members: int) -> int:
-        """``sent``: requests since the project was made; ``waiting``: calls that wait for their turn."""
+        """``sent``: requests since the project was made. ``waiting``: calls that wait."""
         seen = self._seen
         while len(seen) > 1 and seen[1][0] <= now - MEASURED_FOR:
             seen.popleft()
@@ -84,8 +90,8 @@ class Demand:
 class Shared:
     """One project of a manager in the fleet.
 
-    ``holding``: what it holds, ``None`` before the first answer. ``unanswered``: questions since the last answer. ``alone``: it goes on
-    without the store.
+    ``holding``: what it holds, ``None`` before the first answer. ``unanswered``: questions since
+    the last answer. ``alone``: it goes on without the store.
     """
 
     key: ProjectKey
@@ -110,7 +116,7 @@ class Shared:
 
 
 class Sharing:
-    """The fleet's side of one manager: a task for each project on the running event loop, and the shared tokens."""
+    """The fleet's side of one manager: a task for each project, and the shared tokens."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -120,7 +126,7 @@ class Sharing:
         self._refused: dict[TokenKey, str] = {}
 
     def bound(self, binding: Binding) -> None:
-        """The manager has bound to the running event loop: this process joins the fleet, under a new name."""
+        """The manager has bound to an event loop: this process joins the fleet under a new name."""
         self._member = secrets.token_hex(8)
         self._binding = binding
         for shared in self.projects.values():
@@ -131,7 +137,9 @@ class Sharing:
         key = (origin, project_id)
         shared = self.projects.get(key)
         if shared is None or shared.project is not project:
-            self.projects[key] = shared = Shared(ProjectKey(origin, project_id), project, self._member)
+            self.projects[key] = shared = Shared(
+                ProjectKey(origin, project_id), project, self._member
+            )
             project.set_share(least_wish(project.limit or 1, 1))
             if self._binding is not None:
                 self._join(shared)
@@ -179,7 +187,7 @@ class Sharing:
         credentials: Credentials,
         request: Callable[[Credentials], Awaitable[TokenResponse | Failure]],
     ) -> tuple[Callable[[Credentials], Awaitable[TokenResponse | Failure]], Callable[[str], None]]:
-        """What a token source asks with instead of ``request``, and what it tells of a refused token."""
+        """What a token source asks with, and what it tells of a refused token."""
         key = TokenKey(auth_origin, credentials.key_id, credentials.key_secret)
 
         async def shared(credentials: Credentials) -> TokenResponse | Failure:

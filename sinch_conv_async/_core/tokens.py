@@ -91,7 +91,9 @@ class Token:
         """What the heads of all requests to the request's origin have in common; made once."""
         head = self._heads.get(request.origin)
         if head is None:
-            head = self._heads[request.origin] = request_head(request, self.authorization, user_agent)
+            head = self._heads[request.origin] = request_head(
+                request, self.authorization, user_agent
+            )
         return head
 
     def scrub(self, text: str) -> str:
@@ -191,7 +193,7 @@ class TokenSource:
         self._unproven_until = 0.0
 
     def current(self, now: float) -> Token | None:
-        """The token, if there is one that has not expired. Starts its renewal if it is old enough."""
+        """The token, unless there is none or it has expired. Renews one that is old enough."""
         token = self._token
         if token is None or now >= token.expires_at:
             return None
@@ -325,14 +327,18 @@ class TokenSource:
                 # time.
                 expires_at = max(now + answer.lifetime, self._clock() + SHORTEST_LIFE)
                 renew_in = (
-                    (expires_at - now) * RENEW_AT * (1 + self._rng.uniform(-RENEW_JITTER, RENEW_JITTER))
+                    (expires_at - now)
+                    * RENEW_AT
+                    * (1 + self._rng.uniform(-RENEW_JITTER, RENEW_JITTER))
                 )
                 return Token(f"Bearer {answer.access_token}", expires_at, now + renew_in)
             now = self._clock()
             if self._token is not None and now < self._token.expires_at and not self._waiters:
                 # An early renewal that failed: the old token still serves, and nobody is in a
                 # hurry.
-                self._no_renewal_before = now + max(1.0, (self._token.expires_at - self._token.renew_at) / 4)
+                self._no_renewal_before = now + max(
+                    1.0, (self._token.expires_at - self._token.renew_at) / 4
+                )
                 return answer.error
             left = began + FETCH_FOR - now
             asked = answer.retry_after or 0.0

@@ -46,7 +46,10 @@ class Spool:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         # Closing writes what is still in memory, which nobody needs any more.
         with contextlib.suppress(OSError):
@@ -128,7 +131,10 @@ class Form:
         # Not written anew where that can be avoided: numbers stay as they are.
         own = _OWN_REASON.search(text)
         if REASON_COLUMN in found and own is None:
-            return self._encoded(json.dumps({**found, REASON_COLUMN: reason}, ensure_ascii=False)) + b"\n"
+            return (
+                self._encoded(json.dumps({**found, REASON_COLUMN: reason}, ensure_ascii=False))
+                + b"\n"
+            )
         rest = text.rstrip().removesuffix("}") if own is None else text[: own.start()]
         return self._encoded(f'{rest}, "{REASON_COLUMN}": {json.dumps(reason)}}}\n')
 
@@ -141,7 +147,9 @@ class Form:
         return text.encode(self.encoding, "backslashreplace")
 
 
-def write_failures(path: Path, form: Form, rows: Iterable[tuple[int, bytes]], states: States) -> int:
+def write_failures(
+    path: Path, form: Form, rows: Iterable[tuple[int, bytes]], states: States
+) -> int:
     """Writes the rows that failed and are not superseded, and returns their number. Raises OSError.
 
     The file takes the place of an older one only when it is whole; otherwise nothing is left of
@@ -156,7 +164,9 @@ def write_failures(path: Path, form: Form, rows: Iterable[tuple[int, bytes]], st
     try:
         with (
             open(descriptor, "wb") as plain,
-            gzip.open(plain, "wb") if path.suffix == ".gz" else contextlib.nullcontext(plain) as file,
+            gzip.open(plain, "wb")
+            if path.suffix == ".gz"
+            else contextlib.nullcontext(plain) as file,
         ):
             file.write(form.first_line())
             for number, raw in rows:

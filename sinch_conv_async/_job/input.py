@@ -126,7 +126,9 @@ class Record(MetadataUpdate):
     def digest(self) -> str:
         """Sixteen hexadecimal digits that tell this record from another one."""
         return digest_of(
-            self.message_id.encode(), (self.metadata or "").encode(), (self.messages_source or "").encode()
+            self.message_id.encode(),
+            (self.metadata or "").encode(),
+            (self.messages_source or "").encode(),
         )
 
 
@@ -454,7 +456,8 @@ class RecordReader:
         layout, taken = self._layout, _Taken(self._lines.number + 1)
         if layout.format is None and first.lstrip().startswith(b"["):
             raise InputError(
-                f"{self._name} is neither CSV nor JSON Lines: it is a JSON array; write one object a line"
+                f"{self._name} is neither CSV nor JSON Lines: it is a JSON array; "
+                "write one object a line"
             )
         row = self._next_row(taken)
         place = self._lines.place(self._lines.number)
@@ -508,7 +511,9 @@ class RecordReader:
         layout = self._layout
         text = header.decode(layout.encoding, "replace")
         for delimiter in _DELIMITERS:
-            columns = [column.strip() for column in next(csv.reader([text], delimiter=delimiter), [])]
+            columns = [
+                column.strip() for column in next(csv.reader([text], delimiter=delimiter), [])
+            ]
             if self._id_name(columns) in columns and (
                 layout.constant is not None or layout.metadata in columns
             ):
@@ -577,7 +582,9 @@ class RecordReader:
         self._end.begin()
         while (place := self._end.read(text)) is not Place.END:
             if place is Place.BROKEN:
-                raise self._no_end(taken, "a quote in it is neither doubled nor at the end of its field")
+                raise self._no_end(
+                    taken, "a quote in it is neither doubled nor at the end of its field"
+                )
             piece = self._lines.next()
             if not piece:
                 if place is Place.QUOTED:

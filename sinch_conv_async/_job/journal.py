@@ -101,13 +101,15 @@ class Header:
             )
         if self.origin and journal.origin != self.origin:
             raise JournalError(
-                f"{path} belongs to a job that sent to {journal.origin}; this one sends to {self.origin}",
+                f"{path} belongs to a job that sent to {journal.origin}; "
+                f"this one sends to {self.origin}",
                 JournalReason.OTHER_TARGET,
             )
         if journal.layout != self.layout:
             names = sorted(journal.layout.keys() | self.layout.keys())
             told = ", ".join(
-                f"{name} {_or_none(journal.layout.get(name))}, not {_or_none(self.layout.get(name))}"
+                f"{name} {_or_none(journal.layout.get(name))}, "
+                f"not {_or_none(self.layout.get(name))}"
                 for name in names
                 if journal.layout.get(name) != self.layout.get(name)
             )
@@ -191,7 +193,9 @@ def read_header(text: bytes) -> Header:
     fields = _json.loads(text)
     version = fields.get("version")
     if version != VERSION:
-        raise ValueError(f"its format has version {version!r}, and this program writes version {VERSION}")
+        raise ValueError(
+            f"its format has version {version!r}, and this program writes version {VERSION}"
+        )
     required = {"project_id": str, "origin": str, "input": str, "fingerprint": str, "layout": dict}
     optional = {"size": int, "modified": str}
     if not all(type(fields.get(name)) is kind for name, kind in required.items()):
@@ -250,7 +254,8 @@ class Journal:
                         f"{path} cannot be locked: {error.strerror}", JournalReason.PLACE
                     ) from None
                 raise JournalError(
-                    f"{path} is in use: another job works with it at this moment", JournalReason.IN_USE
+                    f"{path} is in use: another job works with it at this moment",
+                    JournalReason.IN_USE,
                 ) from None
         except JournalError:
             journal.close()
@@ -398,7 +403,9 @@ def look(path: Path, header: Header | None, states: States) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise JournalError(f"{path} cannot be read: {error.strerror}", JournalReason.PLACE) from None
+        raise JournalError(
+            f"{path} cannot be read: {error.strerror}", JournalReason.PLACE
+        ) from None
     return True
 
 
@@ -421,7 +428,9 @@ def _load(
     text = file.readline(MAX_LINE)
     if not text.endswith(b"\n"):
         if not may_be_cut_header(text) or len(text) == MAX_LINE:
-            raise JournalError(f"{path} is not the journal of a bulk job", JournalReason.NOT_A_JOURNAL)
+            raise JournalError(
+                f"{path} is not the journal of a bulk job", JournalReason.NOT_A_JOURNAL
+            )
         return 0, os.fstat(file.fileno()).st_size
     try:
         found = read_header(text)
@@ -445,5 +454,7 @@ def _load(
         number += 1
         text = file.readline(MAX_LINE)
     if len(text) == MAX_LINE and not _is_blank(text, file):
-        raise JournalError(f"line {number} of {path} is longer than any of a journal", JournalReason.DAMAGED)
+        raise JournalError(
+            f"line {number} of {path} is longer than any of a journal", JournalReason.DAMAGED
+        )
     return whole, os.fstat(file.fileno()).st_size if text else whole

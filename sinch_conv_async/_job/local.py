@@ -184,12 +184,15 @@ def _open_pipe(job: LocalJob, journal: Journal, stack: ExitStack, progress: Prog
             spool = stack.enter_context(Spool(folder))
         except OSError as problem:
             raise InputError(
-                f"{folder}: no room for what fails until {job.failures} is written: {problem.strerror}"
+                f"{folder}: no room for what fails until {job.failures} is written: "
+                f"{problem.strerror}"
             ) from None
     return _Opened(reader, lambda: FromPipe(reader), None, spool, lambda: spool or ())
 
 
-def _load(job: LocalJob, journal: Journal, header: Header, progress: Progress, *, digests: bool) -> States:
+def _load(
+    job: LocalJob, journal: Journal, header: Header, progress: Progress, *, digests: bool
+) -> States:
     size = journal.length
     if size >= TAKES_A_WHILE:
         progress.say(f"Reading what was done before in {job.journal} ({size / 1e6:,.0f} MB).")
@@ -235,7 +238,9 @@ def _go(
 
         with handled(functools.partial(loop.call_soon_threadsafe, interrupt)):
             async with manager, client as opened:
-                await run.go(opened, records(), concurrency=job.concurrency, max_outage=job.max_outage)
+                await run.go(
+                    opened, records(), concurrency=job.concurrency, max_outage=job.max_outage
+                )
 
     try:
         asyncio.run(work())

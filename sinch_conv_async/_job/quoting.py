@@ -51,7 +51,11 @@ class RecordEnd:
         Many writers put a blank behind the delimiter, and many readers skip it: then the quote
         behind it opens a field, which ``csv`` does not see.
         """
-        return '"' in line and line.count('"') % 2 == 1 and self._quote_after_blank.search(line) is not None
+        return (
+            '"' in line
+            and line.count('"') % 2 == 1
+            and self._quote_after_blank.search(line) is not None
+        )
 
     def begin(self) -> None:
         """A new record begins."""

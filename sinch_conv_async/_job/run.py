@@ -84,9 +84,9 @@ class OtherRecordError(LedgerError):
 class Run:
     """One run. :meth:`stop` may be called at any time, also before :meth:`go`.
 
-    ``merge``: the records are changes (:class:`~.input.MergeRecord`), so each message is read first.
-    ``total``: the number of records, if it is known. ``bad_lines``: whether a bad line ends the
-    run or is left out. ``limit``: how many updates may fail before the rest is not tried.
+    ``merge``: the records are changes (:class:`~.input.MergeRecord`), so each message is read
+    first. ``total``: the number of records, if it is known. ``bad_lines``: whether a bad line ends
+    the run or is left out. ``limit``: how many updates may fail before the rest is not tried.
     ``on_failure`` is told of each record that failed and each bad line.
     """
 
@@ -183,7 +183,9 @@ class Run:
         if self._merge:
             # Each record knows its own change.
             changes = cast("AsyncIterator[MergeRecord]", records)
-            return client.transform_many(changes, _not_called, concurrency=concurrency, max_outage=max_outage)
+            return client.transform_many(
+                changes, _not_called, concurrency=concurrency, max_outage=max_outage
+            )
         return client.update_many(records, concurrency=concurrency, max_outage=max_outage)
 
     async def _to_send(self, records: AsyncIterator[Record | BadLine]) -> AsyncIterator[Record]:

@@ -153,7 +153,9 @@ class States:
     its message, because it does not replace the whole metadata.
     """
 
-    def __init__(self, *, digests: bool = False, reasons: bool = False, supersedes: bool = True) -> None:
+    def __init__(
+        self, *, digests: bool = False, reasons: bool = False, supersedes: bool = True
+    ) -> None:
         self._states = bytearray()
         self._digests = array("I") if digests else None
         self._reasons = _Reasons() if reasons else None

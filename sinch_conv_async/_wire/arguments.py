@@ -67,7 +67,10 @@ class Credentials:
     key_id: str
     key_secret: str = attrs.field(repr=False)
     _forms: tuple[str, ...] = attrs.field(
-        default=attrs.Factory(lambda self: _searched(self), takes_self=True), init=False, repr=False, eq=False
+        default=attrs.Factory(lambda self: _searched(self), takes_self=True),
+        init=False,
+        repr=False,
+        eq=False,
     )
 
     def scrub(self, text: str) -> str:
@@ -177,7 +180,9 @@ def checked_filter(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidArgumentError(f"{name} must be a str, not {type(value).__name__}")
     if not 1 <= len(value) <= MAX_FILTER:
-        raise InvalidArgumentError(f"{name} must be 1 to {MAX_FILTER:,} characters, not {len(value):,}")
+        raise InvalidArgumentError(
+            f"{name} must be 1 to {MAX_FILTER:,} characters, not {len(value):,}"
+        )
     if not encodes(value):
         raise InvalidArgumentError(f"{name} must encode to UTF-8: it holds a lone surrogate")
     return value
@@ -192,7 +197,9 @@ def checked_moment(name: str, value: object) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise InvalidArgumentError(f"{name} must be a moment between the years 1 and 9999 of UTC") from None
+        raise InvalidArgumentError(
+            f"{name} must be a moment between the years 1 and 9999 of UTC"
+        ) from None
 
 
 def checked_page_size(value: object) -> int:
@@ -214,9 +221,13 @@ def checked_origin(name: str, value: object) -> str:
         raise InvalidArgumentError(f"{name} must be a str, not {type(value).__name__}")
     url = _http_url(value)
     if url is None or not value.isascii() or not value.isprintable():
-        raise InvalidArgumentError(f"{name} must be an origin such as https://us.conversation.api.sinch.com")
+        raise InvalidArgumentError(
+            f"{name} must be an origin such as https://us.conversation.api.sinch.com"
+        )
     if any(sign in value for sign in "@?#") or url.raw_path not in ("", "/"):
-        raise InvalidArgumentError(f"{name} must be an origin alone, without user, path, query or fragment")
+        raise InvalidArgumentError(
+            f"{name} must be an origin alone, without user, path, query or fragment"
+        )
     if url.scheme == "http" and not _is_loopback(url.raw_host or ""):
         raise InvalidArgumentError(
             f"{name} must be https; http is for this machine only (127.0.0.1, ::1, localhost)"
@@ -256,7 +267,9 @@ def _http_url(value: str | URL) -> URL | None:
         return None  # some software reads it as a slash, and so finds another host in the URL
     try:
         url = URL(value)
-        host = url.raw_host if url.host else None  # url.host decodes punycode, and raises if it is malformed
+        host = (
+            url.raw_host if url.host else None
+        )  # url.host decodes punycode, and raises if it is malformed
     except ValueError:
         return None
     if url.scheme not in ("http", "https") or host is None:

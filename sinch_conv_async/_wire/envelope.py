@@ -78,7 +78,9 @@ def error_fields(said: Any, scrub: Scrub) -> dict[str, Any]:
     """
     layers = _layers(said)
     code = _take(layers, _whole_number, "code", "status", "errorCode")
-    message = _take(layers, _text, "message", "detail", "text", "error_description", "error", "title")
+    message = _take(
+        layers, _text, "message", "detail", "text", "error_description", "error", "title"
+    )
     status = _take(layers, _text, "status", "code")
     details = _take(layers, _list, "details", "errors", "error")
     fields = {
@@ -132,7 +134,7 @@ def _take(layers: list[dict[str, Any]], read: Callable[[Any], _T | None], *names
 
 
 def _whole_number(value: Any) -> int | None:
-    """A number, also one that is written as text (``"400"``) or as ``400.0``. JSON's true is none."""
+    """A number, also if it is written as ``"400"`` or ``400.0``. JSON's true is no number."""
     if type(value) is str and _NUMBER.fullmatch(value):
         return int(value)
     if type(value) is float and value.is_integer() and abs(value) < _LARGEST:

@@ -4,7 +4,8 @@ Both give the same result for every input:
 
 - What orjson refuses (a lone surrogate, ``NaN``) is tried again with :mod:`json`, which decides.
 - What orjson would round (an integer beyond 64 bits) is given to :mod:`json` at once.
-- Neither is given a text that is nested so deeply that copying, pickling or printing its value would exhaust the stack.
+- Neither is given a text that is nested so deeply that copying, pickling or printing its value
+  would exhaust the stack.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ except ImportError:
 # orjson reads an integer of more than 64 bits as a float. The smallest has 19 digits. Such a row of
 # digits is found quickest by making every digit a "0" and looking for 19 of these; a regular
 # expression takes several times as long.
-_DIGITS_TO_ZERO: Final = bytes(ord("0") if chr(byte) in "0123456789" else byte for byte in range(256))
+_DIGITS_TO_ZERO: Final = bytes(
+    ord("0") if chr(byte) in "0123456789" else byte for byte in range(256)
+)
 _LONG_NUMBER: Final = b"0" * 19
 
 MAX_DEPTH: Final = 100

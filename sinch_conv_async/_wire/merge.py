@@ -18,7 +18,9 @@ __all__ = ["merge_json"]
 
 
 def merge_json(message: ConversationMessage, changes: Mapping[str, Any]) -> str:
-    """The message's metadata with ``changes`` merged into it: compact JSON of at most 1,024 characters.
+    """The message's metadata with ``changes`` merged into it: compact JSON.
+
+    The result has at most 1,024 characters.
 
     ``changes`` is a JSON merge patch: a key with a value is set, a key with ``None`` is removed, an
     object within an object is merged in the same way, and anything else is replaced as a whole.
@@ -31,7 +33,9 @@ def merge_json(message: ConversationMessage, changes: Mapping[str, Any]) -> str:
     Source: RFC 7396, JSON Merge Patch.
     """
     if not isinstance(message, ConversationMessage):
-        raise InvalidArgumentError(f"message must be a ConversationMessage, not {type(message).__name__}")
+        raise InvalidArgumentError(
+            f"message must be a ConversationMessage, not {type(message).__name__}"
+        )
     if not isinstance(changes, Mapping):
         raise InvalidArgumentError(f"changes must be a mapping, not {type(changes).__name__}")
     metadata = _object(message.metadata)

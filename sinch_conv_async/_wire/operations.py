@@ -36,7 +36,7 @@ MAX_PAGE: Final = 16 * 1024 * 1024
 
 @attrs.frozen
 class _Operation:
-    """What the operations have in common. One attrs class for all of them: each would cost half a millisecond at import."""
+    """What the operations have in common: one attrs class, since each costs import time."""
 
     request: Request
 
@@ -53,7 +53,12 @@ class UpdateMetadata(_Operation):
 
     @classmethod
     def of(
-        cls, origin: str, path: str, message_id: object, metadata: object, messages_source: object = None
+        cls,
+        origin: str,
+        path: str,
+        message_id: object,
+        metadata: object,
+        messages_source: object = None,
     ) -> UpdateMetadata:
         """The operation for a message under ``path`` (:func:`messages_path`)."""
         target = _message_target(path, message_id, messages_source)
@@ -74,7 +79,9 @@ class GetMessage(_Operation):
     safe: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, origin: str, path: str, message_id: object, messages_source: object = None) -> GetMessage:
+    def of(
+        cls, origin: str, path: str, message_id: object, messages_source: object = None
+    ) -> GetMessage:
         """The operation for a message under ``path`` (:func:`messages_path`)."""
         target = _message_target(path, message_id, messages_source)
         return cls(Request("GET", origin, target, message_id=str(message_id)))
@@ -126,7 +133,9 @@ class ListMessages(_Operation):
         }
         query = {
             "page_size": str(checked_page_size(page_size)),
-            **{name: checked_filter(name, text) for name, text in texts.items() if text is not None},
+            **{
+                name: checked_filter(name, text) for name, text in texts.items() if text is not None
+            },
             **{
                 name: checked_word(name, known, word)
                 for name, (known, word) in words.items()
@@ -152,7 +161,9 @@ class ListMessages(_Operation):
         target = f"{first}&page_token={quote(page_token, safe='')}"
         return ListMessages(attrs.evolve(self.request, target=target))
 
-    def read(self, response: Response, *, scrub: Callable[[str], str], reused: bool) -> MessagePage | Failure:
+    def read(
+        self, response: Response, *, scrub: Callable[[str], str], reused: bool
+    ) -> MessagePage | Failure:
         """The page, or a Failure."""
         return read_page(response, self.request, scrub=scrub)
 
@@ -161,13 +172,16 @@ def _message_target(path: str, message_id: object, messages_source: object) -> s
     target = path + checked_id("message_id", message_id)
     if messages_source is None:
         return target
-    return f"{target}?messages_source={checked_word('messages_source', MessagesSource, messages_source)}"
+    source = checked_word("messages_source", MessagesSource, messages_source)
+    return f"{target}?messages_source={source}"
 
 
 def _period(start_time: object, end_time: object) -> dict[str, str]:
     """The query parameters of a period, as RFC 3339 in UTC."""
     given = {"start_time": start_time, "end_time": end_time}
-    moments = {name: checked_moment(name, value) for name, value in given.items() if value is not None}
+    moments = {
+        name: checked_moment(name, value) for name, value in given.items() if value is not None
+    }
     if len(moments) == 2 and moments["start_time"] >= moments["end_time"]:
         raise InvalidArgumentError("start_time must be before end_time")
     return {name: moment.isoformat().replace("+00:00", "Z") for name, moment in moments.items()}

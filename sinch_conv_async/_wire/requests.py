@@ -108,7 +108,11 @@ def serialized(request: Request, head: Head) -> bytes:
     """The request as it goes over the wire."""
     body = request.body
     if body is None:
-        return b"%b %b%b\r\n" % (request.method.encode("ascii"), request.target.encode("ascii"), head.data)
+        return b"%b %b%b\r\n" % (
+            request.method.encode("ascii"),
+            request.target.encode("ascii"),
+            head.data,
+        )
     return b"%b %b%bContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b" % (
         request.method.encode("ascii"),
         request.target.encode("ascii"),

@@ -24,7 +24,14 @@ from .failure import Failure
 from .requests import MAX_RESPONSE, Request
 from .structure import structure_error, structure_message, structure_page
 
-__all__ = ["Response", "TokenResponse", "read_message", "read_page", "read_token_response", "retry_after"]
+__all__ = [
+    "Response",
+    "TokenResponse",
+    "read_message",
+    "read_page",
+    "read_token_response",
+    "retry_after",
+]
 
 Scrub = Callable[[str], str]
 """Cuts credentials out of a text."""
@@ -104,8 +111,12 @@ def read_message(
         if reused:
             # The response may belong to an earlier request. Every later one on this connection
             # would be shifted too.
-            return Failure(TransportError(problem), retryable=True, maybe_applied=True, crossed=True)
-        return Failure(ResponseFormatError(problem, http_status=200), retryable=False, maybe_applied=True)
+            return Failure(
+                TransportError(problem), retryable=True, maybe_applied=True, crossed=True
+            )
+        return Failure(
+            ResponseFormatError(problem, http_status=200), retryable=False, maybe_applied=True
+        )
     return message
 
 
@@ -302,7 +313,9 @@ def _granted(fields: dict[str, Any]) -> TokenResponse | Failure:
         problem = "has an expires_in that is not a positive number of seconds"
     else:
         return TokenResponse(token, lifetime)
-    return Failure(TokenError(f"the token endpoint's answer {problem}", http_status=200), retryable=False)
+    return Failure(
+        TokenError(f"the token endpoint's answer {problem}", http_status=200), retryable=False
+    )
 
 
 def _seconds(value: object) -> float | None:

@@ -43,7 +43,8 @@ dropped as a whole: a hostile server must not keep this process busy."""
 _ESCAPE: Final = re.compile(
     r"%(?:[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})"
     r"|&(?:\#0*[0-9]{1,3};?|\#[xX]0*[0-9A-Fa-f]{1,2};?|[A-Za-z]{2,10};|(?i:amp|apos|gt|lt|quot))"
-    r"|\\(?:u[0-9A-Fa-f]{4}|u\{0*[0-9A-Fa-f]{1,2}\}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|[0-7]{3}|[ -/:-@\[-`{-~])"
+    r"|\\(?:u[0-9A-Fa-f]{4}|u\{0*[0-9A-Fa-f]{1,2}\}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}"
+    r"|[0-7]{3}|[ -/:-@\[-`{-~])"
 )
 _BEGINS_ESCAPE: Final = re.compile(r"[%&\\]")
 
@@ -59,7 +60,9 @@ def forms(*credentials: str) -> tuple[str, ...]:
         for spelling in {credential, credential.replace(" ", "+")}:
             found.update(_layers(spelling))
     return tuple(
-        sorted((form for form in found if len(form) >= SHORTEST), key=lambda form: (-len(form), form))
+        sorted(
+            (form for form in found if len(form) >= SHORTEST), key=lambda form: (-len(form), form)
+        )
     )
 
 
@@ -140,7 +143,9 @@ def _character(escape: str) -> str:
 @functools.cache
 def _named_entities() -> dict[str, str]:
     """HTML's names of printable ASCII characters, in small letters."""
-    from html.entities import html5  # two thousand names that importing the package need not pay for
+    from html.entities import (
+        html5,
+    )  # two thousand names that importing the package need not pay for
 
     return {
         name.rstrip(";").lower(): value

@@ -154,7 +154,9 @@ def _converter() -> cattrs.Converter:
     Made when first needed, because importing the package must cost little.
     """
     converter = cattrs.Converter(detailed_validation=True)
-    identity = _keeping_extra(ChannelIdentity, _generated(converter, ChannelIdentity, channel=_word(Channel)))
+    identity = _keeping_extra(
+        ChannelIdentity, _generated(converter, ChannelIdentity, channel=_word(Channel))
+    )
     converter.register_structure_hook(ChannelIdentity, identity)
     message = _generated(
         converter,
@@ -291,7 +293,7 @@ def _type_name(fields: Mapping[str, Any]) -> str | None:
 
 
 def structure_message(body: bytes) -> ConversationMessage | str:
-    """The message that a 200 answer holds, or what is wrong and where (``expected a string @ $.id``)."""
+    """The message of a 200 answer, or what is wrong and where (``expected a string @ $.id``)."""
     return _structured(body, ConversationMessage)
 
 
@@ -312,7 +314,9 @@ def _structured(body: bytes, cls: Callable[..., _T]) -> _T | str:
     try:
         return _hook(cls)(value, cls)  # type: ignore[no-any-return]  # the hook makes a `cls`
     except (TypeError, cattrs.BaseValidationError) as error:  # one hook's own, or a group of them
-        return "; ".join(cattrs.transform_error(error, format_exception=lambda found, _: str(found)))
+        return "; ".join(
+            cattrs.transform_error(error, format_exception=lambda found, _: str(found))
+        )
 
 
 def structure_error(http_status: int, body: bytes, *, scrub: Callable[[str], str]) -> ApiError:
@@ -345,7 +349,9 @@ def _beginning(text: str, scrub: Callable[[str], str]) -> str:
 
 def _register_unstructuring(converter: cattrs.Converter) -> None:
     converter.register_unstructure_hook(datetime.datetime, _rfc3339)
-    converter.register_unstructure_hook(ConversationMessage, lambda value: _message_fields(converter, value))
+    converter.register_unstructure_hook(
+        ConversationMessage, lambda value: _message_fields(converter, value)
+    )
     for model in (ChannelIdentity, MetadataUpdate):
         converter.register_unstructure_hook(model, lambda value: _named_fields(converter, value))
     for outcome in (Updated, NotUpdated, Unchanged):
@@ -374,7 +380,9 @@ def _message_fields(converter: cattrs.Converter, message: ConversationMessage) -
 
 def _named_fields(converter: cattrs.Converter, value: Any) -> dict[str, Any]:
     """The fields that are not None, under the wire's names, and beside them those in ``extra``."""
-    fields = {name: getattr(value, name) for name in (field.name for field in attrs.fields(type(value)))}
+    fields = {
+        name: getattr(value, name) for name in (field.name for field in attrs.fields(type(value)))
+    }
     extra = copy.deepcopy(fields.pop(_EXTRA, {}))  # the model keeps its own
     named = {name: _plain(converter, field) for name, field in fields.items() if field is not None}
     return {**extra, **named}
@@ -388,8 +396,14 @@ def _plain(converter: cattrs.Converter, value: Any) -> Any:
 def _unstructure_detail(detail: ErrorDetail) -> dict[str, Any]:
     # type_url may have been read from "@type" or "type", which are in extra as they came.
     implied = _type_name(detail.extra)
-    named = {"type_url": None if detail.type_url == implied else detail.type_url, "value": detail.value}
-    return {**{name: text for name, text in named.items() if text is not None}, **copy.deepcopy(detail.extra)}
+    named = {
+        "type_url": None if detail.type_url == implied else detail.type_url,
+        "value": detail.value,
+    }
+    return {
+        **{name: text for name, text in named.items() if text is not None},
+        **copy.deepcopy(detail.extra),
+    }
 
 
 def _unstructure_error(error: SinchError) -> dict[str, Any]:
@@ -410,7 +424,12 @@ def _unstructure_error(error: SinchError) -> dict[str, Any]:
 
 
 def to_dict(
-    model: ConversationMessage | ChannelIdentity | ErrorDetail | MetadataUpdate | UpdateOutcome | SinchError,
+    model: ConversationMessage
+    | ChannelIdentity
+    | ErrorDetail
+    | MetadataUpdate
+    | UpdateOutcome
+    | SinchError,
 ) -> dict[str, Any]:
     """Plain JSON-ready data of a model or an error, with the wire's names.
 

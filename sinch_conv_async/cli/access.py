@@ -57,7 +57,7 @@ class Access:
     fleet: str | None = attrs.field(repr=False)
 
     def manager(self, *, max_connections: int = 256) -> SessionManager:
-        """A session manager for these options. A wrong proxy or fleet ends the command with exit code 2."""
+        """A session manager for these options. A wrong one ends the command with exit code 2."""
         fleet = None if self.fleet is None else fleet_at(self.fleet)
         try:
             return SessionManager(max_connections=max_connections, proxy=self.proxy, fleet=fleet)
@@ -121,8 +121,12 @@ def fleet_at(url: str) -> Fleet:
             return PostgresFleet(url)
     except ModuleNotFoundError as missing:
         extra = "redis" if scheme not in ("postgres", "postgresql") else "jobs"
-        raise Ended(f"--fleet needs {missing.name}: pip install 'sinch-conv-async[{extra}]'", USAGE) from None
-    raise Ended("--fleet: the URL must begin with redis://, rediss://, unix:// or postgresql://", USAGE)
+        raise Ended(
+            f"--fleet needs {missing.name}: pip install 'sinch-conv-async[{extra}]'", USAGE
+        ) from None
+    raise Ended(
+        "--fleet: the URL must begin with redis://, rediss://, unix:// or postgresql://", USAGE
+    )
 
 
 def read_credentials(path: Path) -> dict[str, str]:
@@ -176,9 +180,14 @@ _OPTIONS: Final = (
         help="Instead of SINCH_CONVERSATION_REGION.",
     ),
     click.option(
-        "--conversation-origin", metavar="URL", callback=_origin, help="Instead of the region's own."
+        "--conversation-origin",
+        metavar="URL",
+        callback=_origin,
+        help="Instead of the region's own.",
     ),
-    click.option("--auth-origin", metavar="URL", callback=_origin, help="Instead of https://auth.sinch.com."),
+    click.option(
+        "--auth-origin", metavar="URL", callback=_origin, help="Instead of https://auth.sinch.com."
+    ),
     click.option(
         "--auth",
         type=click.Choice(["oauth2", "basic"]),

@@ -97,7 +97,9 @@ def _constant(context: click.Context, parameter: click.Parameter, value: str | N
     return value
 
 
-def _failures(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+def _failures(
+    context: click.Context, parameter: click.Parameter, value: Path | None
+) -> Path | None:
     """Where failures are written. They may take the place of a plain file only."""
     if value is None:
         return None
@@ -111,7 +113,9 @@ def _failures(context: click.Context, parameter: click.Parameter, value: Path | 
 @click.command(cls=PrintingCommand)
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option(
-    "--dry-run", is_flag=True, help="Check the whole input and say what would be done; needs no credentials."
+    "--dry-run",
+    is_flag=True,
+    help="Check the whole input and say what would be done; needs no credentials.",
 )
 @click.option(
     "--journal",
@@ -176,7 +180,8 @@ def _failures(context: click.Context, parameter: click.Parameter, value: Path | 
 @click.option(
     "--messages-source",
     type=click.Choice([str(source) for source in MessagesSource]),
-    help="Where the messages are kept whose record does not say it. The API assumes CONVERSATION_SOURCE.",
+    help="Where the messages are kept whose record does not say it. "
+    "The API assumes CONVERSATION_SOURCE.",
 )
 @click.option(
     "--set",
@@ -188,7 +193,8 @@ def _failures(context: click.Context, parameter: click.Parameter, value: Path | 
 @click.option(
     "--merge",
     is_flag=True,
-    help="Read each message, and merge the JSON object of its record (or of --set) into its metadata.",
+    help="Read each message, and merge the JSON object of its record (or of --set) "
+    "into its metadata.",
 )
 @click.option(
     "--rate",
@@ -207,7 +213,8 @@ def _failures(context: click.Context, parameter: click.Parameter, value: Path | 
     "limit",
     callback=_failure_limit,
     metavar="N|N%",
-    help=f"End the job when more than so many have failed; a percentage counts from {SHARE_FROM} updates on.",
+    help="End the job when more than so many have failed; "
+    f"a percentage counts from {SHARE_FROM} updates on.",
 )
 @click.option(
     "--max-outage",
@@ -400,7 +407,8 @@ def _check_places(source: Source, journal: Path | None, failures: Path | None) -
     for place in (failures, part_of(failures)):
         if any(_are_one(place, path) for path in taken):
             raise click.UsageError(
-                f"--failures would overwrite {place}, which is the input or the journal; name another file"
+                f"--failures would overwrite {place}, which is the input or the journal; "
+                "name another file"
             )
     if not os.access(failures.absolute().parent, os.W_OK | os.X_OK):
         raise click.UsageError(f"--failures: no file can be made in {failures.absolute().parent}")

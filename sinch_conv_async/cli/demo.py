@@ -60,14 +60,17 @@ def demo(messages: int) -> int:
     return 0
 
 
-def demonstrate(messages: int, progress: Progress, say: Callable[[str], None]) -> tuple[Report, int]:
+def demonstrate(
+    messages: int, progress: Progress, say: Callable[[str], None]
+) -> tuple[Report, int]:
     """The job's report, and how many messages do not hold what they should."""
     # Here: its web server is of no use to the other commands, and takes its time to load.
     from ..sandbox import Sandbox
 
     sandbox = Sandbox(project_id=PROJECT, rate_limit=800, latency=0.05)
     wanted = {
-        f"01DEMO{number:020}": json.dumps({"ticket": number, "state": "closed"}) for number in range(messages)
+        f"01DEMO{number:020}": json.dumps({"ticket": number, "state": "closed"})
+        for number in range(messages)
     }
     for message_id in wanted:
         sandbox.add_message(message_id, metadata="old")
@@ -85,7 +88,9 @@ def demonstrate(messages: int, progress: Progress, say: Callable[[str], None]) -
         journal = path.with_name("journal.jsonl")
         job = LocalJob(Source(path, Layout()), PROJECT, "sandbox", journal)
         report = run_local(job, _client(sandbox, manager, messages), manager, progress)
-    lost = sum(sandbox.messages[message_id].metadata != metadata for message_id, metadata in wanted.items())
+    lost = sum(
+        sandbox.messages[message_id].metadata != metadata for message_id, metadata in wanted.items()
+    )
     return attrs.evolve(report, journal=None), lost
 
 
@@ -93,7 +98,10 @@ def demonstrate(messages: int, progress: Progress, say: Callable[[str], None]) -
 async def _client(
     sandbox: Sandbox, manager: SessionManager, messages: int
 ) -> AsyncGenerator[ConversationClient]:
-    async with sandbox, ConversationClient(**sandbox.client_options(), session_manager=manager) as client:
+    async with (
+        sandbox,
+        ConversationClient(**sandbox.client_options(), session_manager=manager) as client,
+    ):
         trouble = asyncio.create_task(_trouble(sandbox, messages))
         try:
             yield client

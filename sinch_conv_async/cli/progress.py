@@ -117,8 +117,14 @@ class Lines(Quiet):
         self._print(_line(done, self._total, shown, self._rate.per_second(), outage=outage))
 
 
-def _line(done: int, total: int | None, failed: int | None, rate: float, *, outage: str | None) -> str:
-    parts = [f"{done:,}" if total is None else f"{done:,} of {total:,} ({100 * done / max(total, 1):.1f} %)"]
+def _line(
+    done: int, total: int | None, failed: int | None, rate: float, *, outage: str | None
+) -> str:
+    parts = [
+        f"{done:,}"
+        if total is None
+        else f"{done:,} of {total:,} ({100 * done / max(total, 1):.1f} %)"
+    ]
     parts.append(f"{rate:,.0f}/s")
     if failed is not None:
         parts.append(f"{failed:,} failed")

@@ -56,7 +56,9 @@ class _Moment(click.ParamType[datetime.datetime]):
         except ValueError:
             self.fail(f"{value!r} is no time such as 2026-11-24T08:00:00Z", param, ctx)
         if moment.tzinfo is None:
-            self.fail(f"{value!r} has no zone; add Z for UTC, or an offset such as +01:00", param, ctx)
+            self.fail(
+                f"{value!r} has no zone; add Z for UTC, or an offset such as +01:00", param, ctx
+            )
         return moment
 
 
@@ -94,11 +96,19 @@ def get(message_id: str, messages_source: str | None, timeout: float | None, **o
 @click.option("--conversation-id", metavar="ID", help="Only messages of this conversation.")
 @click.option("--contact-id", metavar="ID", help="Only messages of this contact.")
 @click.option("--app-id", metavar="ID", help="Only messages of this app.")
-@click.option("--channel-identity", metavar="TEXT", help="Only messages of this recipient on a channel.")
-@click.option("--channel", type=_word(Channel), metavar="NAME", help="Only messages on this channel.")
+@click.option(
+    "--channel-identity", metavar="TEXT", help="Only messages of this recipient on a channel."
+)
+@click.option(
+    "--channel", type=_word(Channel), metavar="NAME", help="Only messages on this channel."
+)
 @click.option("--direction", type=_word(Direction), help="Only messages in this direction.")
-@click.option("--start-time", type=_Moment(), metavar="TIME", help="Only messages accepted from then on.")
-@click.option("--end-time", type=_Moment(), metavar="TIME", help="Only messages accepted before then.")
+@click.option(
+    "--start-time", type=_Moment(), metavar="TIME", help="Only messages accepted from then on."
+)
+@click.option(
+    "--end-time", type=_Moment(), metavar="TIME", help="Only messages accepted before then."
+)
 @click.option(
     "--only-recipient-originated",
     is_flag=True,

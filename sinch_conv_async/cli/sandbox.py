@@ -27,7 +27,7 @@ __all__ = ["sandbox"]
 
 @attrs.frozen
 class Failing:
-    """``--fail 503:100``: every hundredth request is answered 503. ``--fail 429:1%``: 1 % of them, at random."""
+    """``--fail 503:100``: every hundredth request. ``--fail 429:1%``: 1 % of them, at random."""
 
     status: int
     number: int | None
@@ -75,7 +75,9 @@ _FILE = click.Path(exists=True, dir_okay=False)
     metavar="PORT",
     help="0 takes a free one.",
 )
-@click.option("--certificate", type=_FILE, metavar="FILE", help="Speak https with this certificate (PEM).")
+@click.option(
+    "--certificate", type=_FILE, metavar="FILE", help="Speak https with this certificate (PEM)."
+)
 @click.option(
     "--private-key", type=_FILE, metavar="FILE", help="Its key, if the certificate's file has none."
 )
@@ -102,7 +104,9 @@ _FILE = click.Path(exists=True, dir_okay=False)
     metavar="N",
     help="Limit as a token bucket that holds N requests, instead of a window of a second.",
 )
-@click.option("--latency", type=Finite(0), default=0.0, metavar="SECONDS", help="Added before each answer.")
+@click.option(
+    "--latency", type=Finite(0), default=0.0, metavar="SECONDS", help="Added before each answer."
+)
 @click.option(
     "--token-lifetime",
     type=Finite(0, min_open=True),
@@ -117,11 +121,17 @@ _FILE = click.Path(exists=True, dir_okay=False)
     multiple=True,
     callback=_failing,
     metavar="STATUS:N|P%",
-    help="Answer every Nth request, or P percent of them at random, with this status; may be given more than once.",
+    help="Answer every Nth request, or P percent of them at random, with this status; "
+    "may be given more than once.",
 )
-@click.option("--drop", type=click.IntRange(1), metavar="N", help="Drop the connection of every Nth request.")
 @click.option(
-    "--expire-tokens", type=click.IntRange(1), metavar="N", help="Let all tokens expire at every Nth request."
+    "--drop", type=click.IntRange(1), metavar="N", help="Drop the connection of every Nth request."
+)
+@click.option(
+    "--expire-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Let all tokens expire at every Nth request.",
 )
 @click.option(
     "--random-seed",
@@ -140,7 +150,9 @@ _FILE = click.Path(exists=True, dir_okay=False)
     help="How many of the latest requests it remembers for /_sandbox/requests.",
 )
 @click.option("--log", is_flag=True, help="Write a line on standard error for each request.")
-@click.option("--no-gc", is_flag=True, help="Switch Python's garbage collector off, for measurements.")
+@click.option(
+    "--no-gc", is_flag=True, help="Switch Python's garbage collector off, for measurements."
+)
 def sandbox(
     *,
     host: str,
@@ -163,8 +175,8 @@ def sandbox(
 ) -> int:
     """A stand-in for the API, for trying things out and for tests in any language.
 
-    It knows every message id, unless --strict-ids is given. Other programs can ask what arrived, add messages and
-    script faults under /_sandbox/ on the same port.
+    It knows every message id, unless --strict-ids is given. Other programs can ask what arrived,
+    add messages and script faults under /_sandbox/ on the same port.
 
     Prints the environment that leads to it, one NAME=value a line, and runs until Ctrl-C.
     """
@@ -210,7 +222,9 @@ def _server_context(certificate: str | None, private_key: str | None) -> ssl.SSL
     try:
         context.load_cert_chain(certificate, private_key)
     except (OSError, ssl.SSLError) as error:
-        raise Ended(f"{certificate}: {error.strerror or 'not a certificate with its key'}", USAGE) from None
+        raise Ended(
+            f"{certificate}: {error.strerror or 'not a certificate with its key'}", USAGE
+        ) from None
     return context
 
 
@@ -231,7 +245,7 @@ def _fail(box: Sandbox, each: Failing, random_seed: int) -> None:
 
 
 def _log(request: SandboxRequest | SandboxTokenRequest) -> None:
-    """One line for a request that is over. No query and no body: they may hold what is nobody's business."""
+    """One line for a request that is over, without query and body: they may be private."""
     method, path = getattr(request, "method", "POST"), getattr(request, "path", "/oauth2/token")
     shown = "".join(each if each.isprintable() else "?" for each in path)
     status = "no answer" if request.status is None else request.status

@@ -102,7 +102,9 @@ def to_json(report: Report) -> dict[str, Any]:
     """The summary for machines."""
     code, error = error_of(report)
     hidden = ("unfinished", "ended_by", "limit", "failures_problem")
-    fields = attrs.asdict(report, filter=lambda field, value: field.name not in hidden, recurse=False)
+    fields = attrs.asdict(
+        report, filter=lambda field, value: field.name not in hidden, recurse=False
+    )
     return {
         "exit_code": code,
         "error": error,

@@ -6,14 +6,15 @@ How a limit is divided. Each process asks the store for a *share*: a whole numbe
 second, lent for ``LEASE`` seconds. It asks again every ``INTERVAL`` seconds, and sets its own pace
 to the share. So no call ever waits for the store. The method is that of Google's Doorman.
 
-1. The store divides the limit less one percent (:func:`divided`). The rest covers jitter on the way.
+1. The store divides the limit less one percent (:func:`divided`). The rest covers jitter on the
+   way.
 2. The division is max-min fair: a process that wants little gets all that it wants, and the others
    divide the rest evenly (:func:`fair_share`).
-3. A process is granted at most what the live leases of the others leave. So live leases never add up
-   to more than the limit. A share that grows waits until another one has become smaller.
-4. A store that knows no project state, or that heard nothing of the project for longer than a lease,
-   cannot know which leases are live. It learns for one lease: it grants only what a process says
-   that it holds. A process that holds nothing is lent a part of what rule 1 keeps back.
+3. A process is granted at most what the live leases of the others leave. So live leases never add
+   up to more than the limit. A share that grows waits until another one has become smaller.
+4. A store that knows no project state, or that heard nothing of the project for longer than a
+   lease, cannot know which leases are live. It learns for one lease: it grants only what a process
+   says that it holds. A process that holds nothing is lent a part of what rule 1 keeps back.
 5. A process whose lease has ended lowers its pace at once to an even part of the limit
    (:func:`without_store`). It raises its pace to that only one lease later, when the leases of all
    other processes have ended as well (:class:`Holding`).
@@ -57,21 +58,24 @@ INTERVAL: Final = 0.25
 """Seconds between two requests of one process for its share."""
 
 MANY: Final = 100
-"""Members above which a lease and the interval grow in proportion: the store reads all members each time."""
+"""Members above which a lease and the interval grow in proportion: the store reads all members each
+time."""
 
 KEPT_BACK: Final = 100
-"""One part in so many of the limit is not divided. With all of it, jitter on the way puts 805 into a second of 800."""
+"""One part in so many of the limit is not divided. With all of it, jitter on the way puts 805 into
+a second of 800."""
 
 KEPT_BACK_FROM: Final = 10
 """The least limit of which something is kept back: of fewer requests, one is too large a part."""
 
 LEAST_WISH: Final = 8
-"""Requests a second that a quiet process may want without a reason, so that its next call need not wait."""
+"""Requests a second that a quiet process may want without a reason, so that its next call need not
+wait."""
 
 
 @attrs.frozen
 class ProjectKey:
-    """The limit that is shared: one project at one origin of the Conversation API. Holds no secret."""
+    """Whose limit is shared: a project at an origin of the Conversation API. Holds no secret."""
 
     origin: str
     project_id: str
@@ -79,7 +83,7 @@ class ProjectKey:
 
 @attrs.frozen
 class TokenKey:
-    """The access key whose token is shared, at one token endpoint. Never written to a store as it is."""
+    """The access key whose token is shared. Never written to a store as it is."""
 
     auth_origin: str
     key_id: str
@@ -106,7 +110,9 @@ class Wish:
 
 @attrs.frozen
 class Share:
-    """What the store answers: ``share`` requests a second for ``lease`` seconds, counted from the request on.
+    """What the store answers: ``share`` requests a second for ``lease`` seconds.
+
+    The lease counts from when the process asked.
 
     ``members``: processes that share the limit, this one included. ``interval``: seconds until the
     process asks again. ``paused_for``: seconds for which a ``Retry-After`` stops the whole fleet.
@@ -121,7 +127,7 @@ class Share:
 
 @attrs.frozen
 class Lease:
-    """One member's share in the store. ``kept_back``: it comes out of what the store does not divide (rule 4)."""
+    """One member's share in the store. ``kept_back``: it comes out of what is not divided."""
 
     share: int
     until: float
@@ -162,11 +168,11 @@ class Fleet(Protocol):
     async def token(
         self, key: TokenKey, fetch: Callable[[], Awaitable[TokenResponse | Failure]]
     ) -> TokenResponse | Failure:
-        """The fleet's token for the key. At most one process at a time calls ``fetch``, which asks the token endpoint."""
+        """The fleet's token. One process at a time calls ``fetch``, the token request."""
         ...
 
     async def forget_token(self, key: TokenKey, access_token: str) -> None:
-        """Deletes this token from the store, if it is still the fleet's: the API answered 401 to it."""
+        """Deletes this token, to which the API answered 401, if it is still the fleet's."""
         ...
 
     async def close(self) -> None:
@@ -186,7 +192,9 @@ def least_wish(limit: float, members: int) -> int:
 
 
 def fair_share(capacity: int, wanted: Mapping[str, int], turn: int) -> dict[str, int]:
-    """Whole shares that are max-min fair: nobody can get more without taking from somebody who has less.
+    """Whole shares that are max-min fair.
+
+    Nobody can get more without taking from somebody who has less.
 
     Of members that want the same, some may get one request more than others, or one instead of
     none. ``turn`` is a counter that goes up with time: with each step the next ones get it.
@@ -201,8 +209,12 @@ def fair_share(capacity: int, wanted: Mapping[str, int], turn: int) -> dict[str,
 
 
 def allot(state: State, wish: Wish, now: float) -> tuple[State, Share]:
-    """The project's next state and the asking member's share. ``now``: seconds by the store's clock."""
-    live = {name: lease for name, lease in state.leases.items() if lease.until > now and name != wish.member}
+    """The project's next state and the member's share. ``now``: seconds by the store's clock."""
+    live = {
+        name: lease
+        for name, lease in state.leases.items()
+        if lease.until > now and name != wish.member
+    }
     own = state.leases.get(wish.member)
     if own is not None and own.until <= now:
         own = None
@@ -241,7 +253,9 @@ def _dividing(limit: float, live: Mapping[str, Lease], wish: Wish, now: float) -
     return max(0, min(fair, capacity - sum(lease.share for lease in live.values())))
 
 
-def _learning(limit: float, live: Mapping[str, Lease], own: Lease | None, wish: Wish) -> tuple[int, bool]:
+def _learning(
+    limit: float, live: Mapping[str, Lease], own: Lease | None, wish: Wish
+) -> tuple[int, bool]:
     """A share of rule 4, and whether it comes out of what is kept back."""
     capacity = divided(limit)
     if own is not None:
@@ -254,7 +268,7 @@ def _learning(limit: float, live: Mapping[str, Lease], own: Lease | None, wish: 
 
 
 def without_store(limit: float, members: int) -> int:
-    """The requests a second of one process when the store gives no answer: an even part of the limit."""
+    """The requests a second of one process without the store: an even part of the limit."""
     return max(1, divided(limit) // max(1, members))
 
 
@@ -273,7 +287,7 @@ class Holding:
 
     @classmethod
     def of(cls, share: Share, asked_at: float) -> Holding:
-        """The holding that an answer of the store gives; ``asked_at``: when the process asked for it."""
+        """The holding that an answer gives. ``asked_at``: when the process asked."""
         return cls(share.share, asked_at + share.lease, share.lease, share.members)
 
     def rate(self, limit: float, now: float) -> int:

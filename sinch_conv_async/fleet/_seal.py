@@ -1,9 +1,12 @@
-"""How a token lies in a store: under a name that tells nothing, sealed with a key that the store never sees.
+"""How a token is kept in a store: under a name that tells nothing, and sealed.
 
-Name and sealing key both come from the key secret by HKDF (RFC 5869), so a rotated secret is another
-name and another key. Whoever reads the store learns how many tokens there are, and no more. Whoever
-writes to it can delete a token, bring back an older one of the same key, or hold the lock: that
-costs token requests, a 401 or a wait. It cannot make a process accept a token of its own making.
+The store never sees the key that seals it.
+
+Name and sealing key both come from the key secret by HKDF (RFC 5869), so a rotated secret is
+another name and another key. Whoever reads the store learns how many tokens there are, and no more.
+Whoever writes to it can delete a token, bring back an older one of the same key, or hold the lock:
+that costs token requests, a 401 or a wait. It cannot make a process accept a token of its own
+making.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One token request for the whole fleet, whatever the store: who asks, who waits, what is kept.
 
-A store has four operations (:class:`TokenStore`). Each is atomic, and measures time by its own clock.
+A store has four operations (:class:`TokenStore`). Each is atomic, and measures time by its own
+clock.
 
 1. ``look``: a fresh token is there: take it. Otherwise one process gets the lock and asks the token
    endpoint; the others wait, or go on with an old token that still lives.
@@ -41,7 +42,8 @@ WAIT: Final = 5.0
 """Seconds that a process waits for another one's token request before it makes its own."""
 
 FRESH: Final = 0.3
-"""The part of a token's life that must be left for it to be fresh. Below it, one process renews the token."""
+"""The part of a token's life that must be left for it to be fresh. Below it, one process renews the
+token."""
 
 
 @attrs.frozen
@@ -61,7 +63,7 @@ class TokenStore(Protocol):
     """The atomic operations of a store. Each raises FleetError where the store gives no answer."""
 
     async def look(self, name: str, owner: str) -> Found:
-        """The token; takes the lock for ``owner`` where no fresh token is there and nobody holds the lock."""
+        """The token. Takes the lock for ``owner`` if it is free and the token not fresh."""
         ...
 
     async def renew_lock(self, name: str, owner: str) -> None:
@@ -69,7 +71,7 @@ class TokenStore(Protocol):
         ...
 
     async def store(self, name: str, owner: str, sealed: str | None, lifetime: float) -> None:
-        """Stores a token, if there is one, and gives the lock back; does nothing if it is another owner's."""
+        """Stores a token, if any, and gives the lock back; nothing if the lock is another's."""
         ...
 
     async def delete(self, name: str, sealed: str) -> None:
@@ -118,7 +120,8 @@ async def _fetch(
             sealed, lifetime = seal.close(outcome.access_token), outcome.lifetime
         return outcome
     finally:
-        # Also after a failure or a cancellation: the next process need not wait for the lock to end.
+        # Also after a failure or a cancellation: the next process need not wait for the lock to
+        # end.
         with contextlib.suppress(FleetError):
             await asyncio.shield(store.store(seal.name, owner, sealed, lifetime))
 

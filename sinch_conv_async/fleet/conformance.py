@@ -34,7 +34,8 @@ START: Final = 1_700_000_000.0
 """Seconds of the store's clock at which a history begins."""
 
 SAME: Final = 1e-5
-"""Seconds by which two times may differ: stores keep times as floating-point numbers, or as text."""
+"""Seconds by which two times may differ: stores keep times as floating-point numbers, or as
+text."""
 
 PROCESSES: Final = 8
 """Processes that want one token at the same time."""
@@ -70,7 +71,10 @@ def _steps() -> strategies.SearchStrategy[list[_Step]]:
 
 
 def check_shares(make: Callable[[], FleetUnderTest], *, examples: int = 100) -> None:
-    """Checks that the fleet's store divides a limit as :func:`~sinch_conv_async.fleet.allot` does, in histories of up to 40 steps."""
+    """Checks that a store divides a limit as :func:`~sinch_conv_async.fleet.allot` does.
+
+    Each example is a history of up to 40 steps.
+    """
 
     @hypothesis.settings(max_examples=examples, deadline=None)
     @hypothesis.given(_steps())
@@ -96,7 +100,7 @@ async def _compare(fleet: FleetUnderTest, steps: list[_Step]) -> None:
 
 
 async def check_tokens(make: Callable[[], Fleet]) -> None:
-    """Checks that processes share one token: one request, one renewal after a refusal, no lock left behind."""
+    """Checks that processes share one token: one request, one renewal, no lock left behind."""
     fleets = [make() for _ in range(PROCESSES)]
     key = TokenKey("https://auth.example", "key-id", secrets.token_hex(16))
     fetched: list[str] = []

@@ -1,7 +1,7 @@
 """A fleet in the memory of one process: for session managers of one event loop, and for tests.
 
-Several managers that are given the same :class:`MemoryFleet` share one limit and one token, as processes
-do through a store. It needs no extra.
+Several managers that are given the same :class:`MemoryFleet` share one limit and one token, as
+processes do through a store. It needs no extra.
 """
 
 from __future__ import annotations

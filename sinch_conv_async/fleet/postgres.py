@@ -1,9 +1,10 @@
 """A fleet on PostgreSQL: one function divides the limit, four statements keep the token.
 
-Needs the ``[jobs]`` extra. The function does the arithmetic of :func:`sinch_conv_async.fleet.allot`,
-and the conformance suite compares the two. All times are by the clock of the database server. The
-tables are not logged: they live for seconds, and after a crash of the server they are empty, which
-the division knows how to deal with. Sealed tokens so get into no backup.
+Needs the ``[jobs]`` extra. The function does the arithmetic of
+:func:`sinch_conv_async.fleet.allot`, and the conformance suite compares the two. All times are by
+the clock of the database server. The tables are not logged: they live for seconds, and after a
+crash of the server they are empty, which the division knows how to deal with. Sealed tokens so get
+into no backup.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ CREATE_TIMEOUT: Final = 10.0
 
 _Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
-# The names are those of `allot` and its helpers. A later version gets functions of its own names, so that two versions of
-# the package can share a database for the time of a deployment.
+# The names are those of `allot` and its helpers. A later version gets functions of its own names,
+# so that two versions of the package can share a database for the time of a deployment.
 _CREATE: Final = """
 SELECT pg_advisory_xact_lock(hashtext('sinch_conv_async fleet'));
 CREATE SCHEMA IF NOT EXISTS $schema;
@@ -166,7 +167,8 @@ BEGIN
       SELECT member, wanted, row_number() OVER (ORDER BY member COLLATE "C") - 1 AS at,
         count(*) OVER () AS many FROM asking
     )
-    SELECT member, many - row_number() OVER (ORDER BY wanted, (at + p_turn) % many) + 1 AS left_over,
+    SELECT member,
+      many - row_number() OVER (ORDER BY wanted, (at + p_turn) % many) + 1 AS left_over,
       wanted FROM numbered ORDER BY wanted, (at + p_turn) % many
   LOOP
     part := least(entry.wanted, capacity / entry.left_over::int);
@@ -238,14 +240,15 @@ _NOT_CREATED: Final = (
 class PostgresFleet(Fleet):
     """Shares limit and token through one PostgreSQL database: ``SessionManager(fleet=PostgresFleet("postgresql://..."))``.
 
-    ``dsn_or_pool``: a connection string, or an open ``psycopg_pool.AsyncConnectionPool`` of autocommit
-    connections that the caller closes. ``schema``: where the tables lie; processes with the same
-    database, schema and project share. The fleet makes schema, tables and functions where they are
-    missing, if its role may; :meth:`create_schema` does it beforehand. ``timeout``: seconds that one
-    operation may take before the process goes on as without the store.
+    ``dsn_or_pool``: a connection string, or an open ``psycopg_pool.AsyncConnectionPool`` of
+    autocommit connections that the caller closes. ``schema``: where the tables lie; processes with
+    the same database, schema and project share. The fleet makes schema, tables and functions where
+    they are missing, if its role may; :meth:`create_schema` does it beforehand. ``timeout``:
+    seconds that one operation may take before the process goes on as without the store.
 
     Opens nothing before its first use, and then one connection for each process. Raises
-    :class:`~sinch_conv_async.InvalidArgumentError` for a schema that is not lower-case letters, digits and ``_``.
+    :class:`~sinch_conv_async.InvalidArgumentError` for a schema that is not lower-case letters,
+    digits and ``_``.
     """
 
     def __init__(
@@ -295,7 +298,9 @@ class PostgresFleet(Fleet):
         )
         assert row is not None  # a function without RETURNS SETOF gives one row
         share, lease, members, paused_for = row
-        return Share(share, lease, members, INTERVAL * (lease / LEASE if lease else 1.0), paused_for)
+        return Share(
+            share, lease, members, INTERVAL * (lease / LEASE if lease else 1.0), paused_for
+        )
 
     async def token(
         self, key: TokenKey, fetch: Callable[[], Awaitable[TokenResponse | Failure]]
@@ -320,7 +325,10 @@ class PostgresFleet(Fleet):
         row = await self._one(_LOOK, {"name": name})
         assert row is not None  # the statement inserts the row that it returns
         sealed, lifetime, free = row
-        locked = bool(owner and free) and await self._one(_LOCK, {"name": name, "owner": owner}) is not None
+        locked = (
+            bool(owner and free)
+            and await self._one(_LOCK, {"name": name, "owner": owner}) is not None
+        )
         return Found(sealed, lifetime, locked)
 
     async def renew_lock(self, name: str, owner: str) -> None:
@@ -329,7 +337,9 @@ class PostgresFleet(Fleet):
 
     async def store(self, name: str, owner: str, sealed: str | None, lifetime: float) -> None:
         """Stores the owner's token, and gives the lock back."""
-        await self._one(_STORE, {"name": name, "owner": owner, "sealed": sealed, "lifetime": float(lifetime)})
+        await self._one(
+            _STORE, {"name": name, "owner": owner, "sealed": sealed, "lifetime": float(lifetime)}
+        )
 
     async def delete(self, name: str, sealed: str) -> None:
         """Deletes the token if it is still this one."""
@@ -366,8 +376,9 @@ class PostgresFleet(Fleet):
     async def _within(self, seconds: float, run: Callable[[_Connection], Awaitable[T]]) -> T:
         """Runs one operation, and lets go of its connection when the time has passed.
 
-        To cancel a psycopg operation is to ask the server and to wait for its answer. A server that is
-        frozen gives none. So the socket is shut down instead, and the operation ends with an error.
+        To cancel a psycopg operation is to ask the server and to wait for its answer. A server that
+        is frozen gives none. So the socket is shut down instead, and the operation ends with an
+        error.
         """
         operation = asyncio.ensure_future(self._operate(run))
         operation.add_done_callback(_look_at)
@@ -402,7 +413,7 @@ class PostgresFleet(Fleet):
             raise
 
     def _shut_down(self) -> bool:
-        """Ends what is under way on the fleet's own connection; False where there is no such connection."""
+        """Ends what is under way on the fleet's connection; False if it has none."""
         connection, self._connection = self._connection, None
         if connection is None:
             return False
@@ -418,7 +429,7 @@ class PostgresFleet(Fleet):
         return self._owner == (asyncio.get_running_loop(), os.getpid())
 
     async def _connected(self) -> _Connection:
-        """The connection of the running event loop and process; it cannot be taken along to another one."""
+        """The connection of the running event loop and process."""
         if self._turn is None or not self._is_ours():
             self._leave_behind()
             self._owner = (asyncio.get_running_loop(), os.getpid())

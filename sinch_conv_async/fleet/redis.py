@@ -41,8 +41,9 @@ __all__ = ["RedisFleet"]
 TIMEOUT: Final = 0.25
 """Seconds that one operation of the store may take."""
 
-# The names are those of `allot` and its helpers. A lease is one field of a hash: "share until wanted limit kept_back".
-# The new lease is written before any other change: for want of memory, Redis refuses a script only at its first write.
+# The names are those of `allot` and its helpers. A lease is one field of a hash: "share until
+# wanted limit kept_back". The new lease is written before any other change: for want of memory,
+# Redis refuses a script only at its first write.
 _ALLOT: Final = """
 local key, member = KEYS[1], 'm:' .. ARGV[1]
 local limit, wanted, holds = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -72,7 +73,9 @@ for at = 1, #fields, 2 do
 end
 paused_until = math.max(paused_until, now + paused_for)
 local lease_seconds = LEASE * math.max(1, (#names + 1) / MANY)
-if not (heard_at <= now and now < heard_at + lease_seconds) then learning_until = now + lease_seconds end
+if not (heard_at <= now and now < heard_at + lease_seconds) then
+  learning_until = now + lease_seconds
+end
 
 local share, kept_back, members = 0, false, #names
 if not leaves then
@@ -114,7 +117,8 @@ if not leaves then
     if kept_back then share = math.max(0, math.min(LEAST_WISH, wanted, whole - capacity - lent))
     else share = math.max(0, math.min(holds, wanted, capacity - lent)) end
   end
-  redis.call('HSET', key, member, table.concat({text(share), text(now + lease_seconds), text(wanted),
+  redis.call('HSET', key, member, table.concat({text(share), text(now + lease_seconds),
+    text(wanted),
     text(limit), kept_back and '1' or '0'}, ' '), 'heard_at', text(now),
     'learning_until', text(learning_until), 'paused_until', text(paused_until))
 else
@@ -183,10 +187,10 @@ def _script(source: str) -> str:
 class RedisFleet(Fleet):
     """Shares limit and token through one Redis server: ``SessionManager(fleet=RedisFleet("redis://..."))``.
 
-    ``url_or_client``: a ``redis://``, ``rediss://`` or ``unix://`` URL, or a ``redis.asyncio.Redis`` that the
-    caller closes. ``namespace``: what all keys begin with; processes with the same namespace and
-    project share. ``timeout``: seconds that one operation may take before the process goes on as
-    without the store.
+    ``url_or_client``: a ``redis://``, ``rediss://`` or ``unix://`` URL, or a
+    ``redis.asyncio.Redis`` that the caller closes. ``namespace``: what all keys begin with;
+    processes with the same namespace and project share. ``timeout``: seconds that one operation may
+    take before the process goes on as without the store.
 
     Opens nothing before its first use. Source of the commands: the Redis documentation.
     """
@@ -293,7 +297,7 @@ class RedisFleet(Fleet):
         return self._owner == (asyncio.get_running_loop(), os.getpid())
 
     def _connected(self) -> redis.asyncio.Redis:
-        """The client of the running event loop and process; connections cannot be taken along to another one."""
+        """The client of the running event loop and process."""
         if self._given is not None:
             return self._given
         if self._client is None or not self._is_ours():

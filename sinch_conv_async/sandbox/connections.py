@@ -74,7 +74,9 @@ class _Server(web.Server):
             # Accepted just before the listening socket was closed.
             transport.abort()
 
-    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+    def connection_lost(
+        self, handler: web.RequestHandler, exc: BaseException | None = None
+    ) -> None:
         super().connection_lost(handler, exc)
         self.transports.pop(handler, None)
 
@@ -194,7 +196,9 @@ def write(transport: asyncio.Transport | None, data: bytes) -> None:
         transport.write(data)
 
 
-async def trickle(transport: asyncio.Transport | None, body: bytes, seconds_per_byte: float) -> None:
+async def trickle(
+    transport: asyncio.Transport | None, body: bytes, seconds_per_byte: float
+) -> None:
     """Write a body byte by byte, with this pause after each."""
     for position in range(len(body)):
         if transport is None or transport.is_closing():

@@ -95,7 +95,9 @@ def _describe(sandbox: Sandbox, _: _Asked) -> Any:
 
 
 def _change(sandbox: Sandbox, asked: _Asked) -> Any:
-    latency = _arguments("the sandbox", asked.fields, {"latency": _NUMBER}, required=()).get("latency")
+    latency = _arguments("the sandbox", asked.fields, {"latency": _NUMBER}, required=()).get(
+        "latency"
+    )
     if latency is not None:
         sandbox.latency = latency
     return _describe(sandbox, asked)
@@ -129,7 +131,11 @@ def _requests(sandbox: Sandbox, asked: _Asked) -> Any:
 
 def _token_requests(sandbox: Sandbox, asked: _Asked) -> Any:
     after = _after(asked.query)
-    return {"token_requests": [attrs.asdict(each) for each in sandbox.token_requests if each.number > after]}
+    return {
+        "token_requests": [
+            attrs.asdict(each) for each in sandbox.token_requests if each.number > after
+        ]
+    }
 
 
 def _after(query: str) -> int:
@@ -192,7 +198,10 @@ _TEXT: Final[_Check] = ("text", lambda value: isinstance(value, str))
 _FLAG: Final[_Check] = ("true or false", lambda value: isinstance(value, bool))
 _WHOLE: Final[_Check] = ("a whole number", lambda value: type(value) is int)
 _NUMBER: Final[_Check] = ("a number", lambda value: type(value) in (int, float))
-_NUMBER_OR_TEXT: Final[_Check] = ("a number or text", lambda value: type(value) in (int, float, str))
+_NUMBER_OR_TEXT: Final[_Check] = (
+    "a number or text",
+    lambda value: type(value) in (int, float, str),
+)
 _OBJECT: Final[_Check] = ("an object", lambda value: isinstance(value, dict))
 _TEXTS: Final[_Check] = (
     "an object of texts",
@@ -266,7 +275,9 @@ def _add_fault(sandbox: Sandbox, asked: _Asked) -> Any:
         return _pending(sandbox, asked)
     if ("every" in again) == ("share" in again):
         raise ValueError("a fault comes again with every so many requests or with a share of them")
-    getattr(type(sandbox)(), name)(**arguments)  # on another sandbox: what is not valid is refused now
+    getattr(type(sandbox)(), name)(
+        **arguments
+    )  # on another sandbox: what is not valid is refused now
     if "every" in again:
         sandbox.every(again["every"], fault)
     else:
@@ -279,7 +290,9 @@ def _forget_faults(sandbox: Sandbox, asked: _Asked) -> Any:
     return _pending(sandbox, asked)
 
 
-def _arguments(what: str, fields: object, known: Mapping[str, _Check], *, required: object) -> dict[str, Any]:
+def _arguments(
+    what: str, fields: object, known: Mapping[str, _Check], *, required: object
+) -> dict[str, Any]:
     """The fields of a JSON object: all known, all of their type. Raises ValueError otherwise."""
     if not isinstance(fields, dict):
         raise _RefusedError(400, "the body must be a JSON object")

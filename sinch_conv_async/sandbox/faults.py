@@ -73,7 +73,7 @@ class Script:
 
 @attrs.define(eq=False, kw_only=True)
 class TokenScript:
-    """What happens to the next token requests. `response` and `drop` keep them from being served."""
+    """What happens to the next token requests. With `response` or `drop` none is served."""
 
     remaining: int
     response: Response | None = None
@@ -211,7 +211,13 @@ class Faults(OwnThread):
         more = () if headers is None else tuple(headers.items())
         response = scripted(status, body, content_type, more + retry_after_header(retry_after))
         self._script(
-            Script(remaining=times, message_id=message_id, method=method, applied=applied, response=response)
+            Script(
+                remaining=times,
+                message_id=message_id,
+                method=method,
+                applied=applied,
+                response=response,
+            )
         )
 
     def redirect_next(
@@ -227,7 +233,13 @@ class Faults(OwnThread):
         """Answer the next requests with a redirect to ``location``, which is sent as it is."""
         response = scripted(status, "empty", None, (("Location", location),))
         self._script(
-            Script(remaining=times, message_id=message_id, method=method, applied=applied, response=response)
+            Script(
+                remaining=times,
+                message_id=message_id,
+                method=method,
+                applied=applied,
+                response=response,
+            )
         )
 
     def drop_next(
@@ -275,7 +287,13 @@ class Faults(OwnThread):
         """
         check_seconds("seconds", seconds)
         self._script(
-            Script(remaining=times, message_id=message_id, method=method, applied=applied, delay=seconds)
+            Script(
+                remaining=times,
+                message_id=message_id,
+                method=method,
+                applied=applied,
+                delay=seconds,
+            )
         )
 
     def trickle_next(
@@ -289,7 +307,12 @@ class Faults(OwnThread):
         """Serve the next requests as usual, but send the body byte by byte with this pause."""
         check_seconds("seconds_per_byte", seconds_per_byte)
         self._script(
-            Script(remaining=times, message_id=message_id, method=method, seconds_per_byte=seconds_per_byte)
+            Script(
+                remaining=times,
+                message_id=message_id,
+                method=method,
+                seconds_per_byte=seconds_per_byte,
+            )
         )
 
     def answer_next(
@@ -308,7 +331,12 @@ class Faults(OwnThread):
         """
         self._script(
             Script(
-                remaining=times, message_id=message_id, method=method, applied=applied, raw=raw, close=close
+                remaining=times,
+                message_id=message_id,
+                method=method,
+                applied=applied,
+                raw=raw,
+                close=close,
             )
         )
 
@@ -322,7 +350,9 @@ class Faults(OwnThread):
     ) -> None:
         """Answer the next requests with a 200 that belongs to another message."""
         self._script(
-            Script(remaining=times, message_id=message_id, method=method, applied=applied, swap=True)
+            Script(
+                remaining=times, message_id=message_id, method=method, applied=applied, swap=True
+            )
         )
 
     def unsolicited_next(
@@ -346,7 +376,9 @@ class Faults(OwnThread):
         check_seconds("after", after)
         scripted(status, "empty")  # refuses a status that is not possible
         second = Unsolicited(raw, status, after)
-        self._script(Script(remaining=times, message_id=message_id, method=method, unsolicited=second))
+        self._script(
+            Script(remaining=times, message_id=message_id, method=method, unsolicited=second)
+        )
 
     # Faults that come again.
 

@@ -93,7 +93,9 @@ def _time(name: str, text: str) -> int:
 
 
 def _size(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= _MAX_PAGE_SIZE):
+    if not (
+        text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= _MAX_PAGE_SIZE
+    ):
         raise _InvalidQueryError(name, f"Must be a number from 1 to {_MAX_PAGE_SIZE}.")
     return int(text)
 
@@ -102,7 +104,9 @@ def _read_token(name: str, text: str) -> _Token | None:
     if not text:
         return None
     try:
-        microseconds, message_id, checksum = json.loads(base64.b64decode(text, altchars=b"-_", validate=True))
+        microseconds, message_id, checksum = json.loads(
+            base64.b64decode(text, altchars=b"-_", validate=True)
+        )
     except (ValueError, TypeError, RecursionError):
         raise _InvalidQueryError(name, "Not a page token of this service.") from None
     if not (type(microseconds) is int and isinstance(message_id, str) and type(checksum) is int):
@@ -227,7 +231,9 @@ class Listing:
 
     def _after(self, token: _Token | None) -> Iterator[tuple[_Place, SandboxMessage]]:
         """The messages after the token's place, newest first."""
-        first = len(self._places) if token is None else bisect.bisect_left(self._places, token.place)
+        first = (
+            len(self._places) if token is None else bisect.bisect_left(self._places, token.place)
+        )
         for index in range(first - 1, -1, -1):
             yield self._places[index], self._ordered[index]
 
@@ -243,7 +249,9 @@ class Listing:
 
 def _page(page: list[tuple[_Place, SandboxMessage]], view: str, next_page_token: str) -> Response:
     hidden = view == "WITHOUT_METADATA"
-    messages = [message_fields(message, None if hidden else message.metadata) for _, message in page]
+    messages = [
+        message_fields(message, None if hidden else message.metadata) for _, message in page
+    ]
     fields = {"messages": messages, "next_page_token": next_page_token}
     return json_response(fields)
 

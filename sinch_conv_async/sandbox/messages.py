@@ -87,7 +87,9 @@ def read_metadata(content_type: str | None, body: bytes) -> tuple[str | None, Re
         fields = json.loads(body)
     except (ValueError, RecursionError):
         return None, invalid("body", "Not JSON.")
-    metadata: Any = cast("dict[str, Any]", fields).get("metadata") if isinstance(fields, dict) else None
+    metadata: Any = (
+        cast("dict[str, Any]", fields).get("metadata") if isinstance(fields, dict) else None
+    )
     if not isinstance(metadata, str):
         return None, invalid("metadata", "Field is required, and is text.")
     if len(metadata) > _MAX_METADATA:
@@ -100,7 +102,16 @@ def read_metadata(content_type: str | None, body: bytes) -> tuple[str | None, Re
 # Attributes of a message that are text, under their own names.
 _TEXTS: Final = frozenset(
     {
-        *("id", "metadata", "project_id", "accept_time", "channel", "identity", "app_id", "contact_id"),
+        *(
+            "id",
+            "metadata",
+            "project_id",
+            "accept_time",
+            "channel",
+            "identity",
+            "app_id",
+            "contact_id",
+        ),
         *("conversation_id", "direction", "sender_id", "processing_mode", "text"),
     }
 )
@@ -131,10 +142,15 @@ def attributes_of(fields: object) -> dict[str, Any]:
     _check(bool(given.get("id")), "a message needs an id")
     _check(isinstance(extra, dict), "extra must be an object")
     _check(
-        isinstance(omit, list) and all(isinstance(each, str) for each in omit), "omit must be a list of texts"
+        isinstance(omit, list) and all(isinstance(each, str) for each in omit),
+        "omit must be a list of texts",
     )
     _check(isinstance(injected, bool), "injected must be true or false")
-    return given | {"extra": cast("dict[str, Any]", extra) | bodies, "omit": omit, "injected": injected}
+    return given | {
+        "extra": cast("dict[str, Any]", extra) | bodies,
+        "omit": omit,
+        "injected": injected,
+    }
 
 
 def _check(fits: bool, complaint: str) -> None:

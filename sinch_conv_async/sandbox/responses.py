@@ -80,7 +80,9 @@ def json_response(fields: Any) -> Response:
 def encode(response: Response, request_id: str, *, now: float, close: bool) -> tuple[bytes, bytes]:
     """The head and the body of a response as HTTP/1.1 writes them."""
     status, body = response.status, response.body
-    head = f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}\r\nDate: {_http_date(int(now))}\r\n"
+    head = (
+        f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}\r\nDate: {_http_date(int(now))}\r\n"
+    )
     if status not in (204, 304):  # Neither has a body, nor its length (RFC 9110, section 8.6).
         head += f"Content-Length: {len(body)}\r\n"
         if response.content_type is not None:
@@ -131,7 +133,9 @@ def expired(at: float) -> Response:
 
 def oauth_error(error: str) -> bytes:
     """The body of an error of the token endpoint (RFC 6749, section 5.2)."""
-    return json.dumps({"error": error, "error_description": "Scripted or refused by the sandbox."}).encode()
+    return json.dumps(
+        {"error": error, "error_description": "Scripted or refused by the sandbox."}
+    ).encode()
 
 
 def scripted(

@@ -173,14 +173,19 @@ class Sandbox(Faults, Access):
         self._unsolicited = Tally()
         self._default_project_id = project_id
         self.add_project(
-            project_id, key_id=key_id, key_secret=key_secret, rate_limit=rate_limit, rate_burst=rate_burst
+            project_id,
+            key_id=key_id,
+            key_secret=key_secret,
+            rate_limit=rate_limit,
+            rate_burst=rate_burst,
         )
 
     def __repr__(self) -> str:
         state = self.origin if self._listener.is_open else "closed"
         return (
             f"<Sandbox {state} messages={len(self.messages)} requests={self._arrived.count} "
-            f"applied={self.updates_applied} in_flight={self._in_flight} scripted={self.pending_faults}>"
+            f"applied={self.updates_applied} in_flight={self._in_flight} "
+            f"scripted={self.pending_faults}>"
         )
 
     def __del__(self) -> None:
@@ -402,14 +407,18 @@ class Sandbox(Faults, Access):
         try:
             body = await request.content.read() if request.body_exists else b""
         except (web.RequestPayloadError, ConnectionError):
-            return CLOSED  # It never arrived in full: the caller broke off, or sent what is no HTTP.
+            return (
+                CLOSED  # It never arrived in full: the caller broke off, or sent what is no HTTP.
+            )
         path, _, query = request.raw_path.partition("?")
         if path == _OAUTH2_PATH:
             return await self._serve_token(request, body)
         if path.startswith(CONTROL_PATH):
             rest = path.removeprefix(CONTROL_PATH)
             content_type = request.headers.get("Content-Type")
-            return _write_plainly(request, control(self, request.method, rest, query, content_type, body))
+            return _write_plainly(
+                request, control(self, request.method, rest, query, content_type, body)
+            )
         return await self._serve_api(request, path, query, body)
 
     async def _serve_api(
@@ -447,12 +456,16 @@ class Sandbox(Faults, Access):
             message_id,
             query,
             metadata,
-            {name.lower(): value for name, value in headers.items()} if self._keep_headers else None,
+            {name.lower(): value for name, value in headers.items()}
+            if self._keep_headers
+            else None,
             None if message_id is not None and "%" not in path else path,
         )
         remember(self.requests, record, keep=self._keep_requests)
         self._recur(record.number)
-        exchange = _Exchange(request, record, complaint, self._take_script(message_id, request.method))
+        exchange = _Exchange(
+            request, record, complaint, self._take_script(message_id, request.method)
+        )
         if exchange.script is None or not exchange.script.replaces:
             exchange.refusal = self._refuse(exchange) or self._throttle(record)
         return exchange
@@ -558,7 +571,9 @@ class Sandbox(Faults, Access):
         """Write a response as its script says: at once, slowly, with a second, or as the last."""
         request, record, script = exchange.request, exchange.record, exchange.script
         keep_alive = request.keep_alive
-        head, body = encode(response, f"{record.number:032x}", now=time.time(), close=not keep_alive)
+        head, body = encode(
+            response, f"{record.number:032x}", now=time.time(), close=not keep_alive
+        )
         if request.method == "HEAD":
             body = b""
         record.status = response.status
@@ -687,7 +702,9 @@ def _unserved(record: SandboxRequest) -> Response | None:
     return envelope(405, f"Served here: {words}.", headers=(("Allow", words),))
 
 
-def _write_plainly(request: web.BaseRequest, response: Response, number: int = 0) -> web.StreamResponse:
+def _write_plainly(
+    request: web.BaseRequest, response: Response, number: int = 0
+) -> web.StreamResponse:
     keep_alive = request.keep_alive
     head, content = encode(response, f"{number:032x}", now=time.time(), close=not keep_alive)
     write(request.transport, head + (b"" if request.method == "HEAD" else content))

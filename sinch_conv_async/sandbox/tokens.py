@@ -166,7 +166,9 @@ class Access(OwnThread):
     def _basic_key(self, credentials: str) -> tuple[Key | None, str | None]:
         """The key that these Basic credentials open, and the user name in them (RFC 7617)."""
         try:
-            name, colon, secret = base64.b64decode(credentials, validate=True).decode().partition(":")
+            name, colon, secret = (
+                base64.b64decode(credentials, validate=True).decode().partition(":")
+            )
         except ValueError:
             return None, None
         key = self._keys.get(name)
@@ -208,7 +210,9 @@ class Access(OwnThread):
 
 def _check(token_lifetime: float, token_burst: int, token_rate: float | None) -> None:
     if not (math.isfinite(token_lifetime) and token_lifetime >= 0):
-        raise ValueError(f"token_lifetime must be a number of seconds, 0 or more, not {token_lifetime}")
+        raise ValueError(
+            f"token_lifetime must be a number of seconds, 0 or more, not {token_lifetime}"
+        )
     if token_burst < 1:
         raise ValueError(f"token_burst must be at least 1, not {token_burst}")
     if token_rate is not None and not (math.isfinite(token_rate) and token_rate >= 0):

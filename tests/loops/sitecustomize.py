@@ -1,7 +1,8 @@
 """Put on PYTHONPATH, it gives every event loop of a process and of its children the kind that EVENT_LOOP names.
 
-``asyncio.run``, ``asyncio.Runner`` and pytest-asyncio all make their loops by ``asyncio.events.new_event_loop``. Event
-loop policies, the other way, are deprecated from Python 3.14 on.
+``asyncio.run``, ``asyncio.Runner`` and pytest-asyncio all make their loops by
+``asyncio.events.new_event_loop``. Event loop policies, the other way, are deprecated from Python
+3.14 on.
 """
 
 from __future__ import annotations

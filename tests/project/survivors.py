@@ -1,7 +1,8 @@
 """Tries the mutants that survived mutmut once more, each in a process of its own, and shows what is left: ``python -m tests.project.survivors``.
 
-Mutmut imports the package once and forks for each mutant. What runs while it is imported (the hooks that are registered, the fields that are
-declared) is not run again in the fork, so a mutant of it survives there whatever the tests say.
+Mutmut imports the package once and forks for each mutant. What runs while it is imported (the hooks
+that are registered, the fields that are declared) is not run again in the fork, so a mutant of it
+survives there whatever the tests say.
 """
 
 from __future__ import annotations
@@ -22,15 +23,24 @@ PATIENCE = 120  # seconds; the tests take six, and a mutant that never ends is f
 def survivors() -> list[str]:
     """The names of the mutants that no test has noticed."""
     results = subprocess.run(
-        [sys.executable, "-m", "mutmut", "results"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "mutmut", "results"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return re.findall(r"^\s*(\S+): survived$", results.stdout, re.MULTILINE)
 
 
 def killed(mutant: str, tests: list[str]) -> bool:
     """Whether a test fails with the mutant in place from the first line of the import on."""
-    # The same examples each time: an example that one mutant failed with would be kept, and tried with the next.
-    variables = {"MUTANT_UNDER_TEST": mutant, "PYTHONPATH": str(MUTANTS), "HYPOTHESIS_PROFILE": "ci"}
+    # The same examples each time: an example that one mutant failed with would be kept, and tried
+    # with the next.
+    variables = {
+        "MUTANT_UNDER_TEST": mutant,
+        "PYTHONPATH": str(MUTANTS),
+        "HYPOTHESIS_PROFILE": "ci",
+    }
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     try:
         run = subprocess.run(
@@ -44,7 +54,11 @@ def killed(mutant: str, tests: list[str]) -> bool:
 def difference(mutant: str) -> str:
     """The lines that the mutant takes away and puts in."""
     shown = subprocess.run(
-        [sys.executable, "-m", "mutmut", "show", mutant], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "mutmut", "show", mutant],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return "\n".join(re.findall(r"^[-+](?![-+]{2}).*$", shown.stdout, re.MULTILINE))
 
@@ -59,7 +73,9 @@ def main() -> int:
     found = survivors()
     left = 0
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for mutant, dead in zip(found, threads.map(lambda mutant: killed(mutant, tests), found), strict=True):
+        for mutant, dead in zip(
+            found, threads.map(lambda mutant: killed(mutant, tests), found), strict=True
+        ):
             if not dead:
                 left += 1
                 print(mutant, difference(mutant), sep="\n", end="\n\n", flush=True)

@@ -11,10 +11,14 @@ import sinch_conv_async
 from sinch_conv_async import sandbox
 
 ROOT = Path(__file__).parent.parent.parent
-REFERENCE = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "docs/reference").glob("*.rst")))
+REFERENCE = "\n".join(
+    path.read_text("utf-8") for path in sorted((ROOT / "docs/reference").glob("*.rst"))
+)
 
 
-@pytest.mark.parametrize("name", [name for name in sinch_conv_async.__all__ if not name.startswith("__")])
+@pytest.mark.parametrize(
+    "name", [name for name in sinch_conv_async.__all__ if not name.startswith("__")]
+)
 def test_every_public_name_is_in_the_reference(name: str) -> None:
     documented = rf"^\.\. (auto\w+:: sinch_conv_async\.|py:data:: ){name}\b"
     assert re.search(documented, REFERENCE, re.MULTILINE)
@@ -36,6 +40,10 @@ def test_the_drawing_of_the_house_has_every_group_and_no_other() -> None:
 
 def test_every_example_that_a_page_names_is_there() -> None:
     pages = [*ROOT.glob("docs/**/*.rst"), ROOT / "README.rst"]
-    named = {name for page in pages for name in re.findall(r"examples/(\w+\.\w+)", page.read_text("utf-8"))}
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"examples/(\w+\.\w+)", page.read_text("utf-8"))
+    }
     assert named
     assert [name for name in sorted(named) if not (ROOT / "examples" / name).is_file()] == []

@@ -1,6 +1,7 @@
 """What import-linter cannot say of the package: its pure modules have no clock, no dice, no event loop and no socket of their own.
 
-Which group may import which stands in pyproject.toml (``[tool.importlinter]``), and ``nox -s lint`` holds it.
+Which group may import which stands in pyproject.toml (``[tool.importlinter]``), and ``nox -s lint``
+holds it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def only_for_types(tree: ast.AST) -> set[ast.AST]:
     return {
         child
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+        if isinstance(node, ast.If)
+        and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
         for statement in node.body
         for child in ast.walk(statement)
     }

@@ -53,7 +53,11 @@ def test_readme_has_two_commands_the_first_for_the_demo() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["CONTRIBUTING.rst", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.rst"))]
+    "page",
+    [
+        "CONTRIBUTING.rst",
+        *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.rst")),
+    ],
 )
 def test_pages_that_repeat_a_command_repeat_it_word_for_word(page: str) -> None:
     known = commands(text("README.rst"))
@@ -80,7 +84,8 @@ def test_the_core_needs_four_packages() -> None:
 def test_the_package_imports_nothing_that_it_does_not_declare() -> None:
     extras = {name for entries in PROJECT["optional-dependencies"].values() for name in entries}
     declared = {requirement_name(entry) for entry in (*PROJECT["dependencies"], *extras)}
-    # The distribution attrs is imported as attrs and as attr. Modules for users' own tests need what those run on.
+    # The distribution attrs is imported as attrs and as attr. Modules for users' own tests need
+    # what those run on.
     known = {name.replace("-", "_") for name in declared} | {
         "attr",
         "hypothesis",
@@ -104,7 +109,9 @@ def test_the_package_imports_nothing_that_it_does_not_declare() -> None:
 
 
 def test_the_wheel_takes_the_whole_package_with_its_type_marker() -> None:
-    assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["sinch_conv_async"]}
+    assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {
+        "packages": ["sinch_conv_async"]
+    }
     assert (PACKAGE / "py.typed").is_file()
 
 
@@ -138,7 +145,9 @@ def test_ci_installs_every_program_that_a_test_needs() -> None:
 
 
 def test_the_workflow_tests_the_pythons_that_the_classifiers_name() -> None:
-    named = re.findall(r"Programming Language :: Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    named = re.findall(
+        r"Programming Language :: Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"])
+    )
     workflow = text(".github/workflows/tests.yml")
     matrix = re.search(r"python: \[(.*)\]", workflow)
     assert matrix
@@ -153,7 +162,9 @@ def exceptions(path: Path) -> list[tuple[int, str]]:
             (token.start[0], token.string)
             for token in tokenize.generate_tokens(lines.readline)
             if token.type == tokenize.COMMENT
-            and re.search(r"pragma: no (cover|branch)|type: ignore|pyright: ignore|noqa", token.string)
+            and re.search(
+                r"pragma: no (cover|branch)|type: ignore|pyright: ignore|noqa", token.string
+            )
         ]
 
 
@@ -179,7 +190,15 @@ def test_the_project_speaks_of_itself_alone() -> None:
     )
     found = [
         f"{path.relative_to(ROOT)}: {match.group()}"
-        for folder in ("sinch_conv_async", "tests", "docs", "examples", "benchmarks", ".github", ".ci")
+        for folder in (
+            "sinch_conv_async",
+            "tests",
+            "docs",
+            "examples",
+            "benchmarks",
+            ".github",
+            ".ci",
+        )
         for path in (ROOT / folder).rglob("*")
         if path.is_file()
         and path != Path(__file__)

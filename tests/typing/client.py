@@ -47,7 +47,9 @@ version: str = sinch_conv_async.__version__
 async def one_call() -> str | None:
     async with ConversationClient.from_env() as client:
         assert_type(client, ConversationClient)
-        message = await client.update_message_metadata("01FC66621XXXXX119Z8PMV1QPA", '{"ticket": "closed"}')
+        message = await client.update_message_metadata(
+            "01FC66621XXXXX119Z8PMV1QPA", '{"ticket": "closed"}'
+        )
         assert_type(message, ConversationMessage)
         if message.channel_identity is not None:
             print(message.channel_identity.channel)
@@ -71,7 +73,11 @@ async def every_option() -> None:
         session_manager=manager,
         rate_limit=400,
         retry=RetryPolicy(
-            max_retries=2, base_delay=0.1, max_delay=5.0, max_retry_after=30.0, retry_maybe_sent=False
+            max_retries=2,
+            base_delay=0.1,
+            max_delay=5.0,
+            max_retry_after=30.0,
+            retry_maybe_sent=False,
         ),
         timeout=30,
         attempt_timeout=2.5,
@@ -93,9 +99,14 @@ async def every_option() -> None:
     assert_type(await client.authenticate(), None)
     assert_type(client.closed, bool)
     message = await client.update_message_metadata(
-        "01FC66621XXXXX119Z8PMV1QPA", "new", messages_source=MessagesSource.DISPATCH_SOURCE, timeout=5
+        "01FC66621XXXXX119Z8PMV1QPA",
+        "new",
+        messages_source=MessagesSource.DISPATCH_SOURCE,
+        timeout=5,
     )
-    await client.update_message_metadata("id", "new", messages_source="DISPATCH_SOURCE", timeout=None)
+    await client.update_message_metadata(
+        "id", "new", messages_source="DISPATCH_SOURCE", timeout=None
+    )
     assert_type(to_dict(message), dict[str, Any])
     assert_type(await client.close(), None)
     await manager.close()
@@ -138,7 +149,9 @@ def answers(message: ConversationMessage) -> None:
     word: str | None = message.direction
     print(word, Direction.TO_APP.lower())
     assert_type(merge_json(message, {"tag": "x", "old": None}), str)
-    ConversationMessage(id="made up", metadata="for a test of one's own", channel_identity=ChannelIdentity())
+    ConversationMessage(
+        id="made up", metadata="for a test of one's own", channel_identity=ChannelIdentity()
+    )
 
 
 async def errors(client: ConversationClient) -> float | None:
@@ -164,7 +177,13 @@ async def errors(client: ConversationClient) -> float | None:
         assert_type(error.http_status, int | None)
     except RateLimitedError as error:
         return error.retry_after
-    except (BadRequestError, AuthenticationError, PermissionDeniedError, NotFoundError, ServerError) as error:
+    except (
+        BadRequestError,
+        AuthenticationError,
+        PermissionDeniedError,
+        NotFoundError,
+        ServerError,
+    ) as error:
         as_api_error: ApiError = error
         print(as_api_error)
     except ApiError as error:
@@ -192,7 +211,13 @@ async def refused(client: ConversationClient, message: ConversationMessage) -> N
     await client.update_message_metadata("id", b"x")  # type: ignore[arg-type]
     await client.update_message_metadata("id", "x", None)  # type: ignore[call-arg]
     ConversationClient("project", "key", "secret", "us")  # type: ignore[call-arg]
-    ConversationClient(project_id="p", key_id="k", key_secret="s", conversation_region="us", auth="none")  # type: ignore[arg-type]
+    ConversationClient(
+        project_id="p",
+        key_id="k",
+        key_secret="s",
+        conversation_region="us",
+        auth="none",  # type: ignore[arg-type]
+    )
     ConversationClient(project_id="p", key_id="k", key_secret="s", conversation_region="moon")  # type: ignore[arg-type]
     await client.update_message_metadata("id", "x", messages_source="DISPATCH")  # type: ignore[arg-type]
     RetryPolicy(4)  # type: ignore[call-arg]

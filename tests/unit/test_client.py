@@ -82,7 +82,10 @@ def test_an_origin_goes_before_the_region():
     [
         ({"conversation_region": None}, "conversation_region is missing"),
         ({"conversation_region": "mars"}, "must be one of 'us', 'eu', 'br'"),
-        ({"conversation_region": "mars", "conversation_origin": "https://gateway.example"}, "must be one of"),
+        (
+            {"conversation_region": "mars", "conversation_origin": "https://gateway.example"},
+            "must be one of",
+        ),
         ({"conversation_region": 7}, "must be one of"),
         *(
             ({"project_id": hostile}, "project_id")
@@ -160,7 +163,10 @@ def test_a_client_made_outside_any_loop_binds_at_its_first_call():
 
 
 def test_a_client_that_was_not_constructed_says_so():
-    assert repr(ConversationClient.__new__(ConversationClient)) == "<ConversationClient not constructed>"
+    assert (
+        repr(ConversationClient.__new__(ConversationClient))
+        == "<ConversationClient not constructed>"
+    )
     assert repr(SessionManager.__new__(SessionManager)) == "<SessionManager not constructed>"
 
 
@@ -187,7 +193,8 @@ def test_from_env_reads_the_region(environment):
 def test_from_env_names_what_is_missing(environment):
     environment(key_id="k", conversation_region="us")
     with pytest.raises(
-        InvalidArgumentError, match=r"^not set in the environment: SINCH_PROJECT_ID, SINCH_KEY_SECRET$"
+        InvalidArgumentError,
+        match=r"^not set in the environment: SINCH_PROJECT_ID, SINCH_KEY_SECRET$",
     ):
         ConversationClient.from_env()
 
@@ -199,7 +206,9 @@ def test_an_empty_variable_is_missing(environment):
 
 
 def test_from_env_needs_no_region_where_an_origin_is_set(environment):
-    environment(project_id="p", key_id="k", key_secret="s", conversation_origin="https://gateway.example")
+    environment(
+        project_id="p", key_id="k", key_secret="s", conversation_origin="https://gateway.example"
+    )
     assert "gateway.example" in repr(ConversationClient.from_env())
 
 
@@ -259,7 +268,11 @@ async def test_authenticate_tells_of_a_wrong_key(sandbox):
     async with client_of(sandbox, key_secret="wrong") as client:
         with pytest.raises(TokenError) as caught:
             await client.authenticate()
-    assert (caught.value.error, caught.value.http_status, caught.value.attempts) == ("invalid_client", 401, 0)
+    assert (caught.value.error, caught.value.http_status, caught.value.attempts) == (
+        "invalid_client",
+        401,
+        0,
+    )
 
 
 # Who opens, closes
@@ -307,7 +320,10 @@ async def test_a_closed_client_refuses_every_use(sandbox):
 
 async def test_the_lowest_rate_limit_of_a_project_wins_while_its_client_is_there(sandbox):
     async with SessionManager() as manager:
-        clients = [client_of(sandbox, session_manager=manager, rate_limit=limit) for limit in (700, 30, None)]
+        clients = [
+            client_of(sandbox, session_manager=manager, rate_limit=limit)
+            for limit in (700, 30, None)
+        ]
         assert [project.pace for project in manager.stats().projects] == [30.0]
         await clients[1].close()
         assert [project.pace for project in manager.stats().projects] == [700.0]
@@ -329,7 +345,9 @@ async def test_a_client_forgotten_with_calls_under_way_on_a_shared_manager_warns
         shown = []
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            warnings.showwarning = lambda message, category, *_: shown.append((category, str(message)))
+            warnings.showwarning = lambda message, category, *_: shown.append(
+                (category, str(message))
+            )
             client.__del__()
             assert [(category, text[:30]) for category, text in shown] == [
                 (ResourceWarning, "unclosed <ConversationClient o")

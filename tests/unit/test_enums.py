@@ -39,4 +39,6 @@ def test_a_member_is_its_wire_text_wherever_text_is_taken(member):
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_member_stays_itself_when_it_is_copied_and_pickled(member):
-    assert copy.copy(member) is copy.deepcopy(member) is pickle.loads(pickle.dumps(member)) is member
+    assert (
+        copy.copy(member) is copy.deepcopy(member) is pickle.loads(pickle.dumps(member)) is member
+    )

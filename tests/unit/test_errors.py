@@ -65,7 +65,9 @@ AGAIN = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     **{
-        f"pickle {protocol}": lambda error, protocol=protocol: pickle.loads(pickle.dumps(error, protocol))
+        f"pickle {protocol}": lambda error, protocol=protocol: pickle.loads(
+            pickle.dumps(error, protocol)
+        )
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
     },
 }
@@ -83,13 +85,16 @@ def state(error):
     """Everything that an error holds, in a form that compares by value."""
     fields = {name: getattr(error, name) for name in names(type(error))}
     return type(error), {
-        name: state(value) if isinstance(value, SinchError) else value for name, value in fields.items()
+        name: state(value) if isinstance(value, SinchError) else value
+        for name, value in fields.items()
     }
 
 
 def test_the_module_defines_the_tree_and_nothing_beside_it():
     classes = {
-        cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__
+        cls
+        for _, cls in inspect.getmembers(errors, inspect.isclass)
+        if cls.__module__ == errors.__name__
     }
     assert classes == {*TREE, ErrorDetail}
     assert sorted(errors.__all__) == errors.__all__ == sorted(cls.__name__ for cls in classes)
@@ -203,7 +208,12 @@ def test_the_text_of_a_timeout_ends_with_the_last_failure():
         ({"http_status": 404, "status": "NOT_FOUND"}, "404 NOT_FOUND"),
         ({"http_status": 401, "message": "token expired"}, "401: token expired"),
         (
-            {"http_status": 400, "status": "INVALID_ARGUMENT", "message": "too long", "request_id": "r-1"},
+            {
+                "http_status": 400,
+                "status": "INVALID_ARGUMENT",
+                "message": "too long",
+                "request_id": "r-1",
+            },
             "400 INVALID_ARGUMENT: too long (request id r-1)",
         ),
     ],

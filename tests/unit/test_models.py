@@ -114,7 +114,9 @@ def test_two_models_do_not_share_an_extra():
 
 
 @pytest.mark.parametrize(
-    "model", [MESSAGE, UPDATE, Updated(UPDATE, MESSAGE), NotUpdated(UPDATE, error=NotFoundError())], ids=type
+    "model",
+    [MESSAGE, UPDATE, Updated(UPDATE, MESSAGE), NotUpdated(UPDATE, error=NotFoundError())],
+    ids=type,
 )
 def test_a_repr_shows_no_metadata_and_no_contents(model):
     assert "01MESSAGE" in repr(model)
@@ -134,7 +136,11 @@ def test_a_failed_outcome_names_its_error():
 
 @pytest.mark.parametrize(
     "outcome",
-    [Updated(UPDATE, MESSAGE), Unchanged(UPDATE, MESSAGE), NotUpdated(UPDATE, error=NotFoundError())],
+    [
+        Updated(UPDATE, MESSAGE),
+        Unchanged(UPDATE, MESSAGE),
+        NotUpdated(UPDATE, error=NotFoundError()),
+    ],
     ids=type,
 )
 def test_every_outcome_is_one_of_the_union(outcome):

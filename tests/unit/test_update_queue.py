@@ -9,7 +9,9 @@ from sinch_conv_async import ConversationClient, InvalidArgumentError, UpdateQue
 
 @pytest.fixture
 def client():
-    return ConversationClient(project_id="p", key_id="k", key_secret="secret", conversation_region="eu")
+    return ConversationClient(
+        project_id="p", key_id="k", key_secret="secret", conversation_region="eu"
+    )
 
 
 def test_what_cannot_be_right_is_refused_where_it_is_put(client):

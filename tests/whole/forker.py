@@ -1,7 +1,7 @@
 """Runs jobs without starting a Python for each: imports the command line once, and forks for every list of arguments.
 
-``python -m tests.whole.forker``: reads such lists, as JSON, from standard input, a line each. Writes the child's process id, and, when
-the child has ended, its wait status, a line each.
+``python -m tests.whole.forker``: reads such lists, as JSON, from standard input, a line each.
+Writes the child's process id, and, when the child has ended, its wait status, a line each.
 """
 
 from __future__ import annotations

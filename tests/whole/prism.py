@@ -1,7 +1,7 @@
 """The client against prism, a mock that is made of an OpenAPI document alone: ``nox -s prism``.
 
-Prism refuses a request that does not fit the document, and answers with the document's examples. It is a server that nobody of this
-project wrote.
+Prism refuses a request that does not fit the document, and answers with the document's examples. It
+is a server that nobody of this project wrote.
 """
 
 from __future__ import annotations

@@ -131,9 +131,13 @@ def workers() -> int:
 
 async def test_there_is_one_outcome_for_each_update(client, sandbox):
     outcomes = [outcome async for outcome in client.update_many(Input(500), concurrency=20)]
-    assert sorted(outcome.update.message_id for outcome in outcomes) == sorted(f"m{n}" for n in range(500))
+    assert sorted(outcome.update.message_id for outcome in outcomes) == sorted(
+        f"m{n}" for n in range(500)
+    )
     assert all(outcome.ok and outcome.attempts == 1 for outcome in outcomes)
-    assert {outcome.message.metadata for outcome in outcomes} == {f"metadata {n}" for n in range(500)}
+    assert {outcome.message.metadata for outcome in outcomes} == {
+        f"metadata {n}" for n in range(500)
+    }
     assert sandbox.updates_applied == 500
 
 
@@ -196,7 +200,9 @@ async def test_an_asynchronous_generator_is_an_input(client):
 async def test_outcomes_stream_as_they_finish(client, sandbox):
     """In order of completion: the first update is answered last."""
     sandbox.delay_next(0.2, message_id="m0")
-    ids = [outcome.update.message_id async for outcome in client.update_many(Input(20), concurrency=4)]
+    ids = [
+        outcome.update.message_id async for outcome in client.update_many(Input(20), concurrency=4)
+    ]
     assert ids[-1] == "m0"
 
 
@@ -224,7 +230,9 @@ async def test_invalid_updates_are_failed_outcomes_and_nothing_is_sent_for_them(
     failed = {outcome.update.message_id for outcome in outcomes if not outcome.ok}
     assert failed == {"../m2", "m3", "m4", 5, "m6"}
     for outcome in outcomes:
-        assert outcome.ok or (isinstance(outcome.error, InvalidArgumentError) and outcome.attempts == 0)
+        assert outcome.ok or (
+            isinstance(outcome.error, InvalidArgumentError) and outcome.attempts == 0
+        )
     assert {request.message_id for request in sandbox.requests} == {"m1", "m7"}
 
 
@@ -232,7 +240,9 @@ async def test_errors_of_single_updates_are_outcomes(client, sandbox):
     sandbox.fail_next(403, message_id="m1")
     sandbox.fail_next(404, message_id="m2")
     sandbox.fail_next(501, message_id="m3")
-    outcomes = {outcome.update.message_id: outcome async for outcome in client.update_many(Input(6))}
+    outcomes = {
+        outcome.update.message_id: outcome async for outcome in client.update_many(Input(6))
+    }
     assert isinstance(outcomes["m1"].error, PermissionDeniedError)
     assert isinstance(outcomes["m2"].error, NotFoundError)
     assert isinstance(outcomes["m3"].error, ServerError)
@@ -241,7 +251,9 @@ async def test_errors_of_single_updates_are_outcomes(client, sandbox):
 
 async def test_what_is_tried_again_is_counted_as_attempts(client, sandbox):
     sandbox.fail_next(503, times=2, message_id="m1")
-    outcomes = {outcome.update.message_id: outcome async for outcome in client.update_many(Input(3))}
+    outcomes = {
+        outcome.update.message_id: outcome async for outcome in client.update_many(Input(3))
+    }
     assert outcomes["m1"].ok
     assert outcomes["m1"].attempts == 3
 
@@ -470,7 +482,10 @@ async def test_an_iterator_that_can_be_closed_is_and_a_file_is_left_open(client,
 
 async def test_a_pair_may_be_a_list_as_a_csv_readers_rows_are(client):
     outcomes = [outcome async for outcome in client.update_many([["m1", "x"], ["m2", "y"]])]
-    assert [(outcome.ok, outcome.update.metadata) for outcome in outcomes] == [(True, "x"), (True, "y")]
+    assert [(outcome.ok, outcome.update.metadata) for outcome in outcomes] == [
+        (True, "x"),
+        (True, "y"),
+    ]
     with pytest.raises(InvalidArgumentError, match="not list of 3"):
         await anext(client.update_many([["m1", "x", "CONVERSATION_SOURCE"]]))
 
@@ -509,11 +524,15 @@ async def test_the_error_is_raised_once_and_then_the_iteration_is_over(client):
 # The order of one id
 
 
-async def test_updates_of_one_id_keep_their_order_also_while_the_first_is_tried_again(client, sandbox):
+async def test_updates_of_one_id_keep_their_order_also_while_the_first_is_tried_again(
+    client, sandbox
+):
     sandbox.fail_next(503, times=3, message_id="same")
     updates = [("same", "first"), ("other", "x"), ("same", "second"), ("same", "third")]
     outcomes = [outcome async for outcome in client.update_many(updates)]
-    assert [outcome.update.metadata for outcome in outcomes if outcome.update.message_id == "same"] == [
+    assert [
+        outcome.update.metadata for outcome in outcomes if outcome.update.message_id == "same"
+    ] == [
         "first",
         "second",
         "third",
@@ -532,13 +551,17 @@ async def test_ids_that_differ_only_in_case_are_one_message(client, sandbox):
 
 async def test_a_failed_first_does_not_keep_the_second_from_being_sent(client, sandbox):
     sandbox.fail_next(404, message_id="same")
-    outcomes = [outcome async for outcome in client.update_many([("same", "first"), ("same", "second")])]
+    outcomes = [
+        outcome async for outcome in client.update_many([("same", "first"), ("same", "second")])
+    ]
     assert [outcome.ok for outcome in outcomes] == [False, True]
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 4])
 async def test_more_updates_of_one_id_than_there_are_places(client, sandbox, concurrency):
-    updates = [("same", str(number)) for number in range(20)] + [("other", "x")] + [("same", "last")]
+    updates = (
+        [("same", str(number)) for number in range(20)] + [("other", "x")] + [("same", "last")]
+    )
     outcomes = [outcome async for outcome in client.update_many(updates, concurrency=concurrency)]
     assert len(outcomes) == 22
     same = [request.metadata for request in sandbox.requests if request.message_id == "same"]
@@ -1004,7 +1027,9 @@ async def test_an_outage_counts_from_the_first_failure(sandbox, quick_probes, mo
     time = Time()
     async with (
         SessionManager() as manager,
-        client_of(sandbox, session_manager=manager, auth="basic", retry=QUICK, rate_limit=None) as client,
+        client_of(
+            sandbox, session_manager=manager, auth="basic", retry=QUICK, rate_limit=None
+        ) as client,
     ):
         monkeypatch.setattr("sinch_conv_async._core.binding.clock_of", lambda loop: time.clock)
         outcomes = client.update_many(Input(), concurrency=10, max_outage=60)
@@ -1102,9 +1127,14 @@ async def test_an_outage_that_follows_at_once_is_probed_too(client, sandbox, qui
 
 
 @pytest.mark.parametrize("concurrency", [2, 3, 10])
-async def test_one_id_that_always_fails_is_one_failed_outcome(client, sandbox, quick_probes, concurrency):
+async def test_one_id_that_always_fails_is_one_failed_outcome(
+    client, sandbox, quick_probes, concurrency
+):
     sandbox.fail_next(500, times=1_000_000, message_id="m5")
-    outcomes = {o.update.message_id: o async for o in client.update_many(Input(100), concurrency=concurrency)}
+    outcomes = {
+        o.update.message_id: o
+        async for o in client.update_many(Input(100), concurrency=concurrency)
+    }
     assert len(outcomes) == 100
     assert [name for name, outcome in outcomes.items() if not outcome.ok] == ["m5"]
     assert isinstance(outcomes["m5"].error, ServerError)
@@ -1165,7 +1195,9 @@ async def test_stop_reading_does_not_wait_for_a_further_round_of_retries(
     assert workers() == 0
 
 
-async def test_a_server_that_sends_everybody_away_for_a_day_is_asked_again_before(sandbox, quick_probes):
+async def test_a_server_that_sends_everybody_away_for_a_day_is_asked_again_before(
+    sandbox, quick_probes
+):
     """At the latest after max_retry_after, as a call that meets it would have been sent away for good."""
     sandbox.fail_next(429, retry_after=86_400)
     retry = RetryPolicy(base_delay=0.001, max_retry_after=0.01)
@@ -1183,7 +1215,9 @@ async def test_a_lone_update_that_fails_is_a_failed_outcome(client, sandbox):
     assert outcome.attempts == 1 + QUICK.max_retries
 
 
-async def test_at_a_concurrency_of_one_an_id_that_always_fails_does_not_stop_the_rest(client, sandbox):
+async def test_at_a_concurrency_of_one_an_id_that_always_fails_does_not_stop_the_rest(
+    client, sandbox
+):
     sandbox.fail_next(500, times=1_000_000, message_id="m5")
     outcomes = [outcome async for outcome in client.update_many(Input(20), concurrency=1)]
     assert [outcome.update.message_id for outcome in outcomes if not outcome.ok] == ["m5"]
@@ -1199,7 +1233,9 @@ async def test_at_a_concurrency_of_one_an_outage_costs_one_update(client, sandbo
     assert sum(not outcome.ok for outcome in done) == 1
 
 
-async def test_many_ids_that_always_fail_use_up_the_retry_budget_and_still_end(client, sandbox, quick_probes):
+async def test_many_ids_that_always_fail_use_up_the_retry_budget_and_still_end(
+    client, sandbox, quick_probes
+):
     """A third of all: their retries are more than the project's budget, and no update is tried for ever."""
     poison = {f"m{number}" for number in range(0, 150, 3)}
     for message_id in poison:
@@ -1225,7 +1261,9 @@ ONCE = {
 
 
 @pytest.mark.parametrize("retry", ONCE.values(), ids=ONCE)
-async def test_an_outage_does_not_use_up_updates_that_are_sent_only_once(sandbox, quick_probes, retry):
+async def test_an_outage_does_not_use_up_updates_that_are_sent_only_once(
+    sandbox, quick_probes, retry
+):
     async with client_of(sandbox, retry=retry, rate_limit=None) as client:
         outcomes = client.update_many(Input(500), concurrency=4)
         done = [await anext(outcomes) for _ in range(100)]
@@ -1244,7 +1282,9 @@ async def test_an_outage_does_not_use_up_updates_that_are_sent_only_once(sandbox
     assert all(outcome.attempts == 1 for outcome in failed)
 
 
-async def test_updates_that_are_sent_only_once_end_the_job_when_the_outage_lasts(sandbox, quick_probes):
+async def test_updates_that_are_sent_only_once_end_the_job_when_the_outage_lasts(
+    sandbox, quick_probes
+):
     sandbox.fail_next(503, times=1_000_000)
     done = []
     async with client_of(sandbox, retry=NEVER, rate_limit=None) as client:
@@ -1259,9 +1299,14 @@ async def test_a_certificate_that_is_refused_does_not_use_up_the_input(sandbox, 
     """It is no answer, and the next update meets it as well."""
     done = []
     async with (
-        SessionManager(proxy=sandbox.origin) as manager,  # which knows no CONNECT, and says so with a 4xx
+        SessionManager(
+            proxy=sandbox.origin
+        ) as manager,  # which knows no CONNECT, and says so with a 4xx
         client_of(
-            sandbox, session_manager=manager, conversation_origin="https://api.example", auth="basic"
+            sandbox,
+            session_manager=manager,
+            conversation_origin="https://api.example",
+            auth="basic",
         ) as client,
     ):
         with pytest.raises(TransportError, match="the proxy answered 4"):
@@ -1284,7 +1329,9 @@ async def test_what_could_not_be_sent_for_want_of_a_token_is_not_used_up_either(
 async def test_what_may_not_be_repeated_is_not(sandbox):
     sandbox.drop_next(applied=True, message_id="m1")
     async with client_of(sandbox, retry=RetryPolicy(retry_maybe_sent=False)) as client:
-        outcomes = {o.update.message_id: o async for o in client.update_many(Input(4), concurrency=2)}
+        outcomes = {
+            o.update.message_id: o async for o in client.update_many(Input(4), concurrency=2)
+        }
     assert isinstance(outcomes["m1"].error, TransportError)
     assert sum(request.message_id == "m1" for request in sandbox.requests) == 1
 
@@ -1331,7 +1378,10 @@ async def test_a_job_keeps_the_pace_saturated(sandbox):
     """Whenever an outcome is read, somebody waits for a turn: what is in flight, and what comes late, leaves places enough."""
     sandbox.latency = 0.02
     waiting = []
-    async with client_of(sandbox, rate_limit=100) as client, client.update_many(Input()) as outcomes:
+    async with (
+        client_of(sandbox, rate_limit=100) as client,
+        client.update_many(Input()) as outcomes,
+    ):
         async for _ in outcomes:
             waiting.append(client._sender.project.waiting)
             if len(waiting) == 80:
@@ -1448,7 +1498,9 @@ async def test_an_outage_is_logged_when_it_begins_and_when_it_ends_and_counted_m
     await reading
     assert [project.in_outage for project in stats_of(client).projects] == [False]
     began, ended = [
-        record for record in caplog.records if record.name == "sinch_conv_async" and "job" in record.msg
+        record
+        for record in caplog.records
+        if record.name == "sinch_conv_async" and "job" in record.msg
     ]
     assert (began.levelname, ended.levelname) == ("WARNING", "INFO")
     assert began.getMessage().startswith("a job waits for the API: 503")

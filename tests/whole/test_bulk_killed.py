@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 CONCURRENCY = 8
 KILLS = 100
-OF_A_PYTHON = 5  # of the kills, those that may come while Python itself starts; a fork starts at once
+OF_A_PYTHON = (
+    5  # of the kills, those that may come while Python itself starts; a fork starts at once
+)
 
 
 ROOT = Path(__file__).parent.parent.parent
@@ -65,7 +67,8 @@ class Victim:
     async def killed(self, sandbox: Sandbox, kills: int) -> None:
         path, journal = self.folder / "ids.csv", self.folder / "journal"
         path.write_text(
-            "message_id,metadata\n" + "".join(f"{name},{metadata}\n" for name, metadata in self.rows)
+            "message_id,metadata\n"
+            + "".join(f"{name},{metadata}\n" for name, metadata in self.rows)
         )
         environment = unmeasured(environment_of(sandbox))
         arguments = (
@@ -106,7 +109,9 @@ class Victim:
                 }
                 assert len(applied - done) <= CONCURRENCY
         sent = len(sandbox.requests)
-        while (ended := await sinch_conv(*arguments, folder=self.folder, sandbox=sandbox)).code == 1:
+        while (
+            ended := await sinch_conv(*arguments, folder=self.folder, sandbox=sandbox)
+        ).code == 1:
             pass
         assert ended.code == 0, ended.err
         assert not self.sent_again(sandbox, sent, number_of, done)
@@ -125,7 +130,8 @@ class Victim:
     ) -> set[int]:
         """Records that the journal called updated before these requests, and that were sent all the same."""
         numbers = {
-            number_of[str(request.message_id), str(request.metadata)] for request in sandbox.requests[sent:]
+            number_of[str(request.message_id), str(request.metadata)]
+            for request in sandbox.requests[sent:]
         }
         return numbers & done
 
@@ -147,7 +153,10 @@ class Victim:
 
 def rows_of(rng: random.Random, number: int) -> tuple[tuple[str, str], ...]:
     """Some ids twice, near each other or far apart."""
-    names = [f"ID{row if rng.random() < 0.9 else max(row - rng.randint(1, 200), 0)}" for row in range(number)]
+    names = [
+        f"ID{row if rng.random() < 0.9 else max(row - rng.randint(1, 200), 0)}"
+        for row in range(number)
+    ]
     return tuple((name, f"new-{row}") for row, name in enumerate(names))
 
 
@@ -219,15 +228,23 @@ async def test_the_second_signal_ends_it_now(sandbox: Sandbox, tmp_path: Path) -
         command.send(signal.SIGINT)
         ended = await command.ends()
     assert ended.code == 130
-    assert (ended.json["interrupted"], ended.json["updated"], ended.json["remaining"]) == (True, 0, 40)
+    assert (ended.json["interrupted"], ended.json["updated"], ended.json["remaining"]) == (
+        True,
+        0,
+        40,
+    )
     assert updated_in(journal) == set()
     sandbox.release()
     assert (await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox)).code == 0
     assert len(sandbox.requests) == 40 + CONCURRENCY
 
 
-async def test_a_signal_while_a_pipe_says_nothing_ends_the_job(sandbox: Sandbox, tmp_path: Path) -> None:
-    async with Running(["bulk", "-", "--journal", "j"], environment_of(sandbox), tmp_path) as command:
+async def test_a_signal_while_a_pipe_says_nothing_ends_the_job(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    async with Running(
+        ["bulk", "-", "--journal", "j"], environment_of(sandbox), tmp_path
+    ) as command:
         command.write(b"message_id,metadata\nA,m\n")
         await sandbox.wait_for_requests(1)
         command.send(signal.SIGTERM)
@@ -239,7 +256,9 @@ async def test_a_signal_while_a_pipe_says_nothing_ends_the_job(sandbox: Sandbox,
 async def test_a_signal_before_the_job_began_ends_it(sandbox: Sandbox, tmp_path: Path) -> None:
     """While the pipe's first line is waited for, no event loop is there to take the signal."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        async with Running(["bulk", "-", "--journal", "j"], environment_of(sandbox), tmp_path) as command:
+        async with Running(
+            ["bulk", "-", "--journal", "j"], environment_of(sandbox), tmp_path
+        ) as command:
             while not (tmp_path / "j").exists():
                 await asyncio.sleep(0.01)
             command.send(number)
@@ -338,14 +357,27 @@ def emptied(journal: Path) -> None:
 
 @pytest.mark.parametrize(
     ("happens", "words"),
-    [(unlinked, "was removed"), (replaced, "was replaced"), (emptied, "was changed by somebody else")],
+    [
+        (unlinked, "was removed"),
+        (replaced, "was replaced"),
+        (emptied, "was changed by somebody else"),
+    ],
 )
 async def test_a_journal_that_is_lost_ends_the_job(
     happens: Callable[[Path], None], words: str, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     path, journal = csv(tmp_path, 400), tmp_path / "j"
     sandbox.hold()
-    arguments = ("bulk", path, "--journal", journal, "--concurrency", str(CONCURRENCY), "--output", "json")
+    arguments = (
+        "bulk",
+        path,
+        "--journal",
+        journal,
+        "--concurrency",
+        str(CONCURRENCY),
+        "--output",
+        "json",
+    )
     async with Running(arguments, environment_of(sandbox), tmp_path) as command:
         await held(sandbox)
         happens(journal)
@@ -363,7 +395,9 @@ async def test_a_full_disk_ends_the_job_and_the_next_run_repeats_no_success(
     path, journal = csv(tmp_path, 400), tmp_path / "j"
     arguments = ("bulk", path, "--journal", journal, "--concurrency", str(CONCURRENCY))
     limited = ("bash", "-c", 'ulimit -f 16; exec "$@"', "bash", *COMMAND)
-    async with Running(arguments, unmeasured(environment_of(sandbox)), tmp_path, limited) as command:
+    async with Running(
+        arguments, unmeasured(environment_of(sandbox)), tmp_path, limited
+    ) as command:
         ended = await command.ends()
     assert ended.code == 3
     assert "cannot be written: File too large" in ended.err
@@ -384,12 +418,16 @@ async def test_a_disk_that_has_no_room_for_the_failures_says_so(
     sandbox: Sandbox, tmp_path: Path, *, piped: bool
 ) -> None:
     path = tmp_path / "ids.csv"
-    path.write_text("message_id,metadata,more\n" + "".join(f"ID{row},m,{'x' * 40_000}\n" for row in range(3)))
+    path.write_text(
+        "message_id,metadata,more\n" + "".join(f"ID{row},m,{'x' * 40_000}\n" for row in range(3))
+    )
     sandbox.fail_next(404, times=3)
     options = ("--journal", tmp_path / "j", "--failures", tmp_path / "f", "--output", "json")
     arguments = ("bulk", "-" if piped else path, *options)
     limited = ("bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *COMMAND)
-    async with Running(arguments, unmeasured(environment_of(sandbox)), tmp_path, limited) as command:
+    async with Running(
+        arguments, unmeasured(environment_of(sandbox)), tmp_path, limited
+    ) as command:
         ended = await command.ends(path.read_bytes() if piped else None)
     assert ended.code == 1
     assert "f could not be written" in ended.err
@@ -412,7 +450,9 @@ async def test_a_second_copy_of_the_job_is_kept_out(sandbox: Sandbox, tmp_path: 
     assert sorted(outcomes_in(journal)) == [(record, "updated") for record in range(1, 41)]
 
 
-async def test_an_input_that_is_changed_meanwhile_ends_the_job(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_an_input_that_is_changed_meanwhile_ends_the_job(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     path, journal = csv(tmp_path, 400), tmp_path / "j"
     sandbox.hold()
     arguments = ("bulk", path, "--journal", journal, "--concurrency", str(CONCURRENCY))
@@ -424,7 +464,8 @@ async def test_an_input_that_is_changed_meanwhile_ends_the_job(sandbox: Sandbox,
         ended = await command.ends()
     assert ended.code == 2
     assert (
-        "was changed while the job was running; its journal goes on only with the file as it was" in ended.err
+        "was changed while the job was running; its journal goes on only with the file as it was"
+        in ended.err
     )
     assert len(sandbox.requests) < 400  # found out at once, and not when all was sent
     assert "ID401" not in sandbox.messages
@@ -444,7 +485,9 @@ async def test_a_terminal_sees_a_bar(
     try:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, columns, 0, 0))
         shell = ("bash", "-c", f'exec "$@" 2>{os.ttyname(theirs)}', "bash", *COMMAND)
-        async with Running(["bulk", csv(tmp_path, 300)], environment_of(sandbox), tmp_path, shell) as command:
+        async with Running(
+            ["bulk", csv(tmp_path, 300)], environment_of(sandbox), tmp_path, shell
+        ) as command:
             ended = await command.ends()
         os.set_blocking(ours, False)
         try:

@@ -120,7 +120,9 @@ async def test_the_token_request_is_the_client_credentials_grant():
 async def test_messages_source_is_sent_only_when_given(sandbox):
     async with client_of(sandbox) as client:
         await client.update_message_metadata(ID, "x")
-        await client.update_message_metadata(ID, "x", messages_source=MessagesSource.DISPATCH_SOURCE)
+        await client.update_message_metadata(
+            ID, "x", messages_source=MessagesSource.DISPATCH_SOURCE
+        )
         await client.update_message_metadata(ID, "x", messages_source="CONVERSATION_SOURCE")
     assert [request.query for request in sandbox.requests] == [
         "",
@@ -145,7 +147,10 @@ async def test_basic_credentials_that_are_refused_are_tried_once(sandbox):
 
 @pytest.mark.usefixtures("each_way")
 async def test_no_cookie_is_kept(sandbox):
-    async with served(answering(http(200, message(), "Set-Cookie: session=1; Path=/"))) as (server, client):
+    async with served(answering(http(200, message(), "Set-Cookie: session=1; Path=/"))) as (
+        server,
+        client,
+    ):
         await client.update_message_metadata(ID, "x")
         await client.update_message_metadata(ID, "y")
         assert [request.headers.get("cookie") for request in server.received] == [None, None]
@@ -165,7 +170,9 @@ async def test_neither_netrc_nor_the_environments_proxies_are_used(monkeypatch, 
             await client.update_message_metadata(ID, "x")
             assert (
                 "stranger"
-                not in base64.b64decode(server.received[0].headers["authorization"].split()[1]).decode()
+                not in base64.b64decode(
+                    server.received[0].headers["authorization"].split()[1]
+                ).decode()
             )
         assert proxy.connections == 0
 
@@ -232,7 +239,9 @@ async def test_metadata_arrives_as_it_was_given(sandbox, metadata):
         (http(600), "not 600"),
     ],
 )
-async def test_an_answer_that_the_api_does_not_promise_is_said_to_be_one_and_not_tried_again(answer, problem):
+async def test_an_answer_that_the_api_does_not_promise_is_said_to_be_one_and_not_tried_again(
+    answer, problem
+):
     async with served(answering(answer)) as (server, client):
         with pytest.raises(ResponseFormatError, match=problem) as caught:
             await client.update_message_metadata(ID, "x")
@@ -333,7 +342,9 @@ async def test_interim_answers_are_passed_over():
 
 @pytest.mark.usefixtures("each_way")
 async def test_an_upgrade_that_nobody_asked_for_is_no_answer():
-    upgrade = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+    upgrade = (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+    )
     async with served(answering(upgrade), retry=NEVER) as (server, client):
         with pytest.raises((ResponseFormatError, TransportError)):
             await client.update_message_metadata(ID, "x")
@@ -423,7 +434,9 @@ async def test_these_statuses_are_tried_again(sandbox, status):
         assert stats_of(client).retries == 2
 
 
-@pytest.mark.parametrize("status", [400, 402, 403, 404, 405, 409, 410, 413, 422, 425, 451, 501, 505, 511])
+@pytest.mark.parametrize(
+    "status", [400, 402, 403, 404, 405, 409, 410, 413, 422, 425, 451, 501, 505, 511]
+)
 async def test_these_statuses_are_final(sandbox, status):
     async with client_of(sandbox) as client:
         sandbox.fail_next(status)
@@ -466,7 +479,9 @@ async def test_a_429_that_lasts_ends_the_call_with_its_timeout(sandbox):
         assert isinstance(caught.value.last, RateLimitedError)
 
 
-async def test_a_project_in_which_nothing_gets_through_for_a_minute_ends_its_calls(sandbox, monkeypatch):
+async def test_a_project_in_which_nothing_gets_through_for_a_minute_ends_its_calls(
+    sandbox, monkeypatch
+):
     ahead = 0.0
     monkeypatch.setattr(
         "sinch_conv_async._core.binding.clock_of", lambda loop: lambda: clocks.monotonic() + ahead
@@ -538,7 +553,9 @@ async def test_a_retry_after_that_makes_no_sense_is_none(sandbox, monkeypatch, n
 async def test_an_impatient_client_does_not_end_the_calls_of_a_patient_one(sandbox):
     async with (
         SessionManager(max_connections=1) as manager,
-        client_of(sandbox, session_manager=manager, retry=RetryPolicy(max_retry_after=0.01)) as hasty,
+        client_of(
+            sandbox, session_manager=manager, retry=RetryPolicy(max_retry_after=0.01)
+        ) as hasty,
         client_of(sandbox, session_manager=manager) as patient,
     ):
         await patient.update_message_metadata(ID, "first")
@@ -578,10 +595,14 @@ async def test_a_retry_after_that_is_too_long_ends_the_call(sandbox, status):
 
 async def test_delays_are_full_jitter_that_doubles(sandbox, monkeypatch):
     delays = slept(monkeypatch)
-    async with client_of(sandbox, retry=RetryPolicy(max_retries=8, base_delay=1, max_delay=4)) as client:
+    async with client_of(
+        sandbox, retry=RetryPolicy(max_retries=8, base_delay=1, max_delay=4)
+    ) as client:
         sandbox.fail_next(503, times=8)
         await client.update_message_metadata(ID, "x")
-    assert all(0 <= delay <= limit for delay, limit in zip(delays, (1, 2, 4, 4, 4, 4, 4, 4), strict=True))
+    assert all(
+        0 <= delay <= limit for delay, limit in zip(delays, (1, 2, 4, 4, 4, 4, 4, 4), strict=True)
+    )
     assert len(set(delays)) == 8
 
 
@@ -629,7 +650,9 @@ async def test_a_stale_connection_is_retried_at_once_and_costs_no_budget(sandbox
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_connection_that_turns_stale_after_a_retry_is_replaced_at_once_too(sandbox, monkeypatch):
+async def test_a_connection_that_turns_stale_after_a_retry_is_replaced_at_once_too(
+    sandbox, monkeypatch
+):
     delays = slept(monkeypatch)
     async with client_of(sandbox, auth="basic") as client:
         sandbox.fail_next(503)
@@ -714,7 +737,9 @@ async def test_what_may_have_been_sent_is_not_repeated_where_that_matters(sandbo
         assert caught.value.attempts == (5 if sent == "no" else 1)
 
 
-@pytest.mark.parametrize(("status", "attempts"), [(408, 2), (429, 2), (500, 1), (502, 1), (503, 1), (504, 1)])
+@pytest.mark.parametrize(
+    ("status", "attempts"), [(408, 2), (429, 2), (500, 1), (502, 1), (503, 1), (504, 1)]
+)
 async def test_a_status_after_which_nothing_was_applied_may_be_repeated_all_the_same(
     sandbox, status, attempts
 ):
@@ -726,7 +751,9 @@ async def test_a_status_after_which_nothing_was_applied_may_be_repeated_all_the_
 
 
 async def test_sent_is_maybe_when_any_attempt_got_that_far(sandbox):
-    async with client_of(sandbox, auth="basic", retry=RetryPolicy(max_retries=1, base_delay=0)) as client:
+    async with client_of(
+        sandbox, auth="basic", retry=RetryPolicy(max_retries=1, base_delay=0)
+    ) as client:
 
         async def then_down():
             await sandbox.wait_for_requests(1)
@@ -786,7 +813,9 @@ async def test_a_service_that_answers_401_for_ever_costs_no_token_request_a_call
         assert len(sandbox.requests) == 51
 
 
-async def test_a_project_that_answers_401_for_ever_costs_no_other_project_of_the_key_its_token(sandbox):
+async def test_a_project_that_answers_401_for_ever_costs_no_other_project_of_the_key_its_token(
+    sandbox,
+):
     options = sandbox.client_options()
     sandbox.add_project("refusing", key_id=options["key_id"], key_secret=options["key_secret"])
     sandbox.add_message(OTHER)
@@ -811,7 +840,9 @@ async def test_many_calls_refused_at_once_cost_one_token_request(sandbox):
         assert len(sandbox.token_requests) == 2
 
 
-async def test_a_token_that_expires_while_its_call_waits_for_its_turn_is_not_used(sandbox, monkeypatch):
+async def test_a_token_that_expires_while_its_call_waits_for_its_turn_is_not_used(
+    sandbox, monkeypatch
+):
     time = Time()
     manager = SessionManager(max_connections=1)
     monkeypatch.setattr("sinch_conv_async._core.binding.clock_of", lambda loop: time.clock)
@@ -870,7 +901,8 @@ async def test_invalid_client_fails_a_thousand_calls_with_one_request(sandbox):
     async with client_of(sandbox, key_secret="wrong") as client:
         for _ in range(10):
             errors = await asyncio.gather(
-                *(client.update_message_metadata(ID, "x") for _ in range(100)), return_exceptions=True
+                *(client.update_message_metadata(ID, "x") for _ in range(100)),
+                return_exceptions=True,
             )
             assert {error.error for error in errors} == {"invalid_client"}
         assert len(sandbox.token_requests) == 1
@@ -909,7 +941,9 @@ async def test_attempt_timeout_bounds_one_exchange_and_is_tried_again():
 
 @pytest.mark.usefixtures("each_way")
 async def test_attempt_timeout_while_waiting_for_the_answer():
-    async with served(hang, attempt_timeout=0.2, retry=RetryPolicy(max_retries=1, base_delay=0)) as (
+    async with served(
+        hang, attempt_timeout=0.2, retry=RetryPolicy(max_retries=1, base_delay=0)
+    ) as (
         server,
         client,
     ):
@@ -925,7 +959,9 @@ async def test_attempt_timeout_while_waiting_for_the_answer():
 
 
 async def test_the_errors_before_the_last_two_are_let_go():
-    async with served(hang, attempt_timeout=0.02, retry=RetryPolicy(max_retries=2, base_delay=0)) as (
+    async with served(
+        hang, attempt_timeout=0.02, retry=RetryPolicy(max_retries=2, base_delay=0)
+    ) as (
         _server,
         client,
     ):
@@ -952,7 +988,16 @@ class SlowResolver(AbstractResolver):
 class LoopbackResolver(SlowResolver):
     async def resolve(self, host, port=0, family=0):
         self.asked += 1
-        return [{"hostname": host, "host": "127.0.0.1", "port": port, "family": 2, "proto": 0, "flags": 0}]
+        return [
+            {
+                "hostname": host,
+                "host": "127.0.0.1",
+                "port": port,
+                "family": 2,
+                "proto": 0,
+                "flags": 0,
+            }
+        ]
 
 
 @pytest.mark.usefixtures("each_way")
@@ -1082,7 +1127,10 @@ async def test_the_slot_of_a_call_that_was_sent_away_is_given_to_nobody_in_the_p
         SessionManager(max_connections=1) as manager,
         client_of(server, session_manager=manager, rate_limit=None) as client,
     ):
-        tasks = [asyncio.create_task(client.update_message_metadata(ID, "x", timeout=50)) for _ in range(3)]
+        tasks = [
+            asyncio.create_task(client.update_message_metadata(ID, "x", timeout=50))
+            for _ in range(3)
+        ]
         for task in tasks:
             with pytest.raises(CallTimeoutError, match="turn cannot come"):
                 await task
@@ -1137,7 +1185,9 @@ async def test_an_unsolicited_answer_under_tls_is_not_taken_either(server_contex
             sandbox.unsolicited_next(status=404, after=0.001)
             await client.update_message_metadata(ID, "x")
             await sandbox.wait_for_unsolicited(number)
-            assert (await client.update_message_metadata(ID, f"y {number}")).metadata == f"y {number}"
+            assert (
+                await client.update_message_metadata(ID, f"y {number}")
+            ).metadata == f"y {number}"
 
 
 async def test_an_unknown_certificate_is_refused_and_not_tried_again(server_context):
@@ -1178,9 +1228,9 @@ async def test_a_resolver_is_asked_and_left_open():
     resolver = LoopbackResolver()
     async with Server(answering()) as server, SessionManager(resolver=resolver) as manager:
         origin = f"http://localhost:{server.port}"
-        await client_of(server, session_manager=manager, conversation_origin=origin).update_message_metadata(
-            ID, "x"
-        )
+        await client_of(
+            server, session_manager=manager, conversation_origin=origin
+        ).update_message_metadata(ID, "x")
         assert server.received[0].headers["host"] == f"localhost:{server.port}"
     assert resolver.asked == 1
     assert not resolver.closed
@@ -1205,7 +1255,8 @@ async def test_a_name_that_cannot_be_resolved_was_not_sent_to():
         ) as client,
     ):
         with pytest.raises(
-            TransportError, match=r"the host name us\.conversation\.api\.sinch\.com could not be resolved"
+            TransportError,
+            match=r"the host name us\.conversation\.api\.sinch\.com could not be resolved",
         ) as caught:
             await client.update_message_metadata(ID, "x")
         assert (caught.value.sent, caught.value.attempts) == ("no", 5)
@@ -1227,7 +1278,9 @@ async def test_trace_configs_are_told(sandbox):
     assert seen == ["POST", "PATCH"]
 
 
-@pytest.mark.parametrize("hook", ["on_request_start", "on_connection_create_start", "on_request_end"])
+@pytest.mark.parametrize(
+    "hook", ["on_request_start", "on_connection_create_start", "on_request_end"]
+)
 async def test_what_a_trace_hook_raises_reaches_the_caller_and_leaves_nothing(sandbox, hook):
     trace = aiohttp.TraceConfig()
 
@@ -1299,13 +1352,18 @@ def through(origin: str, userinfo: str = "user:proxy-password") -> str:
 
 
 async def test_a_plain_proxy_gets_its_password_and_the_whole_url():
-    async with Server(proxy()) as forwarder, SessionManager(proxy=through(forwarder.origin)) as manager:
+    async with (
+        Server(proxy()) as forwarder,
+        SessionManager(proxy=through(forwarder.origin)) as manager,
+    ):
         async with client_of(
             forwarder, session_manager=manager, conversation_origin="http://127.0.0.1:9"
         ) as client:
             await client.update_message_metadata(ID, "x")
             await client.update_message_metadata(ID, "y")
-        assert forwarder.received[0].target == f"http://127.0.0.1:9/v1/projects/project/messages/{ID}"
+        assert (
+            forwarder.received[0].target == f"http://127.0.0.1:9/v1/projects/project/messages/{ID}"
+        )
         assert forwarder.connections == 1
 
 
@@ -1334,7 +1392,9 @@ async def test_a_proxy_that_refuses_has_sent_nothing_on(client_context, status, 
     async with (
         Server(script) as forwarder,
         SessionManager(proxy=through(forwarder.origin), ssl=client_context) as manager,
-        client_of(forwarder, session_manager=manager, conversation_origin="https://127.0.0.1:9") as client,
+        client_of(
+            forwarder, session_manager=manager, conversation_origin="https://127.0.0.1:9"
+        ) as client,
     ):
         with pytest.raises(TransportError, match=f"the proxy answered {status}") as caught:
             await client.update_message_metadata(ID, "x")
@@ -1346,7 +1406,9 @@ async def test_a_proxy_that_is_not_there():
         pass
     async with (
         SessionManager(proxy=nobody.origin) as manager,
-        client_of(nobody, session_manager=manager, conversation_origin="https://127.0.0.1:9") as client,
+        client_of(
+            nobody, session_manager=manager, conversation_origin="https://127.0.0.1:9"
+        ) as client,
     ):
         with pytest.raises(TransportError, match="no connection") as caught:
             await client.update_message_metadata(ID, "x")
@@ -1362,7 +1424,9 @@ async def test_no_more_than_max_connections_are_under_way(sandbox):
         client_of(sandbox, session_manager=manager, auth="basic", rate_limit=None) as client,
     ):
         async with sandbox.holding():
-            calls = [asyncio.create_task(client.update_message_metadata(ID, "x")) for _ in range(10)]
+            calls = [
+                asyncio.create_task(client.update_message_metadata(ID, "x")) for _ in range(10)
+            ]
             await sandbox.wait_for_requests(3)
             await settle()
             assert (manager.stats().in_flight, manager.stats().waiting) == (3, 7)
@@ -1552,7 +1616,9 @@ async def test_closing_that_was_cancelled_can_be_done_again(sandbox):
         await sandbox.wait_for_requests(1)
         closing = asyncio.create_task(client.close())
         await settle()
-        (inner,) = (task for task in asyncio.all_tasks() if task.get_name() == "sinch_conv_async closing")
+        (inner,) = (
+            task for task in asyncio.all_tasks() if task.get_name() == "sinch_conv_async closing"
+        )
         inner.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
@@ -1587,7 +1653,11 @@ async def test_the_manager_of_many_projects_forgets_those_out_of_use(sandbox, mo
         for number in range(200):
             name = f"project-{number}"
             sandbox.add_project(name, key_id=f"key-{number}", key_secret="secret")
-            options = {**sandbox.client_options(name), "session_manager": manager, "rate_limit": None}
+            options = {
+                **sandbox.client_options(name),
+                "session_manager": manager,
+                "rate_limit": None,
+            }
             async with ConversationClient(**options) as client:
                 if number % 50 == 0:
                     await client.update_message_metadata(f"m{number}", "x")
@@ -1628,7 +1698,13 @@ async def test_stats_and_repr_say_what_state_it_is_in(sandbox):
         sandbox.fail_next(429)
         await client.update_message_metadata(ID, "x")
         stats = await asyncio.to_thread(manager.stats)
-        assert (stats.calls, stats.attempts, stats.retries, stats.throttled, stats.token_requests) == (
+        assert (
+            stats.calls,
+            stats.attempts,
+            stats.retries,
+            stats.throttled,
+            stats.token_requests,
+        ) == (
             1,
             2,
             1,
@@ -1793,7 +1869,11 @@ async def test_another_loop_gets_an_error_at_once_while_the_first_goes_on(sandbo
         sandbox.hold()
         call = asyncio.create_task(client.update_message_metadata(ID, "x"))
         await sandbox.wait_for_requests(1)
-        for use in (client.authenticate, client.close, lambda: client.update_message_metadata(ID, "y")):
+        for use in (
+            client.authenticate,
+            client.close,
+            lambda: client.update_message_metadata(ID, "y"),
+        ):
             with pytest.raises(ClientStateError, match="another event loop"):
                 await asyncio.to_thread(lambda use=use: asyncio.run(use()))
         assert not client.closed
@@ -1918,7 +1998,9 @@ async def test_eager_tasks_change_nothing(sandbox, hook_raises):
     ):
         calls = [client.update_message_metadata(ID, "x") for _ in range(5)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {TokenError if hook_raises else ConversationMessage}
+        assert {type(outcome) for outcome in outcomes} == {
+            TokenError if hook_raises else ConversationMessage
+        }
     loop.set_task_factory(None)
 
 
@@ -1928,7 +2010,9 @@ async def test_eager_tasks_change_nothing(sandbox, hook_raises):
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("timeout", [None, 60.0])
-@pytest.mark.parametrize("script", ["as usual", "503 first", "401 first", "dropped first", "slow body"])
+@pytest.mark.parametrize(
+    "script", ["as usual", "503 first", "401 first", "dropped first", "slow body"]
+)
 async def test_a_call_is_cancelled_cleanly_at_any_turn_of_the_loop(sandbox, warm, timeout, script):
     def prepare():
         sandbox.clear_faults()
@@ -1966,10 +2050,15 @@ async def test_a_call_is_cancelled_cleanly_at_any_turn_of_the_loop(sandbox, warm
             assert not client._sender.lifetime.waiting
             sandbox.clear_faults()
             assert (await client.update_message_metadata(ID, "next")).metadata == "next"
-            left = {task for task in asyncio.all_tasks() - tasks if "sandbox" not in repr(task.get_coro())}
+            left = {
+                task
+                for task in asyncio.all_tasks() - tasks
+                if "sandbox" not in repr(task.get_coro())
+            }
             left = {task for task in left if "web_protocol" not in repr(task)}
             assert not left
-        # After so many turns only the slow body is still coming, byte by byte, and each turn is much like the one before.
+        # After so many turns only the slow body is still coming, byte by byte, and each turn is
+        # much like the one before.
         turn += 1 if turn < 60 else 211
     assert cancelled > 3
 
@@ -1984,7 +2073,9 @@ async def test_the_cancelled_error_is_the_same_instance_without_frames_that_hold
         call.cancel()
         with pytest.raises(asyncio.CancelledError) as caught:
             await call
-        frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+        frames = [
+            frame.f_code.co_filename for frame, _ in traceback.walk_tb(caught.value.__traceback__)
+        ]
         assert not [name for name in frames if "aiohttp" in name]
         assert caught.value.__context__ is None
         sandbox.release()
@@ -2009,18 +2100,24 @@ async def test_cancelling_a_waiting_call_passes_its_place_on(sandbox):
 
 @pytest.mark.parametrize("which", ["attempt_timeout", "timeout"])
 @pytest.mark.parametrize("first", ["cancellation", "timeout"])
-async def test_a_cancellation_that_meets_a_timeout_in_one_tick_is_still_a_cancellation(sandbox, first, which):
+async def test_a_cancellation_that_meets_a_timeout_in_one_tick_is_still_a_cancellation(
+    sandbox, first, which
+):
     async with client_of(sandbox, auth="basic", attempt_timeout=500) as client:
         sandbox.hold()
         call = asyncio.create_task(client.update_message_metadata(ID, "x", timeout=1000))
         await sandbox.wait_for_requests(1)
         timers = [
             timer
-            for timer in asyncio.get_running_loop()._scheduled  # there is no public way to have two timers meet
-            if getattr(timer._callback, "__qualname__", "") == "Timeout._on_timeout" and not timer.cancelled()
+            # there is no public way to have two timers meet
+            for timer in asyncio.get_running_loop()._scheduled
+            if getattr(timer._callback, "__qualname__", "") == "Timeout._on_timeout"
+            and not timer.cancelled()
         ]
         timer = (min if which == "attempt_timeout" else max)(timers)
-        for happens in (call.cancel, timer._run) if first == "cancellation" else (timer._run, call.cancel):
+        for happens in (
+            (call.cancel, timer._run) if first == "cancellation" else (timer._run, call.cancel)
+        ):
             happens()
         timer.cancel()
         await asyncio.wait([call])
@@ -2030,10 +2127,15 @@ async def test_a_cancellation_that_meets_a_timeout_in_one_tick_is_still_a_cancel
 
 async def test_clients_with_one_key_share_its_token_however_many_others_came_before(sandbox):
     async with SessionManager() as manager:
-        # One without a token, so that the manager looks for what is of no use any more when a pair's first client comes.
+        # One without a token, so that the manager looks for what is of no use any more when a
+        # pair's first client comes.
         kept = [client_of(sandbox, auth="basic", session_manager=manager)]
         for number in range(40):
-            options = {"project_id": f"p{number}", "key_id": f"k{number}", "session_manager": manager}
+            options = {
+                "project_id": f"p{number}",
+                "key_id": f"k{number}",
+                "session_manager": manager,
+            }
             one, other = (client_of(sandbox, **options) for _ in range(2))
             kept += [one, other]
             assert one._sender.authorization is other._sender.authorization
@@ -2041,20 +2143,26 @@ async def test_clients_with_one_key_share_its_token_however_many_others_came_bef
 
 
 @pytest.mark.parametrize("answer", ["refused", "mute"])
-async def test_authenticate_takes_no_longer_than_the_timeout_and_says_what_it_waited_for(sandbox, answer):
+async def test_authenticate_takes_no_longer_than_the_timeout_and_says_what_it_waited_for(
+    sandbox, answer
+):
     if answer == "refused":
         sandbox.fail_next_token(503, times=1_000)
     else:
         sandbox.hold_tokens()
     async with client_of(sandbox, timeout=0.2) as client:
-        with pytest.raises(TokenError, match=r"no access token within the timeout of 0\.2 s") as caught:
+        with pytest.raises(
+            TokenError, match=r"no access token within the timeout of 0\.2 s"
+        ) as caught:
             await client.authenticate()
         assert ("answered 503" in str(caught.value)) == (answer == "refused")
         assert caught.value.http_status == (503 if answer == "refused" else None)
         sandbox.release_tokens()
 
 
-async def test_a_call_whose_timeout_passes_while_it_waits_for_a_token_says_why_there_is_none(sandbox):
+async def test_a_call_whose_timeout_passes_while_it_waits_for_a_token_says_why_there_is_none(
+    sandbox,
+):
     sandbox.fail_next_token(503, times=1_000)
     async with client_of(sandbox, timeout=0.2) as client:
         with pytest.raises(CallTimeoutError) as caught:

@@ -42,7 +42,9 @@ Here = Callable[..., Ended]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Here:
     """The command in this process, for what ends before anything is sent: a process of its own takes half a second to start."""
     monkeypatch.chdir(tmp_path)
     for name in (
@@ -74,7 +76,13 @@ def journal_of(path: Path) -> list[dict[str, Any]]:
 
 async def test_update_prints_the_message_as_json(sandbox: Sandbox, tmp_path: Path) -> None:
     ended = await sinch_conv(
-        "update", ID, "new", "--messages-source", "DISPATCH_SOURCE", folder=tmp_path, sandbox=sandbox
+        "update",
+        ID,
+        "new",
+        "--messages-source",
+        "DISPATCH_SOURCE",
+        folder=tmp_path,
+        sandbox=sandbox,
     )
     assert (ended.code, ended.err) == (0, "")
     assert (ended.json["id"], ended.json["metadata"]) == (ID, "new")
@@ -172,7 +180,9 @@ def test_columns_of_one_name_are_a_usage_error(tmp_path: Path, here: Here) -> No
 def test_missing_credentials_are_named(here: Here) -> None:
     ended = here("update", ID, "new")
     assert ended.code == 3
-    assert "SINCH_PROJECT_ID, SINCH_KEY_ID, SINCH_KEY_SECRET, SINCH_CONVERSATION_REGION" in ended.err
+    assert (
+        "SINCH_PROJECT_ID, SINCH_KEY_ID, SINCH_KEY_SECRET, SINCH_CONVERSATION_REGION" in ended.err
+    )
 
 
 # Files that may be open
@@ -185,7 +195,12 @@ def test_missing_credentials_are_named(here: Here) -> None:
         ((256, 4096), 288, (288, 4096), ""),
         ((256, resource.RLIM_INFINITY), 288, (288, resource.RLIM_INFINITY), ""),
         ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 288, None, ""),
-        ((100, 200), 288, (200, 200), "may open 200 files only, and needs 288; --concurrency 168 would"),
+        (
+            (100, 200),
+            288,
+            (200, 200),
+            "may open 200 files only, and needs 288; --concurrency 168 would",
+        ),
         ((16, 16), 288, None, "--concurrency 1 would"),
     ],
 )
@@ -219,7 +234,9 @@ def test_a_system_without_such_limits_is_left_as_it_is(
 async def test_a_job_with_fewer_files_than_connections_loses_nothing(tmp_path: Path) -> None:
     async with Sandbox(auto_create=True, latency=0.1) as sandbox:
         few = ("prlimit", "--nofile=64:64", *COMMAND)
-        async with Running(("bulk", csv(tmp_path, 400)), environment_of(sandbox), tmp_path, few) as command:
+        async with Running(
+            ("bulk", csv(tmp_path, 400)), environment_of(sandbox), tmp_path, few
+        ) as command:
             ended = await command.ends()
     assert "may open 64 files only" in ended.err
     assert ended.code == 0
@@ -276,9 +293,13 @@ def test_a_bad_file_of_credentials_ends_with_3_and_is_not_quoted(
     assert "secret-on" not in ended.err
 
 
-def test_a_file_of_credentials_that_others_can_read_is_told_once(tmp_path: Path, here: Here) -> None:
+def test_a_file_of_credentials_that_others_can_read_is_told_once(
+    tmp_path: Path, here: Here
+) -> None:
     path = tmp_path / "credentials"
-    path.write_text("SINCH_PROJECT_ID=p\nSINCH_KEY_ID=k\nSINCH_KEY_SECRET=s\nSINCH_CONVERSATION_REGION=us\n")
+    path.write_text(
+        "SINCH_PROJECT_ID=p\nSINCH_KEY_ID=k\nSINCH_KEY_SECRET=s\nSINCH_CONVERSATION_REGION=us\n"
+    )
     path.chmod(0o644)
     (tmp_path / "ids.csv").write_text("message_id,metadata\n")
     ended = here("bulk", "ids.csv", "--credentials", path)
@@ -301,9 +322,9 @@ async def test_bulk_updates_all_and_says_so(sandbox: Sandbox, tmp_path: Path) ->
     }
     lines = journal_of(tmp_path / "ids.csv.journal.jsonl")
     assert sorted(line["record"] for line in lines) == list(range(1, 21))
-    assert {(line["line"] - line["record"], line["outcome"], line["attempts"]) for line in lines} == {
-        (1, "updated", 1)
-    }
+    assert {
+        (line["line"] - line["record"], line["outcome"], line["attempts"]) for line in lines
+    } == {(1, "updated", 1)}
 
 
 @pytest.mark.parametrize(
@@ -335,7 +356,9 @@ async def test_bulk_reads_what_it_is_given(
     assert sandbox.messages["A"].metadata == "m"
 
 
-async def test_bulk_tries_again_what_failed_and_nothing_else(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_bulk_tries_again_what_failed_and_nothing_else(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     path, failures = csv(tmp_path), tmp_path / "failed.csv"
     for row in (3, 17):
         sandbox.fail_next(404, message_id=f"ID{row}")
@@ -344,7 +367,13 @@ async def test_bulk_tries_again_what_failed_and_nothing_else(sandbox: Sandbox, t
     )
     assert ended.code == 1
     told = ended.json
-    assert (told["records"], told["updated"], told["failed"], told["remaining"], told["exit_code"]) == (
+    assert (
+        told["records"],
+        told["updated"],
+        told["failed"],
+        told["remaining"],
+        told["exit_code"],
+    ) == (
         20,
         18,
         2,
@@ -377,8 +406,12 @@ async def test_metadata_and_secrets_are_never_shown(sandbox: Sandbox, tmp_path: 
         path.read_text()
         + f"a/b,{SECRET_METADATA}\nID99,{SECRET_METADATA * 50}\nID98,{SECRET_METADATA},ELSEWHERE\n"
     )
-    sandbox.fail_next(400, body=f'{{"error": {{"message": "{SECRET_METADATA}-1"}}}}'.encode(), times=2)
-    ended = await sinch_conv("bulk", path, "--on-bad-line", "skip", folder=tmp_path, sandbox=sandbox)
+    sandbox.fail_next(
+        400, body=f'{{"error": {{"message": "{SECRET_METADATA}-1"}}}}'.encode(), times=2
+    )
+    ended = await sinch_conv(
+        "bulk", path, "--on-bad-line", "skip", folder=tmp_path, sandbox=sandbox
+    )
     assert ended.code == 1
     said = ended.out + ended.err + Path(f"{path}.journal.jsonl").read_text()
     assert SECRET_METADATA not in said
@@ -401,7 +434,9 @@ async def test_bad_lines_are_skipped_told_and_final(sandbox: Sandbox, tmp_path: 
     path, failures = tmp_path / "ids.jsonl", tmp_path / "failed.jsonl.gz"
     bad = [f"nonsense {number}" for number in range(12)]
     path.write_text(
-        "\n".join(['{"message_id": "A", "metadata": "m"}', *bad, '{"message_id": "B", "metadata": "m"}'])
+        "\n".join(
+            ['{"message_id": "A", "metadata": "m"}', *bad, '{"message_id": "B", "metadata": "m"}']
+        )
     )
     for updated_now in (2, 0):
         ended = await sinch_conv(
@@ -417,7 +452,11 @@ async def test_bad_lines_are_skipped_told_and_final(sandbox: Sandbox, tmp_path: 
             sandbox=sandbox,
         )
         assert ended.code == 1
-        assert (ended.json["updated"], ended.json["invalid"], ended.json["sent"]) == (2, 12, updated_now)
+        assert (ended.json["updated"], ended.json["invalid"], ended.json["sent"]) == (
+            2,
+            12,
+            updated_now,
+        )
         assert ended.err.splitlines()[:11] == [
             *(f"line {number}: not JSON" for number in range(2, 12)),
             "and 2 more bad lines",
@@ -443,7 +482,9 @@ async def test_a_failed_record_that_a_later_one_updated_is_superseded(
         "superseded",
         "1",
     ]
-    assert failures.read_text() == "message_id,metadata,_reason\nB,first,404 NotFoundError NOT_FOUND\n"
+    assert (
+        failures.read_text() == "message_id,metadata,_reason\nB,first,404 NotFoundError NOT_FOUND\n"
+    )
     ended = await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
     assert ended.code == 0
     assert sandbox.messages["A"].metadata == "second"
@@ -453,7 +494,9 @@ async def test_a_failed_record_that_a_later_one_updated_is_superseded(
     ]
 
 
-async def test_an_old_journal_without_the_word_supersedes_too(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_an_old_journal_without_the_word_supersedes_too(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     """The job may have been killed between the two lines; what follows from them does not depend on it."""
     path = tmp_path / "ids.csv"
     path.write_text("message_id,metadata\nA,first\nA,second\n")
@@ -461,7 +504,11 @@ async def test_an_old_journal_without_the_word_supersedes_too(sandbox: Sandbox, 
     sandbox.fail_next(404, message_id="A")
     assert (await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)).code == 0
     journal.write_text(
-        "".join(line for line in journal.read_text().splitlines(keepends=True) if '"superseded"' not in line)
+        "".join(
+            line
+            for line in journal.read_text().splitlines(keepends=True)
+            if '"superseded"' not in line
+        )
     )
     assert len(journal_of(journal)) == 2
     assert (await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)).code == 0
@@ -479,7 +526,14 @@ async def test_too_many_failures_end_the_job(
         sandbox.fail_next(404, message_id=f"ID{row}")
     path = csv(tmp_path, 200)
     ended = await sinch_conv(
-        "bulk", path, "--max-failures", limit, "--concurrency", "5", folder=tmp_path, sandbox=sandbox
+        "bulk",
+        path,
+        "--max-failures",
+        limit,
+        "--concurrency",
+        "5",
+        folder=tmp_path,
+        sandbox=sandbox,
     )
     assert ended.code == code
     stopped = f"more than {limit} of the updates failed" in ended.err
@@ -487,7 +541,9 @@ async def test_too_many_failures_end_the_job(
     assert len(sandbox.requests) <= most + 5 * (most < 200) + 200 * (limit == "2")
 
 
-async def test_of_what_was_all_tried_nothing_is_said_to_be_left(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_of_what_was_all_tried_nothing_is_said_to_be_left(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     sandbox.fail_next(404, message_id="ID2")
     ended = await sinch_conv(
         "bulk", csv(tmp_path, 2), "--max-failures", "0", folder=tmp_path, sandbox=sandbox
@@ -505,9 +561,18 @@ async def test_of_what_was_all_tried_nothing_is_said_to_be_left(sandbox: Sandbox
         (["--max-failures", "101%"], "more than 100%"),
         (["--delimiter", "ab"], "one character"),
         (["--delimiter", '"'], "one character"),
-        (["--failures", "ids.csv"], "--failures would overwrite ids.csv, which is the input or the journal"),
-        (["--failures", "./j", "--journal", "j"], "--failures would overwrite j, which is the input or the"),
-        (["--failures", "another-name.csv"], "would overwrite another-name.csv, which is the input"),
+        (
+            ["--failures", "ids.csv"],
+            "--failures would overwrite ids.csv, which is the input or the journal",
+        ),
+        (
+            ["--failures", "./j", "--journal", "j"],
+            "--failures would overwrite j, which is the input or the",
+        ),
+        (
+            ["--failures", "another-name.csv"],
+            "would overwrite another-name.csv, which is the input",
+        ),
         (
             ["--failures", "j", "--journal", "j.part"],
             "would overwrite j.part, which is the input or the journal",
@@ -560,7 +625,10 @@ async def test_an_input_without_records_is_all_updated_and_said_to_be_empty(
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("nowhere/j", "no journal can be written there: No such file or directory; name another place"),
+        (
+            "nowhere/j",
+            "no journal can be written there: No such file or directory; name another place",
+        ),
         (".", "no journal can be written there: Is a directory; name another place"),
         ("/dev/full", "is not a plain file; name another place"),
         ("ids.txt", "it is not the journal of a bulk job; name another with --journal"),
@@ -592,9 +660,15 @@ async def test_another_jobs_journal_is_refused_with_3(sandbox: Sandbox, tmp_path
         assert words in ended.err
         assert journal.read_text() == before
 
-    other = {"SINCH_PROJECT_ID": "other", "SINCH_KEY_ID": "other-key", "SINCH_KEY_SECRET": "other-secret"}
+    other = {
+        "SINCH_PROJECT_ID": "other",
+        "SINCH_KEY_ID": "other-key",
+        "SINCH_KEY_SECRET": "other-secret",
+    }
     await refused("belongs to project sandbox-project, this job to other", **other)
-    await refused("was begun with messages_source 'messages_source', not 'where'", "--source-column", "where")
+    await refused(
+        "was begun with messages_source 'messages_source', not 'where'", "--source-column", "where"
+    )
     journal.write_text(kept.replace('"version": 1', '"version": 2', 1))
     await refused("its format has version 2")
     journal.write_text(kept)
@@ -605,7 +679,9 @@ async def test_another_jobs_journal_is_refused_with_3(sandbox: Sandbox, tmp_path
 
 async def test_a_torn_last_line_is_sent_again(sandbox: Sandbox, tmp_path: Path) -> None:
     path = csv(tmp_path, 3)
-    assert (await sinch_conv("bulk", path, "--concurrency", "1", folder=tmp_path, sandbox=sandbox)).code == 0
+    assert (
+        await sinch_conv("bulk", path, "--concurrency", "1", folder=tmp_path, sandbox=sandbox)
+    ).code == 0
     journal = Path(f"{path}.journal.jsonl")
     journal.write_bytes(journal.read_bytes()[:-9])
     ended = await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
@@ -614,7 +690,9 @@ async def test_a_torn_last_line_is_sent_again(sandbox: Sandbox, tmp_path: Path) 
     assert [request.message_id for request in sandbox.requests] == ["ID1", "ID2", "ID3", "ID3"]
 
 
-async def test_a_wrong_key_ends_the_job_with_3_and_loses_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_a_wrong_key_ends_the_job_with_3_and_loses_nothing(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     path = csv(tmp_path)
     ended = await sinch_conv(
         "bulk", path, folder=tmp_path, sandbox=sandbox, env={"SINCH_KEY_SECRET": "wrong"}
@@ -626,7 +704,9 @@ async def test_a_wrong_key_ends_the_job_with_3_and_loses_nothing(sandbox: Sandbo
     assert (await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)).code == 0
 
 
-async def test_an_outage_that_does_not_end_says_what_to_do(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_an_outage_that_does_not_end_says_what_to_do(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     path = csv(tmp_path, 3)
     sandbox.fail_next(503, times=10_000)
     ended = await sinch_conv(
@@ -646,7 +726,9 @@ async def test_a_token_endpoint_that_is_out_is_no_matter_of_credentials(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.fail_next_token(503, times=10_000)
-    ended = await sinch_conv("update", ID, "new", "--timeout", "1", folder=tmp_path, sandbox=sandbox)
+    ended = await sinch_conv(
+        "update", ID, "new", "--timeout", "1", folder=tmp_path, sandbox=sandbox
+    )
     assert ended.code == 1
 
 
@@ -668,10 +750,14 @@ def test_a_large_input_is_checked_and_a_large_journal_read_with_a_word(
     for reading in (False, True):
         ended = here("bulk", "ids.csv", "--on-bad-line", "skip", **nowhere)
         assert ended.code == 1
-        assert ("Reading what was done before in ids.csv.journal.jsonl (0 MB)." in ended.err) is reading
+        assert (
+            "Reading what was done before in ids.csv.journal.jsonl (0 MB)." in ended.err
+        ) is reading
 
 
-async def test_failures_that_cannot_be_written_are_said_at_the_end(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_failures_that_cannot_be_written_are_said_at_the_end(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     (tmp_path / "failed.part").mkdir()
     ended = await sinch_conv(
         "bulk", csv(tmp_path, 2), "--failures", "failed", folder=tmp_path, sandbox=sandbox
@@ -684,7 +770,9 @@ async def test_failures_that_cannot_be_written_are_said_at_the_end(sandbox: Sand
 # bulk --dry-run
 
 
-def test_a_dry_run_needs_no_credentials_and_says_what_would_be_done(tmp_path: Path, here: Here) -> None:
+def test_a_dry_run_needs_no_credentials_and_says_what_would_be_done(
+    tmp_path: Path, here: Here
+) -> None:
     path = csv(tmp_path, 1600)
     before = sorted(tmp_path.iterdir())
     ended = here("bulk", path, "--dry-run")
@@ -706,7 +794,9 @@ async def test_a_dry_run_finds_bad_lines(tmp_path: Path, here: Here) -> None:
         assert ended.err == "line 2: not a JSON object with fields\n"
         assert (ended.json["records"], ended.json["invalid"], ended.json["to_send"]) == (2, 1, 1)
     given = b"message_id,metadata\nA,m\n"
-    ended = await sinch_conv("bulk", "-", "--dry-run", "--output", "json", folder=tmp_path, given=given)
+    ended = await sinch_conv(
+        "bulk", "-", "--dry-run", "--output", "json", folder=tmp_path, given=given
+    )
     assert (ended.code, ended.json["to_send"]) == (0, 1)
 
 
@@ -717,7 +807,9 @@ async def test_a_dry_run_knows_what_the_journal_says(sandbox: Sandbox, tmp_path:
     sandbox.fail_next(404, message_id="B")
     await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
     for known in (sandbox, None):
-        ended = await sinch_conv("bulk", path, "--dry-run", "--rate", "0.1", folder=tmp_path, sandbox=known)
+        ended = await sinch_conv(
+            "bulk", path, "--dry-run", "--rate", "0.1", folder=tmp_path, sandbox=known
+        )
         assert ended.code == 0
         said = [line.split()[:3] for line in ended.out.splitlines()]
         assert said[2:6] == [
@@ -727,7 +819,9 @@ async def test_a_dry_run_knows_what_the_journal_says(sandbox: Sandbox, tmp_path:
             ["to", "send", "1"],
         ]
         assert "0:10" in ended.out
-    ended = await sinch_conv("bulk", path, "--dry-run", folder=tmp_path, env={"SINCH_PROJECT_ID": "other"})
+    ended = await sinch_conv(
+        "bulk", path, "--dry-run", folder=tmp_path, env={"SINCH_PROJECT_ID": "other"}
+    )
     assert ended.code == 3
 
 
@@ -750,14 +844,18 @@ async def test_a_pipe_is_updated_and_gone_on_with(sandbox: Sandbox, tmp_path: Pa
     assert (tmp_path / "failed.csv").read_text() == (
         f"message_id,metadata,_reason\nID2,{SECRET_METADATA}-2,404 NotFoundError NOT_FOUND\n"
     )
-    assert "To try again what failed, with the same input: sinch-conv bulk - --journal j" in ended.err
+    assert (
+        "To try again what failed, with the same input: sinch-conv bulk - --journal j" in ended.err
+    )
     ended = await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox, given=data)
     assert ended.code == 0
     assert len(sandbox.requests) == 601
 
 
 async def test_a_pipe_is_sent_as_it_comes(sandbox: Sandbox, tmp_path: Path) -> None:
-    async with Running(["bulk", "-", "--journal", "j"], environment_of(sandbox), tmp_path) as command:
+    async with Running(
+        ["bulk", "-", "--journal", "j"], environment_of(sandbox), tmp_path
+    ) as command:
         command.write(b"message_id,metadata\nA,m\n")
         await sandbox.wait_for_requests(1)
         command.write(b"B,m\n")
@@ -769,10 +867,14 @@ async def test_a_pipe_is_sent_as_it_comes(sandbox: Sandbox, tmp_path: Path) -> N
 async def test_a_pipe_that_is_another_one_is_refused(sandbox: Sandbox, tmp_path: Path) -> None:
     first = b"message_id,metadata\nA,m\nB,m\n"
     assert (
-        await sinch_conv("bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=first)
+        await sinch_conv(
+            "bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=first
+        )
     ).code == 0
     for other in (b"message_id,metadata\nC,m\nB,m\n", b"message_id,metadata\nA,m\nC,m\n"):
-        ended = await sinch_conv("bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=other)
+        ended = await sinch_conv(
+            "bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=other
+        )
         assert ended.code == 3
         assert "another input" in ended.err
     assert len(sandbox.requests) == 2
@@ -784,9 +886,13 @@ async def test_a_pipe_that_is_another_one_is_refused(sandbox: Sandbox, tmp_path:
     assert ended.code == 3
 
 
-async def test_a_bad_line_of_a_pipe_stops_there_or_is_skipped(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_a_bad_line_of_a_pipe_stops_there_or_is_skipped(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     given = b"message_id,metadata\nA,m\nonly-one-field\nB,m\n"
-    ended = await sinch_conv("bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=given)
+    ended = await sinch_conv(
+        "bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=given
+    )
     assert ended.code == 2
     assert (
         "Error: line 3: 1 field, where the header has 2; nothing after it was sent; --on-bad-line skip leaves it out"
@@ -836,7 +942,9 @@ def test_without_click_one_sentence_says_what_is_missing(
     with pytest.raises(SystemExit) as ended:
         __main__.main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "sinch-conv needs click: pip install 'sinch-conv-async[cli]'\n"
+    assert (
+        capsys.readouterr().err == "sinch-conv needs click: pip install 'sinch-conv-async[cli]'\n"
+    )
 
 
 def test_what_else_is_missing_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -899,7 +1007,9 @@ async def test_a_standard_error_that_takes_nothing_changes_neither_exit_code_nor
     ended = await in_a_shell(line, tmp_path, sandbox, SINCH_KEY_SECRET="wrong")
     assert (ended.code, ended.json["exit_code"]) == (3, 3)
     (tmp_path / "bad.csv").write_text("message_id,metadata\n../x,y\n")
-    ended = await in_a_shell(f'"$@" bulk bad.csv --dry-run --output json {where}', tmp_path, sandbox)
+    ended = await in_a_shell(
+        f'"$@" bulk bad.csv --dry-run --output json {where}', tmp_path, sandbox
+    )
     assert (ended.code, ended.json["invalid"]) == (2, 1)
     ended = await in_a_shell(f'"$@" bulk missing.csv --output json >&- {where}', tmp_path, sandbox)
     assert ended.code == 2
@@ -976,19 +1086,29 @@ async def test_a_pipe_that_was_not_read_to_its_end_leaves_older_failures_alone(
     before = (tmp_path / "failed.csv").read_bytes()
     assert before.count(b"\n") == 41
     early = ("--max-failures", "1", "--concurrency", "1")
-    ended = await sinch_conv("bulk", "-", *options, *early, folder=tmp_path, sandbox=sandbox, given=given)
+    ended = await sinch_conv(
+        "bulk", "-", *options, *early, folder=tmp_path, sandbox=sandbox, given=given
+    )
     assert ended.code == 1
-    assert "failed.csv is left as it was: not every record of the input has been tried." in ended.err
+    assert (
+        "failed.csv is left as it was: not every record of the input has been tried." in ended.err
+    )
     assert (tmp_path / "failed.csv").read_bytes() == before
     env = {"SINCH_KEY_SECRET": "wrong"}
-    ended = await sinch_conv("bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=given, env=env)
+    ended = await sinch_conv(
+        "bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=given, env=env
+    )
     assert ended.code == 3
     assert (tmp_path / "failed.csv").read_bytes() == before
 
 
-async def test_a_pipe_whose_first_record_was_bad_can_be_mended(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_a_pipe_whose_first_record_was_bad_can_be_mended(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     for given, code in ((b"message_id,metadata\nA/1,m\n", 2), (b"message_id,metadata\nA1,m\n", 0)):
-        ended = await sinch_conv("bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=given)
+        ended = await sinch_conv(
+            "bulk", "-", "--journal", "j", folder=tmp_path, sandbox=sandbox, given=given
+        )
         assert ended.code == code, ended.err
 
 
@@ -1014,7 +1134,8 @@ def test_failures_of_a_pipe_need_a_place_until_they_are_written(
         os.close(reading)
     assert ended.code == 2
     assert (
-        f"Error: {tmp_path}: no room for what fails until failed.csv is written: No space left" in ended.err
+        f"Error: {tmp_path}: no room for what fails until failed.csv is written: No space left"
+        in ended.err
     )
 
 
@@ -1049,7 +1170,9 @@ def test_what_keeps_a_job_from_beginning_is_a_document_for_machines_too(
         ("sandbox", "--token-lifetime", "nan"),
     ],
 )
-def test_a_number_that_is_none_is_refused(arguments: tuple[str, ...], tmp_path: Path, here: Here) -> None:
+def test_a_number_that_is_none_is_refused(
+    arguments: tuple[str, ...], tmp_path: Path, here: Here
+) -> None:
     csv(tmp_path)
     ended = here(*arguments)
     assert ended.code == 2
@@ -1060,7 +1183,10 @@ def test_a_number_that_is_none_is_refused(arguments: tuple[str, ...], tmp_path: 
     ("arguments", "done"),
     [
         ("bulk ids.csv --quiet", "; what became of each record is in ids.csv.journal.jsonl"),
-        ("bulk ids.csv --quiet --output json", "; what became of each record is in ids.csv.journal.jsonl"),
+        (
+            "bulk ids.csv --quiet --output json",
+            "; what became of each record is in ids.csv.journal.jsonl",
+        ),
         ("bulk ids.csv --dry-run", ""),
         ("bulk ids.csv --dry-run --output json", ""),
         ("--version", ""),
@@ -1121,8 +1247,12 @@ async def test_the_sandbox_prints_the_environment_that_leads_to_it(tmp_path: Pat
                 "SINCH_CONVERSATION_ORIGIN",
                 "SINCH_AUTH_ORIGIN",
             ]
-            codes = [(await sinch_conv("update", ID, "new", folder=tmp_path, env=env)).code for _ in range(4)]
-            # The third meets a token that expires with it, and its repeat, the fourth request, another 404.
+            codes = [
+                (await sinch_conv("update", ID, "new", folder=tmp_path, env=env)).code
+                for _ in range(4)
+            ]
+            # The third meets a token that expires with it, and its repeat, the fourth request,
+            # another 404.
             assert codes == [0, 1, 1, 0]
             command.send(number)
             ended = await command.ends()
@@ -1176,7 +1306,8 @@ def test_a_demo_counts_what_it_lost(
         for message_id in list(sandbox.messages)[:lies]:
             raw = body % message_id.encode()
             sandbox.answer_next(
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(raw)
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                % len(raw)
                 + raw,
                 message_id=message_id,
             )
@@ -1191,7 +1322,9 @@ def test_a_demo_counts_what_it_lost(
 # Where it was sent, who is to be heard, and what a terminal can show
 
 
-async def test_a_rehearsal_leaves_the_real_job_all_its_work(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_a_rehearsal_leaves_the_real_job_all_its_work(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     """With the same project and the same file; only the origin differs."""
     path = csv(tmp_path, 3)
     async with Sandbox(auto_create=True) as mock:
@@ -1205,7 +1338,9 @@ async def test_a_rehearsal_leaves_the_real_job_all_its_work(sandbox: Sandbox, tm
                 f"belongs to a job that sent to {mock.origin}; this one sends to {sandbox.origin}; "
                 "name another with --journal" in ended.err
             )
-        ended = await sinch_conv("bulk", path, "--journal", "real", folder=tmp_path, sandbox=sandbox)
+        ended = await sinch_conv(
+            "bulk", path, "--journal", "real", folder=tmp_path, sandbox=sandbox
+        )
         assert (ended.code, len(sandbox.requests)) == (0, 3)
         ended = await sinch_conv("bulk", path, *there, folder=tmp_path, sandbox=sandbox)
         assert (ended.code, len(mock.requests)) == (0, 3)
@@ -1215,8 +1350,12 @@ async def test_a_customers_text_is_never_sent_as_an_update_of_its_own(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     path = tmp_path / "ids.csv"
-    path.write_bytes(b'message_id,metadata\nm1,"caf\xe9 order:\nVICTIM,overwritten\nthanks"\nm2,two\n')
-    ended = await sinch_conv("bulk", path, "--on-bad-line", "skip", folder=tmp_path, sandbox=sandbox)
+    path.write_bytes(
+        b'message_id,metadata\nm1,"caf\xe9 order:\nVICTIM,overwritten\nthanks"\nm2,two\n'
+    )
+    ended = await sinch_conv(
+        "bulk", path, "--on-bad-line", "skip", folder=tmp_path, sandbox=sandbox
+    )
     assert ended.code == 1
     assert "line 2: not UTF-8 (lines 2 to 4)\n" in ended.err
     assert {name: message.metadata for name, message in sandbox.messages.items()} == {"m2": "two"}
@@ -1226,7 +1365,9 @@ async def test_a_customers_text_is_never_sent_as_an_update_of_its_own(
     assert ended.code == 2
     assert "ids.csv, line 3: a quote in it is never closed" in ended.err
     assert list(sandbox.messages) == ["m2"]
-    ended = await sinch_conv("bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=path.read_bytes())
+    ended = await sinch_conv(
+        "bulk", "-", *options, folder=tmp_path, sandbox=sandbox, given=path.read_bytes()
+    )
     assert (ended.code, list(sandbox.messages)) == (2, ["m2"])
 
 
@@ -1253,7 +1394,9 @@ async def test_a_signal_that_the_shell_ignores_stays_ignored(
     sandbox.hold()
     ignoring = ("bash", "-c", f'trap "" {number.name}; exec "$@"', "bash", *COMMAND)
     # Coverage would take SIGTERM for itself, to save what it has measured.
-    env = unmeasured(environment_of(sandbox)) if number is signal.SIGTERM else environment_of(sandbox)
+    env = (
+        unmeasured(environment_of(sandbox)) if number is signal.SIGTERM else environment_of(sandbox)
+    )
     async with Running(["bulk", csv(tmp_path, 20)], env, tmp_path, ignoring) as command:
         await sandbox.wait_for_requests(20)
         command.send(number)
@@ -1280,13 +1423,18 @@ async def test_a_wrong_region_is_guessed_when_everything_is_404(tmp_path: Path) 
         assert "Every update was answered 404" not in ended.err
 
 
-async def test_one_metadata_and_one_source_for_a_whole_file(sandbox: Sandbox, tmp_path: Path) -> None:
-    (tmp_path / "ids.csv").write_text("id,messages_source\nA,\nB,CONVERSATION_SOURCE\n", encoding="utf-8")
+async def test_one_metadata_and_one_source_for_a_whole_file(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    (tmp_path / "ids.csv").write_text(
+        "id,messages_source\nA,\nB,CONVERSATION_SOURCE\n", encoding="utf-8"
+    )
     options = ("--set", '{"tag": "x"}', "--messages-source", "DISPATCH_SOURCE")
     ended = await sinch_conv("bulk", "ids.csv", *options, folder=tmp_path, sandbox=sandbox)
     assert (ended.code, ended.err) == (0, "")
     assert {
-        (request.message_id, request.metadata, request.messages_source) for request in sandbox.requests
+        (request.message_id, request.metadata, request.messages_source)
+        for request in sandbox.requests
     } == {("A", '{"tag": "x"}', "DISPATCH_SOURCE"), ("B", '{"tag": "x"}', "CONVERSATION_SOURCE")}
     other = ("--set", '{"tag": "y"}', "--messages-source", "DISPATCH_SOURCE")
     ended = await sinch_conv("bulk", "ids.csv", *other, folder=tmp_path, sandbox=sandbox)
@@ -1297,7 +1445,9 @@ async def test_one_metadata_and_one_source_for_a_whole_file(sandbox: Sandbox, tm
 
 async def test_an_encoding_may_be_named(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "ids.csv").write_bytes(b"message_id,metadata\nA,caf\xe9 \x80\n")
-    ended = await sinch_conv("bulk", "ids.csv", "--encoding", "CP1252", folder=tmp_path, sandbox=sandbox)
+    ended = await sinch_conv(
+        "bulk", "ids.csv", "--encoding", "CP1252", folder=tmp_path, sandbox=sandbox
+    )
     assert (ended.code, sandbox.messages["A"].metadata) == (0, "café €")
 
 

@@ -60,7 +60,9 @@ async def test_get_of_what_cannot_be_read_says_so(
     assert ended.err.startswith("Error: ")
 
 
-async def test_what_a_server_says_does_nothing_to_a_terminal(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_what_a_server_says_does_nothing_to_a_terminal(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     sandbox.add_message("A", metadata="\x9b2J \x1b[2J é")
     ended = await sinch_conv("get", "A", folder=tmp_path, sandbox=sandbox)
     assert ended.json["metadata"] == "\x9b2J \x1b[2J é"
@@ -70,7 +72,9 @@ async def test_what_a_server_says_does_nothing_to_a_terminal(sandbox: Sandbox, t
 # list
 
 
-async def test_list_prints_one_message_a_line_the_newest_first(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_list_prints_one_message_a_line_the_newest_first(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     add(sandbox, 250)
     ended = await sinch_conv("list", folder=tmp_path, sandbox=sandbox)
     assert ended.code == 0
@@ -114,7 +118,9 @@ async def test_list_takes_filters_and_a_limit(sandbox: Sandbox, tmp_path: Path) 
         (["--channel", "PIGEON"], "'PIGEON' is not one of"),
     ],
 )
-async def test_a_bad_filter_is_a_usage_error(arguments: list[str], words: str, tmp_path: Path) -> None:
+async def test_a_bad_filter_is_a_usage_error(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
     ended = await sinch_conv("list", *arguments, folder=tmp_path)
     assert (ended.code, ended.out) == (2, "")
     assert words in " ".join(ended.err.split())
@@ -165,7 +171,9 @@ async def test_a_merge_keeps_what_is_there(sandbox: Sandbox, tmp_path: Path) -> 
         row["message_id"]: row["_reason"]
         for row in csv.DictReader((tmp_path / "failed.csv").read_text().splitlines())
     }
-    assert reasons["C"].startswith("InvalidArgumentError: the message's metadata must be a JSON object")
+    assert reasons["C"].startswith(
+        "InvalidArgumentError: the message's metadata must be a JSON object"
+    )
     assert reasons["E"] == "404 NotFoundError NOT_FOUND"
     assert sorted(outcomes_of(tmp_path / "ids.csv.journal.jsonl")) == [
         *("failed", "failed", "unchanged", "updated", "updated"),
@@ -214,7 +222,9 @@ async def recipe(line: str, folder: Path, sandbox: Sandbox) -> Ended:
 
 async def test_a_conversation_is_tagged_by_the_recipe(sandbox: Sandbox, tmp_path: Path) -> None:
     add(sandbox, 300)
-    line = f"sinch_conv list --conversation-id C | sinch_conv bulk - --merge --set '{TAG}' --journal J"
+    line = (
+        f"sinch_conv list --conversation-id C | sinch_conv bulk - --merge --set '{TAG}' --journal J"
+    )
     ended = await recipe(line, tmp_path, sandbox)
     assert ended.code == 0, ended.err
     for row in range(1, 301):

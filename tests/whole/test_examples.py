@@ -33,8 +33,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
 ID = "01FC66621XXXXX119Z8PMV1QPA"
-SECRETS = ("sandbox-key-secret", "Bearer", base64.b64encode(b"sandbox-key-id:sandbox-key-secret").decode())
-# Linux' and macOS' way of asking a process to stop; Windows has no SIGTERM that a program could answer.
+SECRETS = (
+    "sandbox-key-secret",
+    "Bearer",
+    base64.b64encode(b"sandbox-key-id:sandbox-key-secret").decode(),
+)
+# Linux' and macOS' way of asking a process to stop; Windows has no SIGTERM that a program could
+# answer.
 posix = pytest.mark.skipif(os.name == "nt", reason="no SIGTERM to answer on Windows")
 
 pytest.importorskip(
@@ -108,7 +113,11 @@ def reaped(process: asyncio.subprocess.Process) -> None:
 @contextlib.asynccontextmanager
 async def running(*arguments: str) -> AsyncIterator[Program]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=ROOT
+        sys.executable,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd=ROOT,
     )
     program = Program(process)
     try:
@@ -170,7 +179,8 @@ async def test_fastapi_finishes_what_is_queued_before_it_stops(sandbox: Sandbox)
         await program.ends()
     assert "Application shutdown complete" in program.output
     assert all(
-        sandbox.messages[message_id].metadata == '{"ticket": "42", "state": "closed"}' for message_id in ids
+        sandbox.messages[message_id].metadata == '{"ticket": "42", "state": "closed"}'
+        for message_id in ids
     )
 
 
@@ -201,7 +211,9 @@ async def test_a_service_that_is_told_to_stop_in_an_outage_is_soon_gone_and_name
             async with user.post(f"/tickets/{number}/close", json=body) as answer:
                 assert (answer.status, await answer.json()) == (202, {"accepted": 1})
         late = [
-            asyncio.create_task(user.put(f"/messages/late-{number}/metadata", **put_body(app, "new")))
+            asyncio.create_task(
+                user.put(f"/messages/late-{number}/metadata", **put_body(app, "new"))
+            )
             for number in range(10)
         ]
         await asyncio.sleep(0.1)  # they are under way
@@ -320,7 +332,9 @@ async def test_services_answer_errors_by_the_pages_rule(app: str, sandbox: Sandb
         assert [request.status for request in sandbox.requests] == [200, 404, 400, 302, 429, 401]
 
 
-async def test_services_answer_503_to_an_update_that_would_be_too_late(app: str, sandbox: Sandbox) -> None:
+async def test_services_answer_503_to_an_update_that_would_be_too_late(
+    app: str, sandbox: Sandbox
+) -> None:
     async with service(app) as put:
         sandbox.fail_next(429, retry_after=60)
         assert await put() == 503
@@ -393,9 +407,11 @@ async def test_a_service_under_load_loses_nothing_leaks_nothing_and_stops_gracef
             "in_flight": 0,
             "waiting": 0,
         }
-        # What it has more open than before are connections that are kept: the user's and the sandbox's, each counted.
+        # What it has more open than before are connections that are kept: the user's and the
+        # sandbox's, each counted.
         kept = (
-            len([key for keys in user.connector._conns.values() for key in keys]) + sandbox.open_connections
+            len([key for keys in user.connector._conns.values() for key in keys])
+            + sandbox.open_connections
         )
         assert descriptors(pid) <= before + kept
 
@@ -480,7 +496,9 @@ async def test_a_worker_looks_at_a_job_that_failed_in_passing_again_later(
     assert queue.claim() == job
 
 
-def test_a_worker_claims_no_job_before_an_earlier_one_for_the_same_message_has_ended(queue: Any) -> None:
+def test_a_worker_claims_no_job_before_an_earlier_one_for_the_same_message_has_ended(
+    queue: Any,
+) -> None:
     """Else its retry would bring old metadata back; and two workers could hold both."""
     queue.put("same", "old")
     queue.put("SAME", "new")
@@ -542,7 +560,9 @@ async def test_a_worker_that_is_killed_leaves_its_jobs_to_the_next(
 
 @posix
 @pytest.mark.needs_program("initdb")
-async def test_the_outbox_sends_each_row_once_and_keeps_what_it_could_not_send(sandbox: Sandbox) -> None:
+async def test_the_outbox_sends_each_row_once_and_keeps_what_it_could_not_send(
+    sandbox: Sandbox,
+) -> None:
     import psycopg
 
     from tests.whole.fleet.stores import Postgres
@@ -611,7 +631,9 @@ async def test_the_notebook_runs_from_top_to_bottom(sandbox: Sandbox, tmp_path: 
 # Seeing what happens
 
 
-async def test_every_exchange_is_a_span_under_the_callers_without_a_secret(sandbox: Sandbox) -> None:
+async def test_every_exchange_is_a_span_under_the_callers_without_a_secret(
+    sandbox: Sandbox,
+) -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -649,7 +671,10 @@ async def test_a_call_that_failed_is_a_span_with_an_error(sandbox: Sandbox) -> N
         await example("tracing").main(provider, "unknown")
     call = exporter.get_finished_spans()[-1]
     provider.shutdown()
-    assert (call.attributes["sinch.attempts"], call.attributes["sinch.outcome"]) == (1, "NotFoundError")
+    assert (call.attributes["sinch.attempts"], call.attributes["sinch.outcome"]) == (
+        1,
+        "NotFoundError",
+    )
     assert not call.status.is_ok
 
 
@@ -753,7 +778,9 @@ async def test_the_log_has_a_json_line_for_each_attempt_and_no_secret(sandbox: S
         ("unknown", 1, 404),
     ]
     assert [line["error"] for line in attempts] == ["ServerError", None, "NotFoundError"]
-    assert all(line["seconds"] >= 0 and line["project_id"] == "sandbox-project" for line in attempts)
+    assert all(
+        line["seconds"] >= 0 and line["project_id"] == "sandbox-project" for line in attempts
+    )
     assert lines[-1]["level"] == "ERROR"
     assert not any(secret in program.output for secret in SECRETS)
 
@@ -787,7 +814,9 @@ async def test_a_private_ca_is_trusted_when_it_is_named(
         assert sandbox.messages[ID].metadata == "seen"
 
 
-async def test_another_private_ca_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_another_private_ca_is_not_trusted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     async with https_sandbox(monkeypatch) as (sandbox, _):
         trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
         program = await run("examples/private_ca.py", str(tmp_path / "other.pem"), ID)
@@ -840,7 +869,9 @@ async def test_https_goes_through_a_proxy_that_asks_for_credentials(
         manager = SessionManager(ssl=context, proxy=f"http://user:pass-word@127.0.0.1:{tinyproxy}")
         await example("proxy").main(ID, manager)
         assert sandbox.messages[ID].metadata == "seen"
-        assert (tmp_path / "tinyproxy.log").read_text().count(f"CONNECT 127.0.0.1:{sandbox.port}") == 1
+        assert (tmp_path / "tinyproxy.log").read_text().count(
+            f"CONNECT 127.0.0.1:{sandbox.port}"
+        ) == 1
 
 
 @pytest.mark.needs_program("tinyproxy")
@@ -896,7 +927,9 @@ def test_a_resolver_serves_a_second_event_loop() -> None:
         async with Sandbox(auto_create=True) as sandbox:
             origin = f"http://localhost:{sandbox.port}"
             origins = {"conversation_origin": origin, "auth_origin": origin}
-            client = ConversationClient(**{**sandbox.client_options(), **origins, "session_manager": manager})
+            client = ConversationClient(
+                **{**sandbox.client_options(), **origins, "session_manager": manager}
+            )
             await client.update_message_metadata(ID, "seen")
             if close:
                 await manager.close()

@@ -1,7 +1,7 @@
 """Whatever a server may answer, over a real socket: the call ends in its own message or a typed error, says no secret, and the next call is as good as new.
 
-Hypothesis thinks the answers up, with many more examples in ``nox -s fuzz``. Answers that once did harm, here or to
-others, are kept in ``fuzz_samples`` and replayed.
+Hypothesis thinks the answers up, with many more examples in ``nox -s fuzz``. Answers that once did
+harm, here or to others, are kept in ``fuzz_samples`` and replayed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ KEY, SECRET, TOKEN = "fuzz-key", "fuzz-secret-0123456789", "fuzz-token-012345678
 BASIC = basic_authorization(checked_credentials(KEY, SECRET)).partition(" ")[2]
 SECRETS = (SECRET, TOKEN, BASIC)
 
-# A minute for the three tests in CI on a slow machine: some 10 ms an example, most of it two connections.
+# A minute for the three tests in CI on a slow machine: some 10 ms an example, most of it two
+# connections.
 EXAMPLES = 250
 examples = settings(
     max_examples=EXAMPLES
@@ -50,7 +51,8 @@ examples = settings(
 
 pytestmark = pytest.mark.fuzz
 
-# What answers are made of: JSON with the fields that the API has, of any type; the shapes of errors; the secrets, which a server may echo.
+# What answers are made of: JSON with the fields that the API has, of any type; the shapes of
+# errors; the secrets, which a server may echo.
 names = st.sampled_from(
     [
         *(
@@ -95,7 +97,11 @@ objects = st.dictionaries(names, json_values, max_size=8) | st.fixed_dictionarie
     optional={"metadata": json_values, "channel_identity": json_values, "accept_time": json_values},
 )
 nested = st.sampled_from(
-    [b"[" * 5000, b'{"a":' * 5000, b'{"id":"' + ID.encode() + b'","x":' + b"[" * 5000 + b"]" * 5000 + b"}"]
+    [
+        b"[" * 5000,
+        b'{"a":' * 5000,
+        b'{"id":"' + ID.encode() + b'","x":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    ]
 )
 bodies = (
     (objects | json_values).map(lambda value: json.dumps(value).encode())
@@ -169,7 +175,15 @@ header_names = st.sampled_from(
             "Retry-After",
             "Date",
         ),
-        *("Location", "Set-Cookie", "WWW-Authenticate", "x-request-id", "Upgrade", "Trailer", "Content-Type"),
+        *(
+            "Location",
+            "Set-Cookie",
+            "WWW-Authenticate",
+            "x-request-id",
+            "Upgrade",
+            "Trailer",
+            "Content-Type",
+        ),
     ]
 ) | st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12)
 
@@ -251,7 +265,9 @@ async def answered(raw: bytes) -> None:
         while True:
             received = await peer.receive()
             if received.target == "/oauth2/token":
-                await peer.send(http(200, json.dumps({"access_token": TOKEN, "expires_in": 3599}).encode()))
+                await peer.send(
+                    http(200, json.dumps({"access_token": TOKEN, "expires_in": 3599}).encode())
+                )
             elif told:
                 await peer.send(updated(metadata="after"))
             else:
@@ -264,7 +280,9 @@ async def answered(raw: bytes) -> None:
             message = await client.update_message_metadata(ID, "one")
         except SinchError as error:
             holds_its_tongue(error)
-            assert not isinstance(error, ApiError) or error.http_status >= 400, error  # there may be none
+            assert not isinstance(error, ApiError) or error.http_status >= 400, (
+                error
+            )  # there may be none
             assert told or not error.attempts  # there may be none
         else:
             assert isinstance(message, ConversationMessage)

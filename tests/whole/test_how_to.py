@@ -27,10 +27,14 @@ TUTORIAL = ROOT / "docs" / "tutorial" / "index.rst"
 README = ROOT / "README.rst"
 MARK = "==== next ===="
 
-# The shell's word on a job of its own, and the line of progress that a job on a slow machine lives to write.
-BY_THE_WAY = re.compile(r"\[\d+\]|[\d,]+ of [\d,]+ \([\d.]+ %\), [\d,]+/s, [\d,]+ failed, [\d:]+ left$")
+# The shell's word on a job of its own, and the line of progress that a job on a slow machine lives
+# to write.
+BY_THE_WAY = re.compile(
+    r"\[\d+\]|[\d,]+ of [\d,]+ \([\d.]+ %\), [\d,]+/s, [\d,]+ failed, [\d:]+ left$"
+)
 
-# Under way, and some way on, before Ctrl-C is pressed: a signal to a program that is still loading would be another story.
+# Under way, and some way on, before Ctrl-C is pressed: a signal to a program that is still loading
+# would be another story.
 INTERRUPTED = """
 {command} & job=$!
 until [ "$(wc -l < messages.csv.journal.jsonl)" -gt 1000 ]; do sleep 0.05; done 2>/dev/null
@@ -50,7 +54,11 @@ class Step:
     def shell(self) -> str:
         if self.says[:1] == ["^C"]:
             return INTERRUPTED.format(command=self.command)
-        return IN_BACKGROUND.format(command=self.command) if self.command.endswith("&") else self.command
+        return (
+            IN_BACKGROUND.format(command=self.command)
+            if self.command.endswith("&")
+            else self.command
+        )
 
 
 def steps(page: str) -> Iterator[Step]:
@@ -71,7 +79,9 @@ def steps(page: str) -> Iterator[Step]:
 
 def rough(line: str) -> str:
     """Without numbers, digests and columns, which differ from run to run."""
-    line = re.sub(r" +answers 429 \(too fast\): [0-9]+$", "", line)  # on a machine that does other things too
+    line = re.sub(
+        r" +answers 429 \(too fast\): [0-9]+$", "", line
+    )  # on a machine that does other things too
     return " ".join(re.sub(r'"[0-9a-f]{16}"|[0-9][0-9,.:]*', "#", line).split())
 
 
@@ -94,23 +104,29 @@ async def test_the_page_can_be_followed_word_for_word(tmp_path: Path) -> None:
     program.chmod(0o755)
     environment = environment_of(None)
     environment["PATH"] = f"{program.parent}:{environment['PATH']}"
-    # A reader sees both streams in one place; `mark` keeps the exit code for the reader's `echo $?`.
+    # A reader sees both streams in one place; `mark` keeps the exit code for the reader's `echo
+    # $?`.
     script = f'exec 2>&1; set -m; mark() {{ code=$?; echo "{MARK}"; return $code; }}\n'
     script += "".join(f"{step.shell}\nmark\n" for step in told)
     async with Running(["-c", script], environment, tmp_path, ("bash",)) as shell:
         ended = await shell.ends()
     said = ended.out.split(f"{MARK}\n")
     for step, text in zip(told, said, strict=False):
-        expected = [rough(line) for line in step.says if line != "^C" and not BY_THE_WAY.match(line)]
+        expected = [
+            rough(line) for line in step.says if line != "^C" and not BY_THE_WAY.match(line)
+        ]
         found = [rough(line) for line in text.splitlines() if not BY_THE_WAY.match(line)]
-        # Standard error is printed as it comes, and the summary when the job is over: the order is that of the two streams.
+        # Standard error is printed as it comes, and the summary when the job is over: the order is
+        # that of the two streams.
         assert sorted(found) == sorted(expected), f"{step.command}\n{text}"
     assert len(said) == len(told) + 1
 
 
 def snippets(page: str) -> Iterator[tuple[str, list[str]]]:
     """The Python that is to be typed, each block with the lines that it is said to print; not the tests among it."""
-    blocks = re.findall(r"^\.\. code-block:: (python|text)\n\n((?:   .*\n|\n)+)", f"{page}\n", re.MULTILINE)
+    blocks = re.findall(
+        r"^\.\. code-block:: (python|text)\n\n((?:   .*\n|\n)+)", f"{page}\n", re.MULTILINE
+    )
     for number, (language, text) in enumerate(blocks):
         block = textwrap.dedent(text).strip("\n")
         if language == "python" and "def test_" not in block:

@@ -1,6 +1,7 @@
 """A second opinion: the client's requests and the sandbox's answers fit an OpenAPI document, as openapi-core reads it.
 
-The client and the sandbox share no code, but one person may misread a page twice in the same way. The document is a third reading.
+The client and the sandbox share no code, but one person may misread a page twice in the same way.
+The document is a third reading.
 """
 
 from __future__ import annotations
@@ -43,8 +44,12 @@ class Asked:
 
     @classmethod
     def of(cls, received: Received) -> Asked:
-        query = ImmutableMultiDict(parse_qsl(urlsplit(received.target).query, keep_blank_values=True))
-        return cls(received, RequestParameters(query=query, header=Headers(list(received.headers.items()))))
+        query = ImmutableMultiDict(
+            parse_qsl(urlsplit(received.target).query, keep_blank_values=True)
+        )
+        return cls(
+            received, RequestParameters(query=query, header=Headers(list(received.headers.items())))
+        )
 
     host_url = "http://127.0.0.1"
     method = property(lambda self: self.received.method.lower())
@@ -79,24 +84,33 @@ class Witness(Server):
         async with aiohttp.ClientSession(self.sandbox.origin) as session:
             while True:
                 received = await peer.receive()
-                headers = {name: value for name, value in received.headers.items() if name != "host"}
+                headers = {
+                    name: value for name, value in received.headers.items() if name != "host"
+                }
                 async with session.request(
                     received.method, received.target, headers=headers, data=received.body or None
                 ) as response:
                     body = await response.read()
-                self._hold(received, Answered(response.status, Headers(list(response.headers.items())), body))
+                self._hold(
+                    received,
+                    Answered(response.status, Headers(list(response.headers.items())), body),
+                )
                 await peer.send(http(response.status, body, "Content-Type: application/json"))
 
     def _hold(self, received: Received, answered: Answered) -> None:
         asked = Asked.of(received)
-        self.seen[asked.path.removeprefix(PATH).removeprefix(PATH[:-1]) or "list", answered.status_code] += 1
+        self.seen[
+            asked.path.removeprefix(PATH).removeprefix(PATH[:-1]) or "list", answered.status_code
+        ] += 1
         try:
             DOCUMENT.validate_request(asked)
             DOCUMENT.validate_response(asked, answered)
         except OpenAPIError as error:
             reasons = getattr(error.__cause__, "schema_errors", [])
             said = [reason.message for reason in reasons] or [str(error.__cause__ or error)]
-            self.objections.append(f"{received.method} {received.target}: {error}: {'; '.join(said)}")
+            self.objections.append(
+                f"{received.method} {received.target}: {error}: {'; '.join(said)}"
+            )
 
 
 def client_of(witness: Witness, **options) -> ConversationClient:
@@ -244,7 +258,9 @@ async def test_the_document_objects_to_what_does_not_fit(witness):
     authorization = await bearer(witness)
     for change in ("?page_size=1001", "?direction=UP", "?page_size=ten"):
         operation = ListMessages.of(witness.origin, PATH)
-        bent = attrs.evolve(operation.request, target=operation.request.target.partition("?")[0] + change)
+        bent = attrs.evolve(
+            operation.request, target=operation.request.target.partition("?")[0] + change
+        )
         await raw(witness, ListMessages(bent), authorization)
     await raw(witness, GetMessage.of(witness.origin, PATH, ID), "Digest x")
     witness.sandbox.add_message("01ODD", extra={"direction": 7, "accept_time": "yesterday"})

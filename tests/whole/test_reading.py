@@ -31,7 +31,9 @@ async def sandbox():
 
 def page(*ids, token=None):
     fields = {"messages": [{"id": name} for name in ids]}
-    return http(200, json.dumps(fields if token is None else {**fields, "next_page_token": token}).encode())
+    return http(
+        200, json.dumps(fields if token is None else {**fields, "next_page_token": token}).encode()
+    )
 
 
 def fetching():
@@ -91,7 +93,9 @@ async def test_the_list_brings_the_messages_of_all_pages_each_once(sandbox):
 async def test_nothing_is_sent_before_the_first_message_is_asked_for(sandbox):
     async with client_of(sandbox) as client:
         messages = client.list_messages(page_size=10)
-        assert repr(messages) == "<MessageList at its beginning: 0 messages at hand, 0 pages turned>"
+        assert (
+            repr(messages) == "<MessageList at its beginning: 0 messages at hand, 0 pages turned>"
+        )
         await asyncio.sleep(0.01)
         assert sandbox.requests == []
         await anext(messages)
@@ -215,7 +219,9 @@ async def test_closing_the_client_ends_the_list(sandbox):
 
 
 async def test_pages_that_lead_round_in_a_circle_are_noticed():
-    answers = iter([page("a", token="1"), page("b", token="2"), page("c", token="1"), page("no", token="2")])
+    answers = iter(
+        [page("a", token="1"), page("b", token="2"), page("c", token="1"), page("no", token="2")]
+    )
 
     async def script(peer):
         while await peer.receive() is not None:
@@ -267,9 +273,9 @@ async def test_the_list_can_be_the_input_of_a_job(sandbox):
             client.list_messages(page_size=7), lambda message: message.metadata + "!"
         )
         assert [outcome.ok async for outcome in outcomes] == [True] * 25
-        assert {message.metadata for message in [message async for message in client.list_messages()]} == {
-            f"{number}!" for number in range(25)
-        }
+        assert {
+            message.metadata for message in [message async for message in client.list_messages()]
+        } == {f"{number}!" for number in range(25)}
         assert (
             sum(request.method == "GET" for request in sandbox.requests) == 4 + 1
         )  # no message was read twice

@@ -20,7 +20,13 @@ import pytest
 import trustme
 import yaml
 
-from sinch_conv_async import ConversationClient, NotFoundError, RateLimitedError, RetryPolicy, SessionManager
+from sinch_conv_async import (
+    ConversationClient,
+    NotFoundError,
+    RateLimitedError,
+    RetryPolicy,
+    SessionManager,
+)
 from sinch_conv_async.sandbox import Sandbox
 from tests.commands import Running, environment_of, sinch_conv
 
@@ -42,7 +48,9 @@ class Served:
         return self.environment["SINCH_CONVERSATION_ORIGIN"]
 
     def options(self) -> dict[str, Any]:
-        return {name.removeprefix("SINCH_").lower(): value for name, value in self.environment.items()}
+        return {
+            name.removeprefix("SINCH_").lower(): value for name, value in self.environment.items()
+        }
 
     async def curl(self, path: str, *arguments: str) -> Any:
         process = await asyncio.create_subprocess_exec(
@@ -53,7 +61,9 @@ class Served:
         return json.loads(out)
 
     async def post(self, path: str, document: object) -> Any:
-        return await self.curl(path, "-H", "Content-Type: application/json", "-d", json.dumps(document))
+        return await self.curl(
+            path, "-H", "Content-Type: application/json", "-d", json.dumps(document)
+        )
 
     async def ends(self) -> str:
         self.command.send(signal.SIGTERM)
@@ -77,14 +87,29 @@ async def test_any_language_can_ask_and_tell_it(tmp_path):
     async with running(tmp_path, "--strict-ids") as command:
         sandbox = await served(command)
         user = ("-u", "sandbox-key-id:sandbox-key-secret")
-        update = (*user, "-X", "PATCH", "-H", "Content-Type: application/json", "-d", '{"metadata": "new"}')
-        assert await sandbox.post("_sandbox/messages", {"id": "a", "metadata": "old"}) == {"added": 1}
-        assert await sandbox.post("_sandbox/faults", {"fault": "fail_next", "status": 503}) == {"pending": 1}
+        update = (
+            *user,
+            "-X",
+            "PATCH",
+            "-H",
+            "Content-Type: application/json",
+            "-d",
+            '{"metadata": "new"}',
+        )
+        assert await sandbox.post("_sandbox/messages", {"id": "a", "metadata": "old"}) == {
+            "added": 1
+        }
+        assert await sandbox.post("_sandbox/faults", {"fault": "fail_next", "status": 503}) == {
+            "pending": 1
+        }
         assert (await sandbox.curl(f"{LIST}/a", *update))["error"]["code"] == 503
         assert (await sandbox.curl(f"{LIST}/a", *update))["metadata"] == "new"
         assert (await sandbox.curl(f"{LIST}/b", *update))["error"]["code"] == 404
         requests = (await sandbox.curl("_sandbox/requests?after=1"))["requests"]
-        assert [(each["message_id"], each["status"]) for each in requests] == [("a", 200), ("b", 404)]
+        assert [(each["message_id"], each["status"]) for each in requests] == [
+            ("a", 200),
+            ("b", 404),
+        ]
         assert (await sandbox.curl("_sandbox/messages/a"))["updates"] == 1
         assert await sandbox.curl("_sandbox/messages", "-X", "DELETE") == {}
         assert await sandbox.ends() == ""
@@ -93,7 +118,10 @@ async def test_any_language_can_ask_and_tell_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("seed.jsonl", '{"id": "a", "metadata": "one"}\n\n{"message_id": "b", "metadata": "two"}\n'),
+        (
+            "seed.jsonl",
+            '{"id": "a", "metadata": "one"}\n\n{"message_id": "b", "metadata": "two"}\n',
+        ),
         ("seed.json", '[{"id": "a", "metadata": "one"}, {"id": "b", "metadata": "two"}]'),
         ("seed.csv", "message_id,metadata\na,one\nb,two\n"),
     ],
@@ -134,11 +162,15 @@ async def test_a_seed_that_is_not_valid_is_refused_with_the_record(tmp_path, nam
 
 async def test_it_fails_at_random_the_same_for_a_seed(tmp_path):
     async def statuses() -> list[int]:
-        async with running(tmp_path, "--fail", "429:30%", "--random-seed", "5", "--no-gc") as command:
+        async with running(
+            tmp_path, "--fail", "429:30%", "--random-seed", "5", "--no-gc"
+        ) as command:
             sandbox = await served(command)
             found = []
             never = RetryPolicy(max_retries=0)
-            async with ConversationClient(**sandbox.options(), rate_limit=None, retry=never) as client:
+            async with ConversationClient(
+                **sandbox.options(), rate_limit=None, retry=never
+            ) as client:
                 for number in range(60):
                     try:
                         await client.update_message_metadata(f"m{number}", "x")
@@ -212,7 +244,13 @@ def run_pytest(folder: Path, tests: str, *, plugins: str) -> subprocess.Complete
     ]
     environment = environment_of(None)
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -281,7 +319,11 @@ def test_the_compose_files_lead_the_application_to_the_sandbox(name, tmp_path, m
     program, command, *arguments = shlex.split(services["sandbox"]["command"])
     assert (program, command) == ("sinch-conv", "sandbox")
     options = dict(itertools.pairwise(arguments))
-    host = "127.0.0.1" if services["application"].get("network_mode") == "service:sandbox" else "sandbox"
+    host = (
+        "127.0.0.1"
+        if services["application"].get("network_mode") == "service:sandbox"
+        else "sandbox"
+    )
     scheme = "https" if "--certificate" in options else "http"
     assert (host, scheme) in (("127.0.0.1", "http"), ("sandbox", "https"))
     environment = services["application"]["environment"]
@@ -302,10 +344,17 @@ async def test_the_certificates_script_makes_what_the_compose_file_mounts(tmp_pa
     subprocess.run([COMPOSE / "certificates.sh"], cwd=tmp_path, check=True, capture_output=True)
     folder = tmp_path / "certificates"
     options = ("--certificate", folder / "sandbox.pem", "--private-key", folder / "sandbox.key")
-    async with running(tmp_path, *options, "--seed", COMPOSE / "messages.csv", "--strict-ids") as command:
+    async with running(
+        tmp_path, *options, "--seed", COMPOSE / "messages.csv", "--strict-ids"
+    ) as command:
         sandbox = await served(command)
-        env = {name: value.replace("127.0.0.1", "localhost") for name, value in sandbox.environment.items()}
+        env = {
+            name: value.replace("127.0.0.1", "localhost")
+            for name, value in sandbox.environment.items()
+        }
         env["SSL_CERT_FILE"] = str(folder / "ca.pem")
-        ended = await sinch_conv("update", "01FC66621XXXXX119Z8PMV1QPA", "new", folder=tmp_path, env=env)
+        ended = await sinch_conv(
+            "update", "01FC66621XXXXX119Z8PMV1QPA", "new", folder=tmp_path, env=env
+        )
         assert ended.code == 0, ended.err
         await sandbox.ends()

@@ -51,7 +51,15 @@ BASIC = base64.b64encode(f"{KEY_ID}:{SECRET}".encode()).decode()
 PROXY_BASIC = base64.b64encode(f"user:{PASSWORD}".encode()).decode()
 
 # What must not be seen, in every spelling in which it travels.
-SECRETS = (SECRET, quote(SECRET, safe=""), BASIC, TOKEN, quote(TOKEN, safe=""), PASSWORD, PROXY_BASIC)
+SECRETS = (
+    SECRET,
+    quote(SECRET, safe=""),
+    BASIC,
+    TOKEN,
+    quote(TOKEN, safe=""),
+    PASSWORD,
+    PROXY_BASIC,
+)
 
 TESTS = str(Path(__file__).parent.parent)
 ONE_RETRY = RetryPolicy(max_retries=1, base_delay=0.0)
@@ -134,7 +142,9 @@ def texts_of_record(record: logging.LogRecord):
 
 
 def leaks(texts, canaries=SECRETS):
-    return [f"{where} shows {canary}" for where, text in texts for canary in canaries if canary in text]
+    return [
+        f"{where} shows {canary}" for where, text in texts for canary in canaries if canary in text
+    ]
 
 
 def all_leaks(error, records):
@@ -176,7 +186,11 @@ def test_a_secret_would_be_found(place):
         raise error
 
     elsewhere = type(fail)(
-        fail.__code__.replace(co_filename="/elsewhere.py"), globals(), "fail", None, fail.__closure__
+        fail.__code__.replace(co_filename="/elsewhere.py"),
+        globals(),
+        "fail",
+        None,
+        fail.__closure__,
     )
     with pytest.raises((ValueError, TransportError)) as caught:
         elsewhere(SECRET)
@@ -218,7 +232,9 @@ class Api:
             if f"Bearer {TOKEN}" in told:
                 told += [TOKEN, quote(TOKEN, safe="")]
             echo = " ".join(told)
-            answer = (self.token if received.target.endswith("/oauth2/token") else self.update)(echo)
+            answer = (self.token if received.target.endswith("/oauth2/token") else self.update)(
+                echo
+            )
             if callable(answer):
                 await answer(peer)
                 return
@@ -253,7 +269,9 @@ async def call_api(update=None, *, token=None, ssl=None, **options):
             await call(server, **options)
         finally:
             # Nothing is proved about a secret that was never told.
-            assert any(value in (f"Bearer {TOKEN}", f"Basic {BASIC}") for value in api.authorizations)
+            assert any(
+                value in (f"Bearer {TOKEN}", f"Basic {BASIC}") for value in api.authorizations
+            )
 
 
 ECHOES = {
@@ -267,7 +285,9 @@ ECHOES = {
             }
         }
     ),
-    "flat": lambda echo: json.dumps({"code": 7, "message": echo, "status": echo, "details": [echo]}),
+    "flat": lambda echo: json.dumps(
+        {"code": 7, "message": echo, "status": echo, "details": [echo]}
+    ),
     "problem": lambda echo: json.dumps(
         {"type": echo, "title": echo, "detail": echo, "errors": [{"pointer": echo}]}
     ),
@@ -319,7 +339,8 @@ CLASSES = {
 
 
 @pytest.mark.parametrize(
-    ("status", "body"), [*((status, "envelope") for status in CLASSES), *((400, body) for body in ECHOES)]
+    ("status", "body"),
+    [*((status, "envelope") for status in CLASSES), *((400, body) for body in ECHOES)],
 )
 async def test_nothing_gets_out_of_an_answer_that_repeats_all_it_was_told(status, body, records):
     with pytest.raises(CLASSES[status]) as caught:
@@ -328,7 +349,8 @@ async def test_nothing_gets_out_of_an_answer_that_repeats_all_it_was_told(status
 
 
 @pytest.mark.parametrize(
-    "body", ["a string alone", "list", "html", "many times", "message", "message of odd types", "empty"]
+    "body",
+    ["a string alone", "list", "html", "many times", "message", "message of odd types", "empty"],
 )
 async def test_nor_of_a_200_that_is_no_message(body, records):
     with pytest.raises(ResponseFormatError) as caught:
@@ -349,7 +371,9 @@ async def test_nor_with_basic_credentials(status, records):
     ("status", "body"),
     [*((status, "envelope") for status in (*CLASSES, 200, 418)), *((401, body) for body in ECHOES)],
 )
-async def test_nothing_gets_out_of_a_token_endpoint_that_repeats_all_it_was_told(status, body, records):
+async def test_nothing_gets_out_of_a_token_endpoint_that_repeats_all_it_was_told(
+    status, body, records
+):
     with pytest.raises(TokenError) as caught:
         await call_api(token=echoing(status, body))
     assert all_leaks(caught.value, records) == []
@@ -359,12 +383,16 @@ TOKEN_ANSWERS = {
     "invalid_client": lambda echo: http(
         401, json.dumps({"error": "invalid_client", "error_description": echo}).encode()
     ),
-    "an odd error": lambda echo: http(400, json.dumps({"error": echo, "error_description": [echo]}).encode()),
+    "an odd error": lambda echo: http(
+        400, json.dumps({"error": echo, "error_description": [echo]}).encode()
+    ),
     "no token": lambda echo: http(200, json.dumps({"token": echo}).encode()),
     "a token that cannot be sent": lambda echo: http(
         200, json.dumps({"access_token": f"{TOKEN}\r\n"}).encode()
     ),
-    "no life": lambda echo: http(200, json.dumps({"access_token": TOKEN, "expires_in": -1}).encode()),
+    "no life": lambda echo: http(
+        200, json.dumps({"access_token": TOKEN, "expires_in": -1}).encode()
+    ),
     "a life of text": lambda echo: http(
         200, json.dumps({"access_token": TOKEN, "expires_in": echo}).encode()
     ),
@@ -429,11 +457,15 @@ RAW = {
     ),
     "two lengths": (
         TransportError,
-        lambda echo: b"HTTP/1.1 200 OK\r\nContent-length: 1\r\nContent-length: 2\r\n\r\n" + echo.encode(),
+        lambda echo: (
+            b"HTTP/1.1 200 OK\r\nContent-length: 1\r\nContent-length: 2\r\n\r\n" + echo.encode()
+        ),
     ),
     "an odd encoding": (
         ResponseFormatError,
-        lambda echo: http(200, echo.encode(), "Content-Encoding: gzip").replace(b"Content-L", b"content-l"),
+        lambda echo: http(200, echo.encode(), "Content-Encoding: gzip").replace(
+            b"Content-L", b"content-l"
+        ),
     ),
     "cut in the body": (
         TransportError,
@@ -495,9 +527,9 @@ async def test_nothing_gets_out_of_a_turn_that_cannot_come(records):
 @pytest.mark.parametrize("trust", ["no authority", "another name", "another fingerprint", "no TLS"])
 async def test_nothing_gets_out_of_a_tls_handshake_that_fails(trust, records):
     authority, server_context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("elsewhere.example" if trust == "another name" else "127.0.0.1").configure_cert(
-        server_context
-    )
+    authority.issue_cert(
+        "elsewhere.example" if trust == "another name" else "127.0.0.1"
+    ).configure_cert(server_context)
     ours = ssl.create_default_context()
     if trust == "another name":
         authority.configure_trust(ours)
@@ -514,14 +546,20 @@ async def test_nothing_gets_out_of_a_tls_handshake_that_fails(trust, records):
             origin = f"https://127.0.0.1:{server.port}"
             with pytest.raises(kind) as caught:
                 await call(
-                    server, auth=auth, session_manager=manager, conversation_origin=origin, auth_origin=origin
+                    server,
+                    auth=auth,
+                    session_manager=manager,
+                    conversation_origin=origin,
+                    auth_origin=origin,
                 )
             assert all_leaks(caught.value, records) == []
 
 
 @pytest.mark.parametrize("status", [200, 403, 407, 502])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_nothing_gets_out_of_a_proxy_that_refuses_and_repeats_all_it_was_told(scheme, status, records):
+async def test_nothing_gets_out_of_a_proxy_that_refuses_and_repeats_all_it_was_told(
+    scheme, status, records
+):
     told = []
 
     async def script(peer):
@@ -585,7 +623,9 @@ async def test_nothing_gets_out_of_a_call_that_is_cancelled_at_any_turn(auth, ti
     turn = 0
     async with Server(Api(update=update)) as server:
         while True:
-            async with ConversationClient(**options_of(server, auth=auth, timeout=timeout)) as client:
+            async with ConversationClient(
+                **options_of(server, auth=auth, timeout=timeout)
+            ) as client:
                 running = asyncio.create_task(client.update_message_metadata(ID, METADATA))
                 for _ in range(turn):
                     await asyncio.sleep(0)
@@ -602,7 +642,9 @@ async def test_nothing_gets_out_of_a_call_that_is_cancelled_at_any_turn(auth, ti
 
 @pytest.mark.parametrize("answer", [hang, hang_in_body])
 @pytest.mark.parametrize("what", ["token", "update"])
-async def test_nothing_gets_out_of_a_call_that_is_cancelled_while_a_server_hangs(what, answer, records):
+async def test_nothing_gets_out_of_a_call_that_is_cancelled_while_a_server_hangs(
+    what, answer, records
+):
     api = Api(update=lambda echo: answer, token=(lambda echo: answer) if what == "token" else None)
     async with Server(api) as server, ConversationClient(**options_of(server)) as client:
         running = asyncio.create_task(client.update_message_metadata(ID, METADATA))
@@ -690,7 +732,8 @@ def test_nothing_gets_out_of_from_env_that_misses_something(records, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "proxy", [f"socks5://user:{PASSWORD}@host", f"http://user:{PASSWORD}@[::1", PASSWORD, PASSWORD.encode()]
+    "proxy",
+    [f"socks5://user:{PASSWORD}@host", f"http://user:{PASSWORD}@[::1", PASSWORD, PASSWORD.encode()],
 )
 def test_nothing_gets_out_of_a_manager_that_refuses(proxy, records):
     with pytest.raises(InvalidArgumentError) as caught:
@@ -749,7 +792,12 @@ async def test_nothing_shows_in_the_reprs_and_logs_of_a_call_that_succeeds(recor
             member.project,
             member.lifetime,
         ]
-        shown += [manager._binder.current, manager._registry, member.authorization.current(0), answer]
+        shown += [
+            manager._binder.current,
+            manager._registry,
+            member.authorization.current(0),
+            answer,
+        ]
         texts = [(type(thing).__name__, repr(thing) + str(thing)) for thing in shown]
         assert leaks(texts) == []
         assert leaks(texts, (METADATA,)) == []

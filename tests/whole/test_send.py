@@ -71,7 +71,9 @@ def test_a_client_goes_on_from_a_frozen_loop_to_a_real_one():
 
     async def use():
         async with Sandbox(auto_create=True) as sandbox:
-            client = client_of(sandbox, session_manager=manager, rate_limit=2, timeout=10, auth="basic")
+            client = client_of(
+                sandbox, session_manager=manager, rate_limit=2, timeout=10, auth="basic"
+            )
             await client.update_message_metadata(ID, "x")
             await client.update_message_metadata(ID, "y")
             return len(sandbox.requests)
@@ -115,7 +117,9 @@ async def test_a_call_that_is_refused_before_it_begins_is_not_counted(sandbox):
 
 
 @pytest.mark.parametrize("traced", [False, True])
-async def test_after_a_stall_no_second_holds_more_writes_than_the_limit(sandbox, monkeypatch, traced):
+async def test_after_a_stall_no_second_holds_more_writes_than_the_limit(
+    sandbox, monkeypatch, traced
+):
     """The event loop stands still for a while; connections that open in between delay some of the writes."""
     limit, writes = 50, []
     send = socket.socket.send
@@ -132,7 +136,9 @@ async def test_after_a_stall_no_second_holds_more_writes_than_the_limit(sandbox,
         client_of(sandbox, session_manager=manager, rate_limit=limit) as client,
     ):
         await client.authenticate()
-        calls = asyncio.gather(*(client.update_message_metadata(f"m{n}", "x") for n in range(3 * limit)))
+        calls = asyncio.gather(
+            *(client.update_message_metadata(f"m{n}", "x") for n in range(3 * limit))
+        )
         for _ in range(3):
             await asyncio.sleep(0.2)
             time.sleep(0.4)
@@ -157,7 +163,9 @@ async def test_a_call_that_the_retry_budget_ended_says_so(sandbox):
         assert client._manager.stats().budget_refusals == 1
 
 
-async def test_calls_of_a_gather_that_meet_a_few_503s_are_not_lost_to_the_budget(sandbox, monkeypatch):
+async def test_calls_of_a_gather_that_meet_a_few_503s_are_not_lost_to_the_budget(
+    sandbox, monkeypatch
+):
     """All calls begin at once and are sent over more than twice the window of the budget, which is cut to 2 s."""
     monkeypatch.setattr("sinch_conv_async._core.retry.RetryBudget.WINDOW", 2)
     sandbox.every(20, lambda: sandbox.fail_next(503))
@@ -172,7 +180,8 @@ async def test_an_outage_during_a_gather_costs_a_fifth_more_requests_and_no_mult
     retry = RetryPolicy(base_delay=0.01, max_delay=0.05)
     async with client_of(sandbox, auth="basic", retry=retry, rate_limit=400) as client:
         results = await asyncio.gather(
-            *(client.update_message_metadata(f"m{n}", "x") for n in range(1200)), return_exceptions=True
+            *(client.update_message_metadata(f"m{n}", "x") for n in range(1200)),
+            return_exceptions=True,
         )
     assert all(isinstance(result, ServerError) for result in results)
     # A fifth of the calls, and ten a second for ten seconds.
@@ -188,7 +197,8 @@ async def test_a_patient_call_waits_for_room_in_the_budget(sandbox, monkeypatch,
     retry = RetryPolicy(base_delay=0.01, wait_for_budget=patient)
     async with client_of(sandbox, auth="basic", retry=retry, rate_limit=None, timeout=60) as client:
         results = await asyncio.gather(
-            *(client.update_message_metadata(f"m{n}", "x") for n in range(40)), return_exceptions=True
+            *(client.update_message_metadata(f"m{n}", "x") for n in range(40)),
+            return_exceptions=True,
         )
         failed = sum(isinstance(result, ServerError) for result in results)
         assert client._manager.stats().budget_refusals == failed
@@ -282,9 +292,9 @@ async def test_a_record_factory_that_sets_common_names_breaks_no_call(sandbox, c
     async with client_of(sandbox) as client:
         sandbox.fail_next(503)
         await client.update_message_metadata(ID, "x")
-    assert {record.project_id for record in caplog.records if record.name == "sinch_conv_async"} == {
-        "the user's"
-    }
+    assert {
+        record.project_id for record in caplog.records if record.name == "sinch_conv_async"
+    } == {"the user's"}
     caplog.set_level(logging.WARNING, "sinch_conv_async")
     async with client_of(sandbox, key_secret="wrong") as client:
         for _ in range(3):
@@ -333,7 +343,9 @@ async def test_a_pace_that_falls_below_half_of_its_limit_is_logged_and_so_is_its
     assert fallen.getMessage().startswith("pace has fallen to ")
     assert fallen.getMessage().endswith(" of 40 requests a second")
     assert back.getMessage() == "pace is back at 40 requests a second"
-    assert {record.sinch_conv_async["project_id"] for record in (fallen, back)} == {"sandbox-project"}
+    assert {record.sinch_conv_async["project_id"] for record in (fallen, back)} == {
+        "sandbox-project"
+    }
 
 
 # Counters
@@ -382,16 +394,24 @@ async def test_a_failed_token_request_is_counted(sandbox):
         with pytest.raises(TokenError):
             await client.update_message_metadata(ID, "x")
         stats = client._manager.stats()
-        assert (stats.token_requests, stats.token_failures, dict(stats.failed)) == (1, 1, {"TokenError": 1})
+        assert (stats.token_requests, stats.token_failures, dict(stats.failed)) == (
+            1,
+            1,
+            {"TokenError": 1},
+        )
 
 
 async def test_a_pause_and_an_outage_show(sandbox, caplog, monkeypatch):
     monkeypatch.setattr("sinch_conv_async._core.outage.PROBE_DELAYS", (0.01,))
     caplog.set_level(logging.INFO, "sinch_conv_async")
-    async with client_of(sandbox, auth="basic", retry=RetryPolicy(max_retries=1, base_delay=0.001)) as client:
+    async with client_of(
+        sandbox, auth="basic", retry=RetryPolicy(max_retries=1, base_delay=0.001)
+    ) as client:
         sandbox.fail_next(503, times=60)
         outages = set()
-        async for outcome in client.update_many(((f"m{n}", "x") for n in range(30)), concurrency=10):
+        async for outcome in client.update_many(
+            ((f"m{n}", "x") for n in range(30)), concurrency=10
+        ):
             assert outcome.ok
             outages.add(client._manager.stats().projects[0].in_outage)
         assert outages == {False}
@@ -405,7 +425,9 @@ async def test_a_pause_and_an_outage_show(sandbox, caplog, monkeypatch):
 async def test_a_job_that_ends_in_an_outage_leaves_none_behind(sandbox, monkeypatch, caplog):
     monkeypatch.setattr("sinch_conv_async._core.outage.PROBE_DELAYS", (0.01,))
     caplog.set_level(logging.INFO, "sinch_conv_async")
-    async with client_of(sandbox, auth="basic", retry=RetryPolicy(max_retries=1, base_delay=0.001)) as client:
+    async with client_of(
+        sandbox, auth="basic", retry=RetryPolicy(max_retries=1, base_delay=0.001)
+    ) as client:
         sandbox.fail_next(503, times=1_000_000)
         job = client.update_many(((f"m{n}", "x") for n in range(30)), concurrency=10)
         reading = asyncio.create_task(anext(job))
@@ -454,7 +476,9 @@ async def test_a_timeout_says_what_kept_its_call_waiting():
 
 async def test_a_connection_error_names_its_host(sandbox):
     port = sandbox.origin.rpartition(":")[2]
-    async with client_of(sandbox, auth="basic", retry=RetryPolicy(max_retries=1, base_delay=0)) as client:
+    async with client_of(
+        sandbox, auth="basic", retry=RetryPolicy(max_retries=1, base_delay=0)
+    ) as client:
         await sandbox.close()
         with pytest.raises(Exception, match=f"127.0.0.1.*{port}.*after 2 attempts"):
             await client.update_message_metadata(ID, "x")
@@ -481,7 +505,9 @@ def test_a_loop_that_is_closed_under_calls_prints_nothing(monkeypatch):
                     "rate_limit": None,
                 }
             )
-            calls = [asyncio.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(6)]
+            calls = [
+                asyncio.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(6)
+            ]
             while len(sandbox.requests) < 2:
                 await asyncio.sleep(0.005)
             return client, calls

@@ -50,7 +50,10 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 def running(*command: str, until: int | None = None) -> Iterator[subprocess.Popen[str]]:
     """A process that is asked to stop at the end, and does within 20 seconds."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         if until is not None:
@@ -91,7 +94,9 @@ def put_many(port: int, prefix: str) -> set[int]:
         return set(pool.map(lambda number: put(port, f"{prefix}/m{number}"), range(CALLS)))
 
 
-@pytest.mark.parametrize(("app", "prefix"), [("flask_app:app", "messages"), ("django_app:wsgi", "threads")])
+@pytest.mark.parametrize(
+    ("app", "prefix"), [("flask_app:app", "messages"), ("django_app:wsgi", "threads")]
+)
 def test_threads_of_gunicorn_share_one_client(sandbox, app, prefix):
     port = free_port()
     options = ("--chdir", str(EXAMPLES), "--threads", "8", "-b", f"127.0.0.1:{port}")

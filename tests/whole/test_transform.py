@@ -109,7 +109,9 @@ async def test_a_missing_metadata_is_an_empty_one(client, sandbox):
 async def test_a_message_is_not_read_again(client, sandbox):
     messages = [ConversationMessage(f"m{number}", metadata="{}") for number in range(5)]
     outcomes = await collect(client.transform_many(messages, tagged))
-    assert all(isinstance(outcome, Updated) and outcome.attempts == 1 for outcome in outcomes.values())
+    assert all(
+        isinstance(outcome, Updated) and outcome.attempts == 1 for outcome in outcomes.values()
+    )
     assert sent(sandbox, "GET") == []
     assert {sandbox.messages[f"m{number}"].metadata for number in range(5)} == {'{"tag":"x"}'}
 
@@ -139,7 +141,10 @@ async def test_an_asynchronous_input_of_ids_and_messages_may_be_mixed(client, sa
         yield ConversationMessage("m2", metadata="{}")
 
     outcomes = await collect(client.transform_many(messages(), tagged))
-    assert {message_id: outcome.attempts for message_id, outcome in outcomes.items()} == {"m1": 2, "m2": 1}
+    assert {message_id: outcome.attempts for message_id, outcome in outcomes.items()} == {
+        "m1": 2,
+        "m2": 1,
+    }
 
 
 async def test_the_source_is_where_messages_are_read_and_written(client, sandbox):
@@ -199,12 +204,16 @@ async def test_a_message_that_cannot_be_merged_into_is_an_outcome(client, sandbo
 
 
 async def test_a_message_without_an_id_is_an_outcome(client, sandbox):
-    (outcome,) = [o async for o in client.transform_many([ConversationMessage(metadata="{}")], tagged)]
+    (outcome,) = [
+        o async for o in client.transform_many([ConversationMessage(metadata="{}")], tagged)
+    ]
     assert isinstance(outcome.error, InvalidArgumentError)
     assert sandbox.requests == []
 
 
-@pytest.mark.parametrize("raised", [LookupError("row"), StopAsyncIteration(), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "raised", [LookupError("row"), StopAsyncIteration(), asyncio.CancelledError()]
+)
 @pytest.mark.parametrize("asynchronous", [True, False])
 async def test_an_exception_of_transform_ends_the_job_after_the_outcomes_so_far(
     client, sandbox, raised, asynchronous
@@ -223,7 +232,9 @@ async def test_an_exception_of_transform_ends_the_job_after_the_outcomes_so_far(
     expected = RuntimeError if isinstance(raised, StopAsyncIteration) else type(raised)
 
     async def read() -> None:
-        async for outcome in client.transform_many(ids, later if asynchronous else transform, concurrency=4):
+        async for outcome in client.transform_many(
+            ids, later if asynchronous else transform, concurrency=4
+        ):
             done.append(outcome)  # noqa: PERF401  # one by one: what came before the error counts
 
     with pytest.raises(expected):
@@ -234,7 +245,9 @@ async def test_an_exception_of_transform_ends_the_job_after_the_outcomes_so_far(
 
 
 async def test_a_result_that_is_no_text_ends_the_job(client, sandbox):
-    with pytest.raises(TypeError, match="transform must return the metadata as text, or None, not dict"):
+    with pytest.raises(
+        TypeError, match="transform must return the metadata as text, or None, not dict"
+    ):
         await collect(client.transform_many(["m1"], lambda message: {"tag": "x"}))
     assert sent(sandbox, "PATCH") == []
 
@@ -243,7 +256,9 @@ async def test_a_stray_item_is_named_by_its_position(client):
     for stray in (("m1", "x"), 7, MetadataUpdate("m1", "x")):
         with pytest.raises(InvalidArgumentError) as caught:
             await collect(client.transform_many(["m1", stray], tagged))
-        assert str(caught.value).startswith("item 2 of the input (index 1) must be a message id or a Conv")
+        assert str(caught.value).startswith(
+            "item 2 of the input (index 1) must be a message id or a Conv"
+        )
 
 
 async def test_what_cannot_be_right_is_refused_at_once(client):
@@ -388,7 +403,9 @@ async def test_a_list_of_messages_is_transformed_and_only_updates_are_sent(clien
     job = client.transform_many(client.list_messages(page_size=7), tagged, concurrency=4)
     outcomes = await collect(job)
     assert len(outcomes) == 100
-    assert all(isinstance(outcome, Updated) and outcome.attempts == 1 for outcome in outcomes.values())
+    assert all(
+        isinstance(outcome, Updated) and outcome.attempts == 1 for outcome in outcomes.values()
+    )
     assert all(json.loads(message.metadata)["tag"] == "x" for message in sandbox.messages.values())
 
 

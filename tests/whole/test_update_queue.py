@@ -46,7 +46,10 @@ async def test_what_is_put_is_sent_in_the_background(client, sandbox):
         await until(lambda: not len(queue))
         await queue.put("m2", "y", messages_source="DISPATCH_SOURCE")
         await until(lambda: not len(queue))
-    assert [(outcome.ok, outcome.update.message_id) for outcome in done] == [(True, "m1"), (True, "m2")]
+    assert [(outcome.ok, outcome.update.message_id) for outcome in done] == [
+        (True, "m1"),
+        (True, "m2"),
+    ]
     assert [request.messages_source for request in sandbox.requests] == [None, "DISPATCH_SOURCE"]
 
 
@@ -172,7 +175,9 @@ async def test_with_a_refused_key_stopping_waits_for_nothing(client, sandbox):
     assert ids(queue.pending) == ["m1"]
 
 
-async def test_failed_updates_are_logged_unless_somebody_looks_at_the_outcomes(client, sandbox, caplog):
+async def test_failed_updates_are_logged_unless_somebody_looks_at_the_outcomes(
+    client, sandbox, caplog
+):
     sandbox.fail_next(404, message_id="m1", times=2)
     async with UpdateQueue(client) as queue:
         queue.put_nowait("m1", "secret text")

@@ -69,7 +69,12 @@ class World:
         self.now = end
 
     async def call(
-        self, project: Project, name: object = None, *, again: bool = False, deadline: float | None = None
+        self,
+        project: Project,
+        name: object = None,
+        *,
+        again: bool = False,
+        deadline: float | None = None,
     ) -> None:
         """Is admitted and stays in until it is told to leave."""
         permit = self.admission.admit_now(project, self.now)
@@ -106,7 +111,11 @@ class World:
         assert not self.calls.waiting
         for project in projects:
             assert (project.waiting, project.in_flight) == (0, 0)
-            assert project.abandoned == len(project.fresh) + len(project.retries) <= pacing.ABANDONED_KEPT
+            assert (
+                project.abandoned
+                == len(project.fresh) + len(project.retries)
+                <= pacing.ABANDONED_KEPT
+            )
             assert all(future.done() for future in (*project.fresh, *project.retries))
 
 
@@ -869,7 +878,9 @@ def test_by_then_the_pace_has_climbed_back_from_wherever_it_was():
         now = second * 2.0
         project.pace.throttled(now, departed=now, retry_after=1.99, rng=random.Random(1))
     assert project.pace.rate < 2
-    forgettable = next(now + wait / 10 for wait in itertools.count() if project.forgettable(now + wait / 10))
+    forgettable = next(
+        now + wait / 10 for wait in itertools.count() if project.forgettable(now + wait / 10)
+    )
     assert project.pace.rate_at(forgettable) == 800
 
 

@@ -44,12 +44,18 @@ def test_a_part_that_is_gone_is_named(part, monkeypatch):
     *way, name, _ = part.path.split(".")
     module = functools.reduce(getattr, way, aiohttp)
     monkeypatch.delattr(module, name)
-    others = {other.name for other in FAST_ROUTE if other.path.split(".")[:-1] == part.path.split(".")[:-1]}
+    others = {
+        other.name
+        for other in FAST_ROUTE
+        if other.path.split(".")[:-1] == part.path.split(".")[:-1]
+    }
     assert set(differences()) == {f"{other} is gone" for other in others}
 
 
 @pytest.mark.usefixtures("fast_route")
-@pytest.mark.parametrize("part", [part for part in FAST_ROUTE if part.arguments], ids=lambda part: part.name)
+@pytest.mark.parametrize(
+    "part", [part for part in FAST_ROUTE if part.arguments], ids=lambda part: part.name
+)
 def test_a_part_that_asks_for_one_more_argument_is_named(part, monkeypatch):
     changed, name = stand_in(part, monkeypatch)
 
@@ -62,7 +68,9 @@ def test_a_part_that_asks_for_one_more_argument_is_named(part, monkeypatch):
 
 
 @pytest.mark.usefixtures("fast_route")
-@pytest.mark.parametrize("part", [part for part in FAST_ROUTE if part.arguments], ids=lambda part: part.name)
+@pytest.mark.parametrize(
+    "part", [part for part in FAST_ROUTE if part.arguments], ids=lambda part: part.name
+)
 def test_a_part_that_takes_fewer_arguments_is_named(part, monkeypatch):
     changed, name = stand_in(part, monkeypatch)
     setattr(changed, name, lambda: None)
@@ -71,7 +79,9 @@ def test_a_part_that_takes_fewer_arguments_is_named(part, monkeypatch):
 
 
 @pytest.mark.usefixtures("fast_route")
-@pytest.mark.parametrize("part", [part for part in FAST_ROUTE if part.awaited], ids=lambda part: part.name)
+@pytest.mark.parametrize(
+    "part", [part for part in FAST_ROUTE if part.awaited], ids=lambda part: part.name
+)
 def test_a_part_that_is_not_awaited_any_more_is_named(part, monkeypatch):
     changed, name = stand_in(part, monkeypatch)
     setattr(changed, name, lambda self, *args, **options: None)
@@ -135,7 +145,9 @@ def changed_read(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.usefixtures("fast_route")
-@pytest.mark.parametrize("change", [changed_constructor, changed_opening, changed_parameters, changed_read])
+@pytest.mark.parametrize(
+    "change", [changed_constructor, changed_opening, changed_parameters, changed_read]
+)
 async def test_calls_go_by_aiohttps_session_and_one_warning_says_why(change, monkeypatch, caplog):
     difference = change(monkeypatch)
     difference = (
@@ -208,7 +220,9 @@ def test_every_method_of_aiohttps_that_is_overridden_is_documented_or_listed():
     assert {f"TCPConnector.{name}" for name in own} <= LISTED | DOCUMENTED
 
 
-def watch(cls: type, used: set[str], monkeypatch: pytest.MonkeyPatch, known: type | None = None) -> None:
+def watch(
+    cls: type, used: set[str], monkeypatch: pytest.MonkeyPatch, known: type | None = None
+) -> None:
     """Notes each attribute of the class's that a frame of the package asks for."""
     name = (known or cls).__name__
     plain = known or cls
@@ -218,7 +232,11 @@ def watch(cls: type, used: set[str], monkeypatch: pytest.MonkeyPatch, known: typ
         asker = sys._getframe(1)
         ours = asker.f_globals["__name__"].startswith("sinch_conv_async.")
         # What is passed on is aiohttp's to ask for.
-        if ours and asker.f_code.co_name != "__getattr__" and (known is None or hasattr(plain, attribute)):
+        if (
+            ours
+            and asker.f_code.co_name != "__getattr__"
+            and (known is None or hasattr(plain, attribute))
+        ):
             used.add(f"{name}.{attribute}")
         return value
 
@@ -238,7 +256,9 @@ class Head:
         return getattr(self._message, attribute)
 
 
-async def test_every_attribute_of_aiohttps_objects_is_documented_or_listed_and_nothing_else(monkeypatch):
+async def test_every_attribute_of_aiohttps_objects_is_documented_or_listed_and_nothing_else(
+    monkeypatch,
+):
     used: set[str] = set()
     for cls in (
         aiohttp.ClientResponse,

@@ -130,7 +130,8 @@ async def test_a_call_that_ends_in_a_trace_hook_leaves_no_connection_behind(name
                     call.cancel()
                 with pytest.raises(ENDS[mode]):
                     await call
-                hook.released.set()  # aiohttp runs the hooks of a look-up in a task that outlives the call
+                # aiohttp runs the hooks of a look-up in a task that outlives the call
+                hook.released.set()
             assert manager.stats().in_flight == 0
             hook.mode = "pass"
             await client.update_message_metadata(ID, "x")
@@ -203,7 +204,9 @@ async def test_what_a_trace_hook_raises_says_where_it_was_raised(name):
 
 @pytest.mark.parametrize("method", ["PATCH", "GET"])
 @pytest.mark.parametrize("traces", [(), (aiohttp.TraceConfig(),)], ids=["direct", "traced"])
-async def test_an_exchange_tells_once_that_its_request_is_written_before_the_answer_comes(method, traces):
+async def test_an_exchange_tells_once_that_its_request_is_written_before_the_answer_comes(
+    method, traces
+):
     written = []
     told = asyncio.Event()
 
@@ -235,7 +238,9 @@ async def test_a_request_that_finds_no_connection_is_never_written(traces):
     connections = Connections(ConnectionOptions(trace_configs=traces, resolver=NoAddress()))
     request = Request("PATCH", "https://api.invalid", "/", b"{}")
     token = BasicAuthorization(Credentials("k", "s")).token
-    failure = await connections.exchange(request, token, Exchange(lambda: written.append(1)), timeout=5)
+    failure = await connections.exchange(
+        request, token, Exchange(lambda: written.append(1)), timeout=5
+    )
     assert isinstance(failure, Failure)
     await connections.aclose()
     assert written == []
@@ -393,7 +398,9 @@ async def test_plain_text_to_this_machine_is_not_sent_to_a_proxy_elsewhere(origi
             )
 
 
-@pytest.mark.parametrize("proxy", ["http://127.0.0.1:3128", "http://localhost:3128", "http://[::1]:3128"])
+@pytest.mark.parametrize(
+    "proxy", ["http://127.0.0.1:3128", "http://localhost:3128", "http://[::1]:3128"]
+)
 async def test_a_proxy_on_this_machine_may_be_sent_plain_text(proxy):
     async with SessionManager(proxy=proxy) as manager:
         client_elsewhere("http://127.0.0.1:8080", manager)
@@ -403,7 +410,9 @@ async def test_a_proxy_on_this_machine_may_be_sent_plain_text(proxy):
 
 
 @pytest.mark.skipif(bool(differences()), reason="aiohttp's own session raises as it is collected")
-def test_a_loop_that_is_closed_under_a_call_raises_nothing_out_of_the_garbage_collector(monkeypatch):
+def test_a_loop_that_is_closed_under_a_call_raises_nothing_out_of_the_garbage_collector(
+    monkeypatch,
+):
     ignored: list[str] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: ignored.append(repr(unraisable)))
 

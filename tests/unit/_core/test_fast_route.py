@@ -14,7 +14,9 @@ from sinch_conv_async._core.fast_route import FastRoute
 from sinch_conv_async._core.pool import Connector, Exchange
 from tests.servers import Server, answering, http, updated
 
-pytestmark = pytest.mark.skipif(bool(differences()), reason="aiohttp is not as the fast route needs it")
+pytestmark = pytest.mark.skipif(
+    bool(differences()), reason="aiohttp is not as the fast route needs it"
+)
 
 REQUEST = b"PATCH /id HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
 

@@ -11,7 +11,9 @@ from sinch_conv_async._core.noise import MEMORY, Noise, Sample, Trial, explains,
 
 def trial(*, rate=800.0, before=(800, 8), trigger=9.9):
     """A trial of a fall at 10.0, with departures from then on."""
-    return Trial(resumed=10.0, rate=rate, rate_before=816.0, before=Sample(*before), trigger=trigger)
+    return Trial(
+        resumed=10.0, rate=rate, rate_before=816.0, before=Sample(*before), trigger=trigger
+    )
 
 
 def found(around, after, *, rate=800.0):
@@ -43,7 +45,14 @@ def test_a_share_explains_as_many_refusals_as_chance_allows(share, sent, refused
 
 @pytest.mark.parametrize(
     ("sent", "refused", "expected"),
-    [(800, 58, False), (800, 59, True), (100, 11, False), (100, 12, True), (1, 1, True), (0, 0, False)],
+    [
+        (800, 58, False),
+        (800, 59, True),
+        (100, 11, False),
+        (100, 12, True),
+        (1, 1, True),
+        (0, 0, False),
+    ],
 )
 def test_more_than_5_percent_beyond_chance_is_severe(sent, refused, expected):
     assert severe(Sample(sent, refused)) is expected
@@ -108,7 +117,10 @@ def test_nothing_is_noise_at_first():
         ([((800, 2), (800, 2)), ((800, 2), (800, 2))], 0.0),  # nor are four refusals
         ([((800, 9), (800, 3)), ((800, 9), (800, 6))], 0.0),  # less than 60 % of the share before
         ([((800, 30), (800, 1)), ((800, 20), (800, 0))], 0.0),
-        ([((800, 8), (800, 8)), ((800, 8), (800, 8)), ((800, 8), (800, 0))], 0.0),  # none: forgotten
+        (
+            [((800, 8), (800, 8)), ((800, 8), (800, 8)), ((800, 8), (800, 0))],
+            0.0,
+        ),  # none: forgotten
     ],
 )
 def test_refusals_that_a_fall_does_not_change_are_noise(trials, share):

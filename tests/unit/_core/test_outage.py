@@ -64,12 +64,21 @@ WORN_OUT = {"attempts": FURTHER_ROUNDS * 5 + 1}
 
 TABLE = {
     # What every other update would meet as well ends the job.
-    "a refused key": (evidence(TokenError("no", error="invalid_client", http_status=401)), EndJob()),
+    "a refused key": (
+        evidence(TokenError("no", error="invalid_client", http_status=401)),
+        EndJob(),
+    ),
     "a final 401": (evidence(AuthenticationError("no", http_status=401)), EndJob()),
     "a closed client": (evidence(ClientStateError("closed")), EndJob()),
     # A failure is an outcome.
-    "404": (evidence(e := NotFoundError("no", http_status=404), final(e)), Failed(api_answers=True)),
-    "403": (evidence(e := PermissionDeniedError("no", http_status=403), final(e)), Failed(api_answers=True)),
+    "404": (
+        evidence(e := NotFoundError("no", http_status=404), final(e)),
+        Failed(api_answers=True),
+    ),
+    "403": (
+        evidence(e := PermissionDeniedError("no", http_status=403), final(e)),
+        Failed(api_answers=True),
+    ),
     "a 200 that is no message": (
         evidence(e := ResponseFormatError("what"), final(e)),
         Failed(api_answers=True),
@@ -108,7 +117,13 @@ TABLE = {
     # What was not sent may be sent at any time.
     "no token": (evidence(NO_TOKEN, **SPENT, others_succeed=False), WaitForApi()),
     "no permission": (
-        evidence(e := RateLimitedError("away", http_status=429), final(e), policy=ONE, attempts=0, latest=0),
+        evidence(
+            e := RateLimitedError("away", http_status=429),
+            final(e),
+            policy=ONE,
+            attempts=0,
+            latest=0,
+        ),
         WaitForApi(),
     ),
     # Others tell who is at fault.

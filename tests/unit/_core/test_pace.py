@@ -66,7 +66,9 @@ def climb_back(pace, now):
 
 @pytest.mark.parametrize("limit", [-1, math.inf, math.nan])
 def test_a_limit_is_a_finite_number_that_is_not_negative(limit):
-    with pytest.raises(ValueError, match="limit must be a number of requests a second, 0 or more, or None"):
+    with pytest.raises(
+        ValueError, match="limit must be a number of requests a second, 0 or more, or None"
+    ):
         Pace(limit)
 
 
@@ -126,7 +128,9 @@ def test_the_first_departure_is_due_at_once():
 @given(
     limit=st.one_of(st.integers(1, 60), st.floats(1.0, 60.0)),
     start=st.floats(0, 1e6),
-    waits=st.lists(st.one_of(st.just(0.0), st.floats(0, 0.1), st.floats(0, 1.5)), min_size=60, max_size=200),
+    waits=st.lists(
+        st.one_of(st.just(0.0), st.floats(0, 0.1), st.floats(0, 1.5)), min_size=60, max_size=200
+    ),
     seed=st.integers(0, 1000),
 )
 def test_no_window_of_a_second_holds_more_than_the_limit(limit, start, waits, seed):
@@ -146,13 +150,18 @@ def test_no_window_of_a_second_holds_more_than_the_limit(limit, start, waits, se
                 pace.left(now)
                 departures.append(now)
     whole = math.floor(limit)
-    assert all(later - earlier >= 1.0 for earlier, later in zip(departures, departures[whole:], strict=False))
+    assert all(
+        later - earlier >= 1.0
+        for earlier, later in zip(departures, departures[whole:], strict=False)
+    )
 
 
 @settings(deadline=None)
 @given(
     limit=st.one_of(st.integers(1, 60), st.floats(0.2, 60.0)),
-    waits=st.lists(st.one_of(st.just(0.0), st.floats(0, 0.1), st.floats(0, 1.5)), min_size=60, max_size=200),
+    waits=st.lists(
+        st.one_of(st.just(0.0), st.floats(0, 0.1), st.floats(0, 1.5)), min_size=60, max_size=200
+    ),
     longest=st.sampled_from([0.0, 0.05, 0.4, 3.0]),
     seed=st.integers(0, 1000),
 )
@@ -179,7 +188,9 @@ def test_no_window_holds_more_writes_than_the_limit_however_late_each_call_write
         opening.sort()
     whole = max(1, math.floor(limit))
     span = 1.0 if limit >= 1 else 1 / limit
-    assert all(later - earlier >= span for earlier, later in zip(writes, writes[whole:], strict=False))
+    assert all(
+        later - earlier >= span for earlier, later in zip(writes, writes[whole:], strict=False)
+    )
 
 
 def test_nothing_is_due_while_every_place_is_taken_by_a_call_that_has_not_written():
@@ -224,7 +235,11 @@ def test_calls_that_are_lost_with_their_event_loop_leave_the_window():
     assert pace.due < 1002.0
 
 
-@given(limit=st.floats(0.001, 0.999), start=st.floats(0, 1e6), late=st.lists(st.floats(0, 3), max_size=50))
+@given(
+    limit=st.floats(0.001, 0.999),
+    start=st.floats(0, 1e6),
+    late=st.lists(st.floats(0, 3), max_size=50),
+)
 def test_below_one_a_second_departures_are_a_full_interval_apart(limit, start, late):
     pace = Pace(limit)
     pace.depart(start)
@@ -494,7 +509,9 @@ def test_the_pace_falls_to_a_little_less_than_what_was_let_through(refused, rng)
     pace.depart(now)
     pace.throttled(now, departed=now, retry_after=None, rng=rng)
     let_through = (400 - refused) / (now - 1.0)
-    assert pace.rate == pytest.approx(max(Pace.DECREASE_FACTOR * min(first, let_through), Pace.LEAST * 800))
+    assert pace.rate == pytest.approx(
+        max(Pace.DECREASE_FACTOR * min(first, let_through), Pace.LEAST * 800)
+    )
 
 
 def test_too_few_departures_say_nothing_about_what_is_let_through(rng):
@@ -596,7 +613,9 @@ def test_it_does_not_climb_in_a_pause_that_another_429_had_asked_for(rng):
     pace.depart(1.0)
     pace.throttled(1.1, departed=1.0, retry_after=0.5, rng=rng)
     pace.depart(2.0)
-    pace.throttled(3.0, departed=0.9, retry_after=10.0, rng=rng)  # the answer to a request that took its time
+    pace.throttled(
+        3.0, departed=0.9, retry_after=10.0, rng=rng
+    )  # the answer to a request that took its time
     pace.throttled(3.1, departed=2.0, retry_after=None, rng=rng)
     assert pace.paused_until == 13.0
     low = pace.rate

@@ -38,7 +38,9 @@ def idle_then(raw: bytes, told: asyncio.Event, written: asyncio.Event):
         nonlocal first
         while True:
             received = await peer.receive()
-            await peer.send(updated(received.message_id, metadata=json.loads(received.body)["metadata"]))
+            await peer.send(
+                updated(received.message_id, metadata=json.loads(received.body)["metadata"])
+            )
             if first:
                 first = False
                 await told.wait()
@@ -82,7 +84,9 @@ async def test_the_sandbox_second_answer_is_never_taken(status, after):
             sandbox.unsolicited_next(status=status, after=after)
             await client.update_message_metadata(ID, "one")
             await sandbox.wait_for_unsolicited(round_)
-            assert (await client.update_message_metadata(ID, f"two {round_}")).metadata == f"two {round_}"
+            assert (
+                await client.update_message_metadata(ID, f"two {round_}")
+            ).metadata == f"two {round_}"
 
 
 async def test_an_unsolicited_answer_that_left_with_the_first_is_never_taken():
@@ -93,7 +97,10 @@ async def test_an_unsolicited_answer_that_left_with_the_first_is_never_taken():
 
 
 async def test_errors_are_not_shifted_either():
-    async with served(answering(http(404) + http(500), http(501)), retry=NEVER) as (_server, client):
+    async with served(answering(http(404) + http(500), http(501)), retry=NEVER) as (
+        _server,
+        client,
+    ):
         with pytest.raises(NotFoundError):
             await client.update_message_metadata(ID, "one")
         with pytest.raises(ServerError) as caught:
@@ -119,7 +126,9 @@ async def test_a_connection_that_the_server_closed_while_idle_is_not_used():
 async def test_every_spoiled_connection_in_the_pool_is_passed_over(times):
     async with Sandbox(auto_create=True) as sandbox, client_of(sandbox, retry=NEVER) as client:
         async with sandbox.holding():
-            calls = [asyncio.create_task(client.update_message_metadata(ID, "x")) for _ in range(times)]
+            calls = [
+                asyncio.create_task(client.update_message_metadata(ID, "x")) for _ in range(times)
+            ]
             await sandbox.wait_for_requests(times)
         await asyncio.gather(*calls)
         assert sandbox.send_unsolicited(status=404) == times

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sinch_conv_async import ApiError, CallTimeoutError, InvalidArgumentError, RetryPolicy, TransportError
+from sinch_conv_async import (
+    ApiError,
+    CallTimeoutError,
+    InvalidArgumentError,
+    RetryPolicy,
+    TransportError,
+)
 from sinch_conv_async._core.retry import (
     Again,
     GiveUp,
@@ -53,7 +59,21 @@ def test_the_policy_has_the_defaults_that_are_promised():
 @pytest.mark.parametrize("name", ["base_delay", "max_delay", "max_retry_after"])
 @pytest.mark.parametrize(
     "value",
-    [-1, -0.001, float("nan"), float("inf"), float("-inf"), 10**400, None, "1", True, False, 1j, b"1", [1]],
+    [
+        -1,
+        -0.001,
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        10**400,
+        None,
+        "1",
+        True,
+        False,
+        1j,
+        b"1",
+        [1],
+    ],
 )
 def test_seconds_that_are_none_are_refused_by_name(name, value):
     with pytest.raises(
@@ -64,7 +84,9 @@ def test_seconds_that_are_none_are_refused_by_name(name, value):
 
 @pytest.mark.parametrize("value", [-1, 1.0, True, False, None, "4", float("inf")])
 def test_a_number_of_retries_that_is_none_is_refused(value):
-    with pytest.raises(InvalidArgumentError, match=r"^max_retries must be a whole number, 0 or more$"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"^max_retries must be a whole number, 0 or more$"
+    ):
         RetryPolicy(max_retries=value)
 
 
@@ -99,7 +121,12 @@ def test_a_policy_takes_keywords_only():
 
 def test_a_policy_is_a_value():
     policy = RetryPolicy(max_retries=2)
-    assert policy == RetryPolicy(max_retries=2) == copy.copy(policy) == pickle.loads(pickle.dumps(policy))
+    assert (
+        policy
+        == RetryPolicy(max_retries=2)
+        == copy.copy(policy)
+        == pickle.loads(pickle.dumps(policy))
+    )
     assert hash(policy) == hash(RetryPolicy(max_retries=2))
 
 
@@ -154,7 +181,9 @@ def test_no_delay_leaves_its_bounds(base_delay, max_delay, retries, seed):
 
 
 @given(SECONDS, st.floats(0, 2.0**31), st.integers(0, 5000), st.integers())
-def test_what_the_server_asks_for_is_kept_to_and_spread_a_little(base_delay, retry_after, retries, seed):
+def test_what_the_server_asks_for_is_kept_to_and_spread_a_little(
+    base_delay, retry_after, retries, seed
+):
     policy = RetryPolicy(base_delay=base_delay)
     delay = policy.delay(retries=retries, retry_after=retry_after, rng=Random(seed))
     assert retry_after <= delay <= retry_after + base_delay
@@ -367,7 +396,12 @@ PATIENT = RetryPolicy(wait_for_budget=True)
         (Failure(OTHER, retryable=False), Tries(), {}, "give up"),
         # What may have been applied, only if the policy or the operation allows it.
         (RESET, Tries(), {"policy": ONCE}, "give up"),
-        (RESET, Tries(), {"policy": ONCE, "safe": True}, Again(0.5, Tries(retries=1), budgeted=True)),
+        (
+            RESET,
+            Tries(),
+            {"policy": ONCE, "safe": True},
+            Again(0.5, Tries(retries=1), budgeted=True),
+        ),
         (
             Failure(OTHER, retryable=True),
             Tries(),
@@ -378,14 +412,29 @@ PATIENT = RetryPolicy(wait_for_budget=True)
         (RESET, Tries(), {"budget_left": False}, "out of budget"),
         (RESET, Tries(), {"budget_left": False, "policy": PATIENT}, WaitForBudget(1.5)),
         (RESET, Tries(), {"budget_left": False, "policy": PATIENT, "rng": LOW}, WaitForBudget(0.5)),
-        (RESET, Tries(), {"budget_left": False, "policy": PATIENT, "deadline": 101.5}, WaitForBudget(1.5)),
-        (RESET, Tries(), {"budget_left": False, "policy": PATIENT, "deadline": 101.4}, "out of budget"),
+        (
+            RESET,
+            Tries(),
+            {"budget_left": False, "policy": PATIENT, "deadline": 101.5},
+            WaitForBudget(1.5),
+        ),
+        (
+            RESET,
+            Tries(),
+            {"budget_left": False, "policy": PATIENT, "deadline": 101.4},
+            "out of budget",
+        ),
         (RESET, Tries(retries=4), {"budget_left": False, "policy": PATIENT}, "give up"),
         (api(429), Tries(), {"budget_left": False}, Again(0.0, Tries(throttled=1))),
         (STALE, Tries(), {"budget_left": False}, Again(0.0, Tries(retries=1, reconnected=True))),
         # A stale connection is replaced at once, and once.
         (STALE, Tries(), {}, Again(0.0, Tries(retries=1, reconnected=True))),
-        (STALE, Tries(reconnected=True), {}, Again(1.0, Tries(retries=1, reconnected=True), budgeted=True)),
+        (
+            STALE,
+            Tries(reconnected=True),
+            {},
+            Again(1.0, Tries(retries=1, reconnected=True), budgeted=True),
+        ),
         (STALE, Tries(retries=2), {}, "give up"),
         (STALE, Tries(), {"policy": ONCE}, "give up"),
         # A 429 waits for its turn as often as it takes, and steps back when it comes again.

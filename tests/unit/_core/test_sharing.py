@@ -115,7 +115,9 @@ async def test_a_share_of_nothing_holds_calls_until_another_one_comes(client, fl
     assert (await waiting).metadata == "y"
 
 
-async def test_a_call_with_a_timeout_is_refused_by_the_clients_limit_not_by_a_small_share(client, fleet):
+async def test_a_call_with_a_timeout_is_refused_by_the_clients_limit_not_by_a_small_share(
+    client, fleet
+):
     await client.update_message_metadata(ID, "x")
     fleet.answer = Share(0, 60.0, 900, interval=0.005)
     await shows(client, share=0)
@@ -240,7 +242,9 @@ async def test_managers_of_one_fleet_fetch_one_token_and_renew_it_once(sandbox):
         clients = []
         for _ in range(3):
             manager = await stack.enter_async_context(SessionManager(fleet=fleet))
-            clients.append(await stack.enter_async_context(client_of(sandbox, session_manager=manager)))
+            clients.append(
+                await stack.enter_async_context(client_of(sandbox, session_manager=manager))
+            )
         await asyncio.gather(*(client.authenticate() for client in clients))
         assert len(sandbox.token_requests) == 1
         sandbox.expire_tokens()

@@ -232,7 +232,9 @@ async def test_a_refused_token_is_dropped_once(time):
 
 
 async def test_a_renewed_token_that_was_never_accepted_is_not_renewed_again_within_60_s(time):
-    endpoint = Endpoint(TokenResponse("one", 3600), TokenResponse("two", 3600), TokenResponse("three", 3600))
+    endpoint = Endpoint(
+        TokenResponse("one", 3600), TokenResponse("two", 3600), TokenResponse("three", 3600)
+    )
     tokens, calls = source(endpoint, time), Lifetime()
     assert tokens.refused(await tokens.get(calls), "project", time.now)
     two = await tokens.get(calls)
@@ -248,7 +250,9 @@ async def test_a_token_that_was_accepted_is_renewed_whenever_it_is_refused(time)
     assert tokens.refused(two, "project", time.now)
 
 
-async def test_a_token_that_is_accepted_for_one_project_is_not_renewed_again_and_again_for_another(time):
+async def test_a_token_that_is_accepted_for_one_project_is_not_renewed_again_and_again_for_another(
+    time,
+):
     tokens, calls = source(Endpoint(TokenResponse("one", 3600)), time), Lifetime()
     assert tokens.refused(await tokens.get(calls), "refusing", time.now)
     two = await tokens.get(calls)
@@ -311,7 +315,9 @@ async def test_after_60_s_of_failing_those_who_wait_are_told(time):
     with pytest.raises(TokenError, match="down"):
         await source(endpoint, time).get(Lifetime())
     assert 1 < endpoint.requests < 60
-    assert time.now == 1060  # the last pause is cut short, so that one more try is made when they are told
+    assert (
+        time.now == 1060
+    )  # the last pause is cut short, so that one more try is made when they are told
 
 
 async def test_a_retry_after_within_60_s_is_kept_to(time):
@@ -321,7 +327,9 @@ async def test_a_retry_after_within_60_s_is_kept_to(time):
 
 
 async def test_a_retry_after_beyond_60_s_ends_the_wait_at_once(time):
-    endpoint = Endpoint(Failure(TokenError("down", http_status=429), retryable=True, retry_after=3600))
+    endpoint = Endpoint(
+        Failure(TokenError("down", http_status=429), retryable=True, retry_after=3600)
+    )
     with pytest.raises(TokenError):
         await source(endpoint, time).get(Lifetime())
     assert endpoint.requests == 1
@@ -517,7 +525,9 @@ def test_a_token_shows_no_secret():
     assert token.scrub("it was canary-token, you see") == "it was [redacted], you see"
 
 
-@pytest.mark.parametrize("fields", [{}, {"expires_in": None}, {"expires_in": "3599"}, {"expires_in": 3600.5}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"expires_in": None}, {"expires_in": "3599"}, {"expires_in": 3600.5}]
+)
 async def test_a_life_is_read_or_assumed(fields):
     async with Sandbox(auto_create=True) as sandbox, client_of(sandbox) as client:
         sandbox.answer_next_token({"access_token": "token", **fields})

@@ -38,8 +38,16 @@ def with_reasons(data: bytes, layout: Layout, reason: str) -> bytes:
 @pytest.mark.parametrize(
     ("layout", "data", "written"),
     [
-        (Layout(), b"message_id,metadata\nA,one\n", b'message_id,metadata,_reason\nA,one,"404, no"\n'),
-        (Layout(), b"message_id,metadata\r\nA,one", b'message_id,metadata,_reason\r\nA,one,"404, no"\n'),
+        (
+            Layout(),
+            b"message_id,metadata\nA,one\n",
+            b'message_id,metadata,_reason\nA,one,"404, no"\n',
+        ),
+        (
+            Layout(),
+            b"message_id,metadata\r\nA,one",
+            b'message_id,metadata,_reason\r\nA,one,"404, no"\n',
+        ),
         (
             Layout(delimiter=";"),
             b'message_id;metadata\nA;"two\nlines"\nB\n',
@@ -105,7 +113,9 @@ def test_failures_come_with_what_the_states_know(layout: Layout, tmp_path: Path)
     rows = [b"A,1\n", b"A,2\n", b"A,3\n", b"A,4\n"]
     if layout.format == "jsonl":
         rows = [b'{"a": %d}\n' % number for number in range(4)]
-    form = Form(layout.format or "csv", FORM.header if layout.format == "csv" else b"", FORM.columns)
+    form = Form(
+        layout.format or "csv", FORM.header if layout.format == "csv" else b"", FORM.columns
+    )
     assert write_failures(tmp_path / "f", form, enumerate(rows, 1), states) == 2
     lines = (tmp_path / "f").read_text().splitlines()
     if layout.format == "jsonl":
@@ -130,7 +140,9 @@ def test_a_spool_without_room_says_so_when_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["failed.csv", "failed.csv.gz"])
-def test_failures_that_are_not_whole_leave_the_older_ones_and_nothing_else(name: str, tmp_path: Path) -> None:
+def test_failures_that_are_not_whole_leave_the_older_ones_and_nothing_else(
+    name: str, tmp_path: Path
+) -> None:
     def interrupted() -> Iterator[tuple[int, bytes]]:
         yield 1, b"A,m\n"
         raise KeyboardInterrupt
@@ -151,7 +163,9 @@ def test_failures_hold_metadata_and_are_their_owners_alone(name: str, tmp_path: 
     write_failures(path, FORM, [], States())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     written = path.read_bytes()
-    assert (gzip.decompress(written) if name.endswith(".gz") else written) == b"message_id,metadata,_reason\n"
+    assert (
+        gzip.decompress(written) if name.endswith(".gz") else written
+    ) == b"message_id,metadata,_reason\n"
 
 
 def test_failures_are_not_written_where_a_link_leads(tmp_path: Path) -> None:

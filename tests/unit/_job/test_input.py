@@ -58,7 +58,8 @@ def told(data: bytes, layout: Layout = CSV) -> list[tuple[object, ...]]:
             HEADER + b"A,one,\nB,two,DISPATCH_SOURCE\n",
             [(1, 2, "A", "one", None), (2, 3, "B", "two", "DISPATCH_SOURCE")],
         ),
-        # The last line may lack its end, lines may end as on Windows, and a spreadsheet begins with its mark.
+        # The last line may lack its end, lines may end as on Windows, and a spreadsheet begins with
+        # its mark.
         (
             CSV,
             b"\xef\xbb\xbfmessage_id,metadata\r\nA,one\r\nB,two",
@@ -74,7 +75,8 @@ def told(data: bytes, layout: Layout = CSV) -> list[tuple[object, ...]]:
             b"\n\r\nmessage_id,metadata\n\nA,one\n\n\nB,two\n\n",
             [(1, 5, "A", "one", None), (2, 8, "B", "two", None)],
         ),
-        # A quoted field may hold the delimiter, quotes and line ends: the record stands where it begins.
+        # A quoted field may hold the delimiter, quotes and line ends: the record stands where it
+        # begins.
         (
             CSV,
             b'message_id,metadata\nA,"{""a"": 1,\n\n""b"": 2}"\nB,two\n',
@@ -82,7 +84,11 @@ def told(data: bytes, layout: Layout = CSV) -> list[tuple[object, ...]]:
         ),
         (CSV, "message_id,metadata\nA,Straße 🚚\n".encode(), [(1, 2, "A", "Straße 🚚", None)]),
         (Layout("csv", ";"), b"message_id;metadata\nA;1,5\n", [(1, 2, "A", "1,5", None)]),
-        (Layout("csv", "\t", "id", "note", "where"), b"id\tnote\twhere\nA\tn\t\n", [(1, 2, "A", "n", None)]),
+        (
+            Layout("csv", "\t", "id", "note", "where"),
+            b"id\tnote\twhere\nA\tn\t\n",
+            [(1, 2, "A", "n", None)],
+        ),
         (CSV, HEADER, []),
         (JSONL, b'{"message_id": "A", "metadata": "one"}\n', [(1, 1, "A", "one", None)]),
         (
@@ -91,7 +97,11 @@ def told(data: bytes, layout: Layout = CSV) -> list[tuple[object, ...]]:
             b'{"message_id": "B", "metadata": "", "messages_source": "CONVERSATION_SOURCE"}',
             [(1, 2, "A", "one", None), (2, 4, "B", "", "CONVERSATION_SOURCE")],
         ),
-        (JSONL, b'{"message_id": "A", "metadata": "one", "messages_source": ""}', [(1, 1, "A", "one", None)]),
+        (
+            JSONL,
+            b'{"message_id": "A", "metadata": "one", "messages_source": ""}',
+            [(1, 1, "A", "one", None)],
+        ),
         (
             Layout("jsonl", message_id="id", metadata="note"),
             b'{"id": "A", "note": "n"}\n',
@@ -99,7 +109,11 @@ def told(data: bytes, layout: Layout = CSV) -> list[tuple[object, ...]]:
         ),
         (JSONL, b"", []),
         # Told from the first line that is not blank.
-        (Layout(), b'\xef\xbb\xbf\n  {"message_id": "A", "metadata": "one"}\n', [(1, 2, "A", "one", None)]),
+        (
+            Layout(),
+            b'\xef\xbb\xbf\n  {"message_id": "A", "metadata": "one"}\n',
+            [(1, 2, "A", "one", None)],
+        ),
         (Layout(), b"message_id,metadata\nA,one\n", [(1, 2, "A", "one", None)]),
     ],
 )
@@ -145,7 +159,9 @@ def test_records_are_read(layout: Layout, data: bytes, found: list[tuple[object,
     ],
     ids=lambda value: repr(value[:40]) if isinstance(value, (bytes, str)) else None,
 )
-def test_a_bad_line_says_why_and_the_next_one_is_read(layout: Layout, line: bytes, reason: str) -> None:
+def test_a_bad_line_says_why_and_the_next_one_is_read(
+    layout: Layout, line: bytes, reason: str
+) -> None:
     good = b"B,two,\n" if layout is CSV else b'{"message_id": "B", "metadata": "two"}\n'
     head = HEADER if layout is CSV else b""
     bad, record = read(head + line + b"\n" + good, layout)
@@ -154,10 +170,16 @@ def test_a_bad_line_says_why_and_the_next_one_is_read(layout: Layout, line: byte
     assert reason in bad.reason
     assert bad.raw == (b"" if "longer than" in reason else line + b"\n")
     assert isinstance(record, Record)
-    assert (record.number, record.line, record.message_id, record.raw) == (2, bad.line + 1, "B", good)
+    assert (record.number, record.line, record.message_id, record.raw) == (
+        2,
+        bad.line + 1,
+        "B",
+        good,
+    )
 
 
-# Where a record of a CSV ends. A customer's text stands in it, and may look like a record of its own.
+# Where a record of a CSV ends. A customer's text stands in it, and may look like a record of its
+# own.
 
 VICTIM = b"VICTIM,overwritten,\n"
 
@@ -167,20 +189,38 @@ VICTIM = b"VICTIM,overwritten,\n"
     [
         (b'm1,"caf\xe9 order:\n' + VICTIM + b'thanks",\n', "not UTF-8"),
         (b'm1,"order:\n' + VICTIM + b'caf\xe9",\n', "not UTF-8"),
-        (b'm1,"' + b"x" * 140_000 + b"\n" + VICTIM + b'thanks",\n', "field larger than field limit"),
+        (
+            b'm1,"' + b"x" * 140_000 + b"\n" + VICTIM + b'thanks",\n',
+            "field larger than field limit",
+        ),
         (b'm1,"order:\n' + VICTIM + b"x" * 140_000 + b'",\n', "field larger than field limit"),
-        (b'm1,"' + b"x" * (MAX_LINE + 9) + b"\n" + VICTIM + b'thanks",\n', "longer than 1,048,576 bytes"),
+        (
+            b'm1,"' + b"x" * (MAX_LINE + 9) + b"\n" + VICTIM + b'thanks",\n',
+            "longer than 1,048,576 bytes",
+        ),
         (b'm1,"order:\n' + VICTIM + b"x" * 3 * MAX_LINE + b'",\n', "longer than 1,048,576 bytes"),
-        # Two doubled quotes that stand on both sides of the place where a long line is cut into pieces.
-        (b'm1,"' + b'""' * MAX_LINE + b"\n" + VICTIM + b'thanks",\n', "longer than 1,048,576 bytes"),
-        (b'mm1,"' + b'""' * MAX_LINE + b"\n" + VICTIM + b'thanks",\n', "longer than 1,048,576 bytes"),
+        # Two doubled quotes that stand on both sides of the place where a long line is cut into
+        # pieces.
+        (
+            b'm1,"' + b'""' * MAX_LINE + b"\n" + VICTIM + b'thanks",\n',
+            "longer than 1,048,576 bytes",
+        ),
+        (
+            b'mm1,"' + b'""' * MAX_LINE + b"\n" + VICTIM + b'thanks",\n',
+            "longer than 1,048,576 bytes",
+        ),
         (b'm1,"order:\n' + VICTIM * 100_000 + b'thanks",\n', "longer than 1,048,576 bytes"),
         (b'm1,"order:\n' + VICTIM + b'thanks"\n', "2 fields, where the header has 3"),
-        (b'm1,"order:\n' + VICTIM * 60 + b'thanks",\n', "metadata must be at most 1,024 characters"),
+        (
+            b'm1,"order:\n' + VICTIM * 60 + b'thanks",\n',
+            "metadata must be at most 1,024 characters",
+        ),
     ],
     ids=lambda value: repr(value[:40]),
 )
-def test_a_record_that_cannot_be_read_is_one_bad_line_wherever_it_ends(record: bytes, reason: str) -> None:
+def test_a_record_that_cannot_be_read_is_one_bad_line_wherever_it_ends(
+    record: bytes, reason: str
+) -> None:
     bad, good = read(HEADER + record + b"B,two,\n")
     assert isinstance(bad, BadLine)
     assert (bad.number, bad.line) == (1, 2)
@@ -238,7 +278,11 @@ def test_a_record_without_end_takes_no_memory() -> None:
 
 def test_a_quote_in_a_field_without_quotes_is_a_letter() -> None:
     found = told(HEADER + b'A,5" pipe,\nB, "two" of them,\nC,x\ry,\nD,four,\n')
-    assert [item[3] for item in (found[0], found[1], found[3])] == ['5" pipe', ' "two" of them', "four"]
+    assert [item[3] for item in (found[0], found[1], found[3])] == [
+        '5" pipe',
+        ' "two" of them',
+        "four",
+    ]
     assert "a line ends in CR alone" in str(found[2][2])
 
 
@@ -269,7 +313,9 @@ class _Chained(io.RawIOBase):
 FIELD = st.text(st.sampled_from('a",\r\n\né'), max_size=6)
 
 
-@hypothesis.given(st.lists(st.lists(FIELD, min_size=3, max_size=3), min_size=1, max_size=5), st.data())
+@hypothesis.given(
+    st.lists(st.lists(FIELD, min_size=3, max_size=3), min_size=1, max_size=5), st.data()
+)
 def test_a_record_that_is_written_by_csv_ends_where_csv_says(
     rows: list[list[str]], data: st.DataObject
 ) -> None:
@@ -392,7 +438,9 @@ def test_a_readers_fingerprint_is_its_first_records(data: bytes) -> None:
 
 
 def test_an_input_without_records_has_a_fingerprint_too() -> None:
-    assert RecordReader(io.BytesIO(b"message_id,metadata\n"), Layout()).fingerprint == "first-record:"
+    assert (
+        RecordReader(io.BytesIO(b"message_id,metadata\n"), Layout()).fingerprint == "first-record:"
+    )
 
 
 def test_what_a_job_changes_of_a_listed_message_does_not_make_it_another_input() -> None:
@@ -427,7 +475,9 @@ def merged(line: bytes, layout: Layout, metadata: str | None) -> object:
         ('{ "tag":"x" }', None),
     ],
 )
-def test_a_change_is_merged_unless_it_changes_nothing(metadata: str | None, result: str | None) -> None:
+def test_a_change_is_merged_unless_it_changes_nothing(
+    metadata: str | None, result: str | None
+) -> None:
     change = b'{"message_id": "A", "metadata": "{\\"tag\\": \\"x\\", \\"gone\\": null}"}'
     assert merged(change, Layout("jsonl", merge=True), metadata) == result
     plain = b'{"message_id": "A", "metadata": {"tag": "x"}}'
@@ -451,7 +501,9 @@ def test_only_an_object_can_be_merged(metadata: str) -> None:
 
 @pytest.mark.parametrize("beginning", [b"\x1f\x8b\x08", b"PK\x03\x04", b"\xff\xfe{", b"\xfe\xff"])
 @pytest.mark.parametrize("layout", [CSV, JSONL, Layout()])
-def test_what_is_no_text_is_refused_whatever_it_is_said_to_be(beginning: bytes, layout: Layout) -> None:
+def test_what_is_no_text_is_refused_whatever_it_is_said_to_be(
+    beginning: bytes, layout: Layout
+) -> None:
     with pytest.raises(InputError, match="neither CSV nor JSON Lines: it is"):
         read(beginning, layout)
 
@@ -491,14 +543,19 @@ def test_a_gzipped_file_that_is_cut_short_says_where(tmp_path: Path) -> None:
     whole = gzip.compress(HEADER + b"".join(b"A,%d,\n" % (number**5) for number in range(100_000)))
     path.write_bytes(whole[: len(whole) // 2])
     source = Source(path, Layout())
-    with source.open() as reader, pytest.raises(InputError, match=r"gz, line \d+: cannot be unpacked, as"):
+    with (
+        source.open() as reader,
+        pytest.raises(InputError, match=r"gz, line \d+: cannot be unpacked, as"),
+    ):
         list(reader)
 
 
 def test_a_file_that_is_no_gzip_says_so(tmp_path: Path) -> None:
     path = tmp_path / "ids.csv.gz"
     path.write_bytes(HEADER)
-    with pytest.raises(InputError, match="gz, line 1: cannot be unpacked, as its name asks for: Not a gzip"):
+    with pytest.raises(
+        InputError, match="gz, line 1: cannot be unpacked, as its name asks for: Not a gzip"
+    ):
         read_source(path)
 
 
@@ -507,7 +564,9 @@ def test_a_disk_that_gives_no_answer_is_told_with_the_line() -> None:
         def readline(self, size: int | None = -1) -> bytes:
             raise OSError(5, "Input/output error")
 
-    with pytest.raises(InputError, match=r"the input, line 1: cannot be read: .*Input/output error"):
+    with pytest.raises(
+        InputError, match=r"the input, line 1: cannot be read: .*Input/output error"
+    ):
         RecordReader(Broken(), Layout())
 
 
@@ -539,7 +598,10 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
-        with pytest.raises(InputError, match="No such device or address"), Source(path, Layout()).open():
+        with (
+            pytest.raises(InputError, match="No such device or address"),
+            Source(path, Layout()).open(),
+        ):
             pass
 
 
@@ -548,7 +610,9 @@ def test_a_files_fingerprint_is_its_contents(tmp_path: Path) -> None:
     for path, data in ((one, b"x"), (same, b"x"), (other, b"y")):
         path.write_bytes(data)
     assert (
-        Source(one, CSV).fingerprint() == Source(same, CSV).fingerprint() != Source(other, CSV).fingerprint()
+        Source(one, CSV).fingerprint()
+        == Source(same, CSV).fingerprint()
+        != Source(other, CSV).fingerprint()
     )
 
 

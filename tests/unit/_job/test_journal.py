@@ -118,7 +118,9 @@ def test_what_is_no_line_is_refused(text: bytes) -> None:
 
 @hypothesis.given(
     st.binary(max_size=60)
-    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda x: json.dumps(x).encode())
+    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(
+        lambda x: json.dumps(x).encode()
+    )
 )
 def test_whatever_a_line_holds_it_is_a_line_or_a_valueerror(text: bytes) -> None:
     for read in (decode, read_header):
@@ -159,7 +161,10 @@ def test_a_header_of_another_kind_is_refused(changes: dict[str, Any], reason: st
             {"origin": "http://127.0.0.1:8080"},
             "a job that sent to https://us.conversation.api.sinch.com; this one sends to http://127.0.0.1:8080",
         ),
-        ({"fingerprint": "sha256:1"}, r"belongs to another input \(ids.csv\), or this one has changed since"),
+        (
+            {"fingerprint": "sha256:1"},
+            r"belongs to another input \(ids.csv\), or this one has changed since",
+        ),
         ({"layout": {"format": "csv", "delimiter": ";"}}, "was begun with delimiter ',', not ';'$"),
         (
             {"layout": {"format": "csv", "delimiter": ",", "change": "merge"}},
@@ -167,7 +172,9 @@ def test_a_header_of_another_kind_is_refused(changes: dict[str, Any], reason: st
         ),
     ],
 )
-def test_another_jobs_header_says_what_differs(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_another_jobs_header_says_what_differs(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     with pytest.raises(JournalError, match=reason):
         attrs.evolve(HEADER, **changes).check(HEADER, tmp_path)
 
@@ -184,7 +191,8 @@ def test_a_header_says_what_changed_of_an_input(tmp_path: Path) -> None:
         "now 2,000 bytes, written 1970-01-02 00:00:00+00:00"
     )
     with pytest.raises(
-        JournalError, match=r"belongs to another input, ids.csv \(1,000 bytes, .*\); this job's is b"
+        JournalError,
+        match=r"belongs to another input, ids.csv \(1,000 bytes, .*\); this job's is b",
     ):
         attrs.evolve(next_night, input="b").check(night, tmp_path / "j")
 
@@ -279,11 +287,17 @@ def test_a_torn_header_begins_anew(path: Path) -> None:
         (b'{"journal": "sinch-conv bulk", }\n', "cannot be used"),
         (write_header(HEADER) + b"\0" * 9 + b"\n", "line 2 of .* is no line of a journal"),
         (write_header(HEADER) + b"x" * 100_000, "line 2 of .* is longer than any of a journal"),
-        (write_header(HEADER) + b"\0" * 100_000 + b"{", "line 2 of .* is longer than any of a journal"),
+        (
+            write_header(HEADER) + b"\0" * 100_000 + b"{",
+            "line 2 of .* is longer than any of a journal",
+        ),
         (b"\0" * 100_000, "is not the journal of a bulk job"),
         (write_header(HEADER)[:30] + b" " * 100_000, "is not the journal of a bulk job"),
         (write_header(attrs.evolve(HEADER, project_id="other")), "belongs to project other"),
-        (write_header(attrs.evolve(HEADER, origin="http://[::1]")), r"a job that sent to http://\[::1\]"),
+        (
+            write_header(attrs.evolve(HEADER, origin="http://[::1]")),
+            r"a job that sent to http://\[::1\]",
+        ),
         (
             write_header(HEADER) + encode(line(MAX_GAP + 1, UPDATED)),
             "line 2 of .* is no line of a journal: record 1,000,001 cannot follow record 0",
@@ -302,13 +316,17 @@ def test_what_is_not_this_jobs_journal_is_refused_and_left_as_it_was(
     assert path.read_bytes() == data
 
 
-def test_a_journal_without_any_outcome_begins_anew_with_an_input_that_was_mended(path: Path) -> None:
+def test_a_journal_without_any_outcome_begins_anew_with_an_input_that_was_mended(
+    path: Path,
+) -> None:
     path.write_bytes(write_header(attrs.evolve(HEADER, fingerprint="sha256:before")))
     journal, states = opened(path)
     journal.close()
     assert (states.last, journal.cut) == (0, 0)
     assert path.read_bytes() == write_header(HEADER)
-    path.write_bytes(write_header(attrs.evolve(HEADER, fingerprint="sha256:before")) + b'{"record": 1')
+    path.write_bytes(
+        write_header(attrs.evolve(HEADER, fingerprint="sha256:before")) + b'{"record": 1'
+    )
     with pytest.raises(JournalError, match="belongs to another input"):
         opened(path)
 
@@ -341,11 +359,18 @@ def test_a_look_needs_no_header_and_no_journal(path: Path) -> None:
     assert seen(path, None).last == 5
 
 
-async def test_as_a_ledger_it_writes_what_an_update_supersedes_before_the_update(path: Path) -> None:
+async def test_as_a_ledger_it_writes_what_an_update_supersedes_before_the_update(
+    path: Path,
+) -> None:
     journal, _ = opened(path)
     ledger: Ledger = journal
     with journal:
-        for entry in (line(1, FAILED, "A"), line(2, FAILED, "A"), line(3, INVALID), line(4, UPDATED, "A")):
+        for entry in (
+            line(1, FAILED, "A"),
+            line(2, FAILED, "A"),
+            line(3, INVALID),
+            line(4, UPDATED, "A"),
+        ):
             await ledger.write(entry)
         assert [ledger.state(record) for record in range(6)] == [
             None, SUPERSEDED, SUPERSEDED, INVALID, UPDATED, None,
@@ -362,7 +387,10 @@ async def test_as_a_ledger_it_writes_what_an_update_supersedes_before_the_update
 
 
 def test_a_second_job_is_kept_out(path: Path) -> None:
-    with Journal.open(path), pytest.raises(JournalError, match="is in use: another job works with it"):
+    with (
+        Journal.open(path),
+        pytest.raises(JournalError, match="is in use: another job works with it"),
+    ):
         Journal.open(path)
     Journal.open(path).close()
 
@@ -386,7 +414,9 @@ def test_a_place_that_cannot_hold_a_journal_is_refused(path: Path) -> None:
         Journal.open(path)
 
 
-def test_a_file_system_without_locks_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -489,11 +519,15 @@ def test_a_folder_that_cannot_be_brought_to_the_disk_is_told(
         failing() if stat.S_ISDIR(os.fstat(descriptor).st_mode) else to_disk(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(JournalError, match="its folder cannot be brought to the disk: Input/output error"):
+    with pytest.raises(
+        JournalError, match="its folder cannot be brought to the disk: Input/output error"
+    ):
         opened(path, fsync=True)
 
 
-def test_a_write_that_takes_only_a_part_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_takes_only_a_part_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal, _ = opened(path)
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
@@ -508,7 +542,8 @@ def test_a_write_that_takes_only_a_part_goes_on(path: Path, monkeypatch: pytest.
         (lambda path: path.unlink(), "was removed while the job was running"),
         (
             lambda path: (
-                path.with_name("copy").write_bytes(path.read_bytes()) and path.with_name("copy").replace(path)
+                path.with_name("copy").write_bytes(path.read_bytes())
+                and path.with_name("copy").replace(path)
             ),
             "was replaced by another file",
         ),
@@ -519,7 +554,9 @@ def test_a_write_that_takes_only_a_part_goes_on(path: Path, monkeypatch: pytest.
 @pytest.mark.filterwarnings(
     "ignore:unclosed file:ResourceWarning"
 )  # the last two leave theirs to the collector
-def test_what_happens_to_the_file_meanwhile_is_noticed(path: Path, happens: Any, reason: str) -> None:
+def test_what_happens_to_the_file_meanwhile_is_noticed(
+    path: Path, happens: Any, reason: str
+) -> None:
     journal, _ = opened(path)
     with journal:
         journal.append([line(1, UPDATED, "A")])

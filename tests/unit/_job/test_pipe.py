@@ -15,7 +15,9 @@ from sinch_conv_async._job.pipe import FromPipe
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HEADER = Header(project_id="sandbox-project", origin="http://127.0.0.1", input="-", fingerprint="", layout={})
+HEADER = Header(
+    project_id="sandbox-project", origin="http://127.0.0.1", input="-", fingerprint="", layout={}
+)
 
 
 def records(number: int) -> list[Record | BadLine]:

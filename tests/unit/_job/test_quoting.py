@@ -43,7 +43,8 @@ def place_after(text: str, delimiter: str = ",") -> Place:
         ('"a"b', Place.BROKEN),
         ('"a" ,b', Place.BROKEN),
         ('"a\\"b",', Place.BROKEN),
-        # A carriage return that ends no line: the record ends with the line, unless there are quotes.
+        # A carriage return that ends no line: the record ends with the line, unless there are
+        # quotes.
         ("a\rb\n", Place.END),
         ("a\rb", Place.AFTER_LONE_CR),
         ('a\rb,"c', Place.BROKEN),

@@ -21,7 +21,9 @@ from sinch_conv_async.sandbox import Sandbox
 if TYPE_CHECKING:
     from pathlib import Path
 
-HEADER = Header(project_id="sandbox-project", origin="http://127.0.0.1", input="-", fingerprint="", layout={})
+HEADER = Header(
+    project_id="sandbox-project", origin="http://127.0.0.1", input="-", fingerprint="", layout={}
+)
 
 
 def records(number: int) -> list[Record | BadLine]:
@@ -30,7 +32,10 @@ def records(number: int) -> list[Record | BadLine]:
 
 
 async def test_a_job_that_is_stopped_before_it_runs_sends_nothing(tmp_path: Path) -> None:
-    async with Sandbox(auto_create=True) as sandbox, ConversationClient(**sandbox.client_options()) as client:
+    async with (
+        Sandbox(auto_create=True) as sandbox,
+        ConversationClient(**sandbox.client_options()) as client,
+    ):
         with Journal.open(tmp_path / "j") as journal:
             journal.load(HEADER, States())
             job = Run(journal, Quiet(io.StringIO()), total=5)
@@ -44,13 +49,18 @@ async def test_a_job_that_is_stopped_before_it_runs_sends_nothing(tmp_path: Path
 async def test_a_job_is_unfinished_while_a_record_that_was_read_has_no_outcome(
     total: int | None, tmp_path: Path
 ) -> None:
-    async with Sandbox(auto_create=True) as sandbox, ConversationClient(**sandbox.client_options()) as client:
+    async with (
+        Sandbox(auto_create=True) as sandbox,
+        ConversationClient(**sandbox.client_options()) as client,
+    ):
         with Journal.open(tmp_path / "j") as journal:
             journal.load(HEADER, States())
             job = Run(journal, Quiet(io.StringIO()), total=total)
             assert job.unfinished
             sandbox.hold()
-            running = asyncio.create_task(job.go(client, records(3), concurrency=5, max_outage=900.0))
+            running = asyncio.create_task(
+                job.go(client, records(3), concurrency=5, max_outage=900.0)
+            )
             await sandbox.wait_for_requests(3)
             assert job.exhausted
             assert job.unfinished
@@ -63,12 +73,17 @@ async def test_a_job_is_unfinished_while_a_record_that_was_read_has_no_outcome(
 async def test_a_pipe_that_ends_before_what_the_journal_knows_is_not_the_whole_input(
     now: int, tmp_path: Path
 ) -> None:
-    async with Sandbox(auto_create=True) as sandbox, ConversationClient(**sandbox.client_options()) as client:
+    async with (
+        Sandbox(auto_create=True) as sandbox,
+        ConversationClient(**sandbox.client_options()) as client,
+    ):
         for number in (3, now):
             with Journal.open(tmp_path / "j") as journal:
                 journal.load(HEADER, States(digests=True))
                 job = Run(journal, Quiet(io.StringIO()))
-                running = job.go(client, FromPipe(records(number)), concurrency=None, max_outage=900.0)
+                running = job.go(
+                    client, FromPipe(records(number)), concurrency=None, max_outage=900.0
+                )
                 if number == 3:
                     await running
                 else:
@@ -108,7 +123,10 @@ async def test_in_an_outage_the_progress_is_told_the_last_error(tmp_path: Path) 
                 run.stop()
 
     said: list[str] = []
-    async with Sandbox(auto_create=True) as sandbox, ConversationClient(**sandbox.client_options()) as client:
+    async with (
+        Sandbox(auto_create=True) as sandbox,
+        ConversationClient(**sandbox.client_options()) as client,
+    ):
         sandbox.fail_next(503, times=10_000)
         with Journal.open(tmp_path / "j") as journal:
             journal.load(HEADER, States())
@@ -128,14 +146,20 @@ async def test_what_a_merge_leaves_as_it_is_is_unchanged(tmp_path: Path) -> None
             journal.load(HEADER, States(supersedes=False))
             run = Run(journal, Quiet(None), merge=True, total=2)
             await run.go(client, changes, concurrency=None, max_outage=900.0)
-            assert [journal.state(number) for number in (1, 2)] == [Outcome.UNCHANGED, Outcome.UPDATED]
+            assert [journal.state(number) for number in (1, 2)] == [
+                Outcome.UNCHANGED,
+                Outcome.UPDATED,
+            ]
         assert not run.unfinished
         assert (run.counts.updated, run.counts.unchanged, run.counts.sent) == (1, 1, 2)
         assert (sandbox.messages["A"].updates, sandbox.messages["B"].updates) == (0, 1)
 
 
 async def test_another_record_under_a_known_number_ends_the_run(tmp_path: Path) -> None:
-    async with Sandbox(auto_create=True) as sandbox, ConversationClient(**sandbox.client_options()) as client:
+    async with (
+        Sandbox(auto_create=True) as sandbox,
+        ConversationClient(**sandbox.client_options()) as client,
+    ):
         for data, error in ((b"A,m\nB,m\n", None), (b"A,m\nC,m\n", OtherRecordError)):
             items = list(RecordReader(io.BytesIO(b"message_id,metadata\n" + data), Layout()))
             with Journal.open(tmp_path / "j") as journal:

@@ -39,14 +39,22 @@ class Item:
             [line(1, FAILED, "A"), line(2, FAILED, "A"), line(3, UPDATED, "A")],
             [SUPERSEDED, SUPERSEDED, UPDATED],
         ),
-        ([line(1, FAILED, "A"), line(2, UPDATED, "A"), line(3, FAILED, "A")], [SUPERSEDED, UPDATED, FAILED]),
+        (
+            [line(1, FAILED, "A"), line(2, UPDATED, "A"), line(3, FAILED, "A")],
+            [SUPERSEDED, UPDATED, FAILED],
+        ),
         # An earlier one, or another id, supersedes nothing.
         ([line(2, FAILED, "A"), line(1, UPDATED, "A")], [UPDATED, FAILED]),
         ([line(1, FAILED, "A"), line(2, UPDATED, "B")], [FAILED, UPDATED]),
         ([line(1, FAILED, "A"), line(2, FAILED, "A")], [FAILED, FAILED]),
         # Updated by the next run, before the later one.
         (
-            [line(1, FAILED, "A"), line(2, FAILED, "A"), line(1, UPDATED, "A"), line(2, UPDATED, "A")],
+            [
+                line(1, FAILED, "A"),
+                line(2, FAILED, "A"),
+                line(1, UPDATED, "A"),
+                line(2, UPDATED, "A"),
+            ],
             [UPDATED, UPDATED],
         ),
         # Written out, it is final.
@@ -71,13 +79,17 @@ def test_what_a_success_supersedes_is_written_before_it() -> None:
     states = States()
     for record in (1, 2, 4):
         states.apply(line(record, FAILED, "A"))
-    assert states.superseded(3, "A") == [line(1, SUPERSEDED, "A", by=3), line(2, SUPERSEDED, "A", by=3)]
+    assert states.superseded(3, "A") == [
+        line(1, SUPERSEDED, "A", by=3),
+        line(2, SUPERSEDED, "A", by=3),
+    ]
     assert states.superseded(3, "B") == []
 
 
 @hypothesis.given(
     st.lists(
-        st.tuples(st.integers(1, 40), st.sampled_from([UPDATED, FAILED]), st.integers(0, 8)), max_size=150
+        st.tuples(st.integers(1, 40), st.sampled_from([UPDATED, FAILED]), st.integers(0, 8)),
+        max_size=150,
     )
 )
 def test_states_agree_with_the_plain_rule(events: list[tuple[int, Outcome, int]]) -> None:
@@ -130,7 +142,9 @@ def test_a_record_that_fails_again_after_another_outcome_is_in_order(outcomes: s
         states.apply(line(1, words[outcome], "A"))
     assert states[1] is words[outcomes[-1]]
     assert sum(states.counts.values()) == 2
-    assert [found.record for found in states.superseded(3, "A")] == ([1, 2] if outcomes == "fuf" else [2])
+    assert [found.record for found in states.superseded(3, "A")] == (
+        [1, 2] if outcomes == "fuf" else [2]
+    )
 
 
 def test_many_failures_of_one_id_are_superseded_one_by_one_in_no_time() -> None:
@@ -155,7 +169,9 @@ def test_many_failures_of_one_id_are_superseded_one_by_one_in_no_time() -> None:
 
 
 @hypothesis.given(st.permutations(range(1, 12)), st.lists(st.integers(1, 12)))
-def test_failed_records_are_found_whatever_order_they_came_in(order: list[int], asked: list[int]) -> None:
+def test_failed_records_are_found_whatever_order_they_came_in(
+    order: list[int], asked: list[int]
+) -> None:
     states, left = States(), set(order)
     for record in order:
         states.apply(line(record, FAILED, "A"))

@@ -64,7 +64,9 @@ def answer(status=200, body=b"{}", **headers):
     """Header names are given as `Retry_After`."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Response(
-        status, CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}), body
+        status,
+        CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}),
+        body,
     )
 
 
@@ -129,7 +131,19 @@ HOSTILE_IDS = [
     "!a",
 ]
 NO_TEXT = [None, 0, 1, True, b"01", bytearray(b"01"), ["01"], ("01",), {"id": "01"}, 1.5, object]
-GOOD_IDS = ["a", "0", "-", "_", "~", "...", ".a", "a..b", "~.-_", "01FC66621XXXXX119Z8PMV1QPA", "a" * 256]
+GOOD_IDS = [
+    "a",
+    "0",
+    "-",
+    "_",
+    "~",
+    "...",
+    ".a",
+    "a..b",
+    "~.-_",
+    "01FC66621XXXXX119Z8PMV1QPA",
+    "a" * 256,
+]
 
 
 @pytest.mark.parametrize("value", HOSTILE_IDS, ids=ascii)
@@ -183,7 +197,11 @@ def test_whatever_the_id_is_no_other_path_is_reached(value):
         assert re.fullmatch(r"[A-Za-z0-9._~-]{1,256}", value) is None or value in (".", "..")
     else:
         assert url == URL(ORIGIN + PATH) / value
-        assert (url.host, url.raw_query_string, url.raw_fragment) == ("eu.conversation.api.sinch.com", "", "")
+        assert (url.host, url.raw_query_string, url.raw_fragment) == (
+            "eu.conversation.api.sinch.com",
+            "",
+            "",
+        )
 
 
 # Metadata
@@ -264,10 +282,15 @@ def test_a_request_shows_no_body():
 
 @pytest.mark.parametrize("region", [*Region, "us", "eu", "br", "US", "Eu"])
 def test_a_region_has_its_origin(region):
-    assert regional_origin(region) == f"https://{Region(region.lower()).value}.conversation.api.sinch.com"
+    assert (
+        regional_origin(region)
+        == f"https://{Region(region.lower()).value}.conversation.api.sinch.com"
+    )
 
 
-@pytest.mark.parametrize("region", ["", "au", "us.evil.example/", "us ", None, 1, True, b"us", [], {}])
+@pytest.mark.parametrize(
+    "region", ["", "au", "us.evil.example/", "us ", None, 1, True, b"us", [], {}]
+)
 def test_an_unknown_region_is_refused(region):
     with pytest.raises(
         InvalidArgumentError, match=r"^conversation_region must be one of 'us', 'eu', 'br'$"
@@ -470,7 +493,11 @@ def test_whatever_is_given_as_an_origin_is_one_that_is_safe_or_refused(value):
         ("http://me:canary@proxy.example:3128", "http://proxy.example:3128", "me:canary"),
         ("http://me@proxy.example:3128", "http://proxy.example:3128", "me:"),
         ("http://:canary@proxy.example:3128", "http://proxy.example:3128", ":canary"),
-        ("http://m%40e:c%3Aa%2Fn%20%C3%A9@proxy.example:3128", "http://proxy.example:3128", "m@e:c:a/n é"),
+        (
+            "http://m%40e:c%3Aa%2Fn%20%C3%A9@proxy.example:3128",
+            "http://proxy.example:3128",
+            "m@e:c:a/n é",
+        ),
         ("http://me:ca%0D%0Anary@proxy.example:3128", "http://proxy.example:3128", "me:ca\r\nnary"),
     ],
 )
@@ -481,7 +508,10 @@ def test_a_proxy_is_its_url_and_its_credentials_apart(value, url, pair):
         assert proxy.headers() == {}
     else:
         (header,) = proxy.headers().items()
-        assert header == ("Proxy-Authorization", "Basic " + base64.b64encode(pair.encode()).decode())
+        assert header == (
+            "Proxy-Authorization",
+            "Basic " + base64.b64encode(pair.encode()).decode(),
+        )
     assert "canary" not in repr(proxy)
     assert base64.b64encode(b"me:canary").decode() not in repr(proxy)
 
@@ -494,7 +524,10 @@ def test_no_proxy_is_none():
     "value", [*NO_HOSTS, "socks5://me:canary@proxy.example", URL(), URL("/proxy")], ids=str
 )
 def test_what_is_no_proxy_is_told_without_its_text(value):
-    assert checked_proxy(value) == "proxy must be a URL such as http://user:password@proxy.example:3128"
+    assert (
+        checked_proxy(value)
+        == "proxy must be a URL such as http://user:password@proxy.example:3128"
+    )
 
 
 @pytest.mark.parametrize(
@@ -542,7 +575,10 @@ def test_whatever_is_given_as_a_proxy_is_one_or_told(value):
     ids=ascii,
 )
 def test_credentials_that_no_header_can_carry_are_told_without_their_text(name, value, problem):
-    assert checked_credentials(**{"key_id": "id", "key_secret": "secret", name: value}) == f"{name} {problem}"
+    assert (
+        checked_credentials(**{"key_id": "id", "key_secret": "secret", name: value})
+        == f"{name} {problem}"
+    )
 
 
 def test_a_key_id_with_a_colon_is_told():

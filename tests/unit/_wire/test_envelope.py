@@ -30,7 +30,13 @@ BODIES = {
     ),
     "one name inside and beside": (
         {"error": {"message": "no", "traceId": "inner", "reference": "r"}, "traceId": "outer"},
-        (None, "no", None, [], {"traceId": "outer", "reference": "r", "error": {"traceId": "inner"}}),
+        (
+            None,
+            "no",
+            None,
+            [],
+            {"traceId": "outer", "reference": "r", "error": {"traceId": "inner"}},
+        ),
     ),
     "one name inside and beside, and an error inside": (
         {"error": {"message": "no", "traceId": "inner", "error": "e"}, "traceId": "outer"},
@@ -57,7 +63,11 @@ BODIES = {
             "wait",
             None,
             [],
-            {"type": "https://errors.example/too-many-requests", "title": "Too many", "instance": "/x"},
+            {
+                "type": "https://errors.example/too-many-requests",
+                "title": "Too many",
+                "instance": "/x",
+            },
         ),
     ),
     "a problem document with a title alone": (
@@ -65,7 +75,11 @@ BODIES = {
         (None, "Token expired", None, [], {"type": "https://errors.example/expired"}),
     ),
     "a problem document with errors": (
-        {"title": "Invalid", "errors": [{"pointer": "/metadata", "detail": "too long"}], "details": []},
+        {
+            "title": "Invalid",
+            "errors": [{"pointer": "/metadata", "detail": "too long"}],
+            "details": [],
+        },
         (None, "Invalid", None, [{"pointer": "/metadata", "detail": "too long"}], {}),
     ),
     "details and errors": (
@@ -78,10 +92,17 @@ BODIES = {
     ),
     "a text": ({"error": "token expired"}, (None, "token expired", None, [], {})),
     "OAuth's": (
-        {"error": "invalid_request", "error_description": "the grant is missing", "error_hint": "h"},
+        {
+            "error": "invalid_request",
+            "error_description": "the grant is missing",
+            "error_hint": "h",
+        },
         (None, "the grant is missing", None, [], {"error": "invalid_request", "error_hint": "h"}),
     ),
-    "a text and a message": ({"error": "gone", "message": "no"}, (None, "no", None, [], {"error": "gone"})),
+    "a text and a message": (
+        {"error": "gone", "message": "no"},
+        (None, "no", None, [], {"error": "gone"}),
+    ),
     "code and text": (
         {"code": "invalid_id", "text": "no such id"},
         (None, "no such id", "invalid_id", [], {}),
@@ -91,7 +112,10 @@ BODIES = {
         (40401, "no number", None, [], {"reference": "r"}),
     ),
     "a code as text": ({"error": {"code": "400", "message": "no"}}, (400, "no", None, [], {})),
-    "a code with a fraction of nothing": ({"code": 400.0, "message": "no"}, (400, "no", None, [], {})),
+    "a code with a fraction of nothing": (
+        {"code": 400.0, "message": "no"},
+        (400, "no", None, [], {}),
+    ),
     "a code with a fraction": ({"code": 400.5}, (None, "", None, [], {"code": 400.5})),
     "a code beyond all numbers": ({"code": 1e300}, (None, "", None, [], {"code": 1e300})),
     "a code of many digits": ({"code": "9" * 30}, (None, "", "9" * 30, [], {})),
@@ -105,7 +129,10 @@ BODIES = {
         (None, "", None, [], {}),
     ),
     "an error that is null": ({"error": None, "message": "no"}, (None, "no", None, [], {})),
-    "an error that is false": ({"error": False, "message": "no"}, (None, "no", None, [], {"error": False})),
+    "an error that is false": (
+        {"error": False, "message": "no"},
+        (None, "no", None, [], {"error": False}),
+    ),
     "an error that is a list": ({"error": [1], "message": "no"}, (None, "no", None, [1], {})),
     "a bare text": ("upstream gone", (None, "upstream gone", None, [], {})),
     "a bare list": ([DETAIL], (None, "", None, [DETAIL], {})),
@@ -191,7 +218,13 @@ def upper(text):
 
 
 def test_values_and_unknown_names_are_scrubbed_and_known_names_are_not():
-    said = {"error": {"message": "m", "details": [{"reason": "r", "mine": ["v"]}], "other": {"message": "x"}}}
+    said = {
+        "error": {
+            "message": "m",
+            "details": [{"reason": "r", "mine": ["v"]}],
+            "other": {"message": "x"},
+        }
+    }
     assert error_fields(said, upper) == {
         "code": None,
         "message": "M",
@@ -202,5 +235,11 @@ def test_values_and_unknown_names_are_scrubbed_and_known_names_are_not():
 
 
 def test_an_error_of_the_token_endpoint_holds_no_tokens():
-    said = {"error": "e", "error_hint": "h", "access_token": "a", "refresh_token": "r", "id_token": "i"}
+    said = {
+        "error": "e",
+        "error_hint": "h",
+        "access_token": "a",
+        "refresh_token": "r",
+        "id_token": "i",
+    }
     assert token_error_fields(said, upper) == {"error": "E", "error_hint": "H"}

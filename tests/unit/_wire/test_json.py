@@ -30,8 +30,14 @@ def without_orjson():
 PLAIN = without_orjson()
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=[])),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=[])),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5)
+    ),
     max_leaves=20,
 )
 
@@ -82,11 +88,15 @@ REFUSED = {
     "UTF-16": '{"id": "å"}'.encode("utf-16"),
     "UTF-16 without a mark": '{"id": "å"}'.encode("utf-16-le"),
     "UTF-32": '{"id": "å"}'.encode("utf-32"),
-    "UTF-16 that looks deep to one and flat to another": ('["' + "\u2200" * 200 + '"' + "[" * 500).encode(
-        "utf-16"
-    ),
+    "UTF-16 that looks deep to one and flat to another": (
+        '["' + "\u2200" * 200 + '"' + "[" * 500
+    ).encode("utf-16"),
     "a hundred and one levels": b"[" * 101 + b"]" * 101,
-    "too many levels after brackets in a string": b'["' + b"]" * 200 + b'", ' + b"[" * 100 + b"]" * 101,
+    "too many levels after brackets in a string": b'["'
+    + b"]" * 200
+    + b'", '
+    + b"[" * 100
+    + b"]" * 101,
     "a hundred and one levels after lists beside": b"[" + b"[]," * 200 + b"[" * 100 + b"]" * 101,
     "a hundred thousand levels": b"[" * 100_000 + b"]" * 100_000,
     "a hundred thousand objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
@@ -158,9 +168,17 @@ def test_strings_without_end_are_refused_in_one_pass(module, text):
 
 
 @given(JSON, st.integers(90, 110))
-def test_what_is_nested_more_than_a_hundred_deep_is_refused_whatever_its_strings_hold(value, levels):
+def test_what_is_nested_more_than_a_hundred_deep_is_refused_whatever_its_strings_hold(
+    value, levels
+):
     def depth(value):
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+        inner = (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, list)
+            else None
+        )
         return 0 if inner is None else 1 + max(map(depth, inner), default=0)
 
     data = b"[" * levels + json.dumps(value, ensure_ascii=True).encode() + b"]" * levels
@@ -186,7 +204,10 @@ def test_whatever_looks_like_json_has_the_same_outcome(text):
     assert outcome(_json.loads, data) == outcome(PLAIN.loads, data)
 
 
-@given(st.integers().map(lambda number: number * 7919**9) | st.floats(allow_nan=False, allow_infinity=False))
+@given(
+    st.integers().map(lambda number: number * 7919**9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
 def test_numbers_of_any_size_are_read_alike_and_exactly(number):
     data = json.dumps({"n": number}).encode()
     assert repr(_json.loads(data)) == repr(PLAIN.loads(data)) == repr({"n": number})

@@ -18,7 +18,9 @@ JSON = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 OBJECTS = st.dictionaries(st.text(max_size=3), JSON, max_size=3)
@@ -79,7 +81,8 @@ def test_any_mapping_may_hold_the_changes():
 
 
 @pytest.mark.parametrize(
-    "metadata", ["canary", "[]", '"text"', "7", "null", "true", "{", '{"a": NaN}', '{"a": 1e999}', "\ud800"]
+    "metadata",
+    ["canary", "[]", '"text"', "7", "null", "true", "{", '{"a": NaN}', '{"a": 1e999}', "\ud800"],
 )
 def test_metadata_that_is_no_json_object_is_refused(metadata):
     with pytest.raises(
@@ -131,7 +134,8 @@ def test_a_result_of_1024_characters_is_the_longest():
     fits = "é" * (1024 - len('{"a":""}'))
     assert len(merge(None, {"a": fits})) == 1024
     with pytest.raises(
-        InvalidArgumentError, match=r"^the merged metadata must be at most 1,024 characters, not 1,025$"
+        InvalidArgumentError,
+        match=r"^the merged metadata must be at most 1,024 characters, not 1,025$",
     ):
         merge(None, {"a": fits + "é"})
 

@@ -48,7 +48,9 @@ def listed(**filters):
 
 
 def query(operation):
-    return {name: values[0] for name, values in parse_qs(operation.request.url.raw_query_string).items()}
+    return {
+        name: values[0] for name, values in parse_qs(operation.request.url.raw_query_string).items()
+    }
 
 
 def read(operation, body, *, status=200, reused=False):
@@ -72,11 +74,13 @@ def test_no_messages_source_is_no_query(of):
 
 @pytest.mark.parametrize("of", [update, get])
 @pytest.mark.parametrize(
-    "source", ["", "DISPATCH", "dispatch-source", "DISPATCH_SOURCE&a=b", b"DISPATCH_SOURCE", 0, True, [], {}]
+    "source",
+    ["", "DISPATCH", "dispatch-source", "DISPATCH_SOURCE&a=b", b"DISPATCH_SOURCE", 0, True, [], {}],
 )
 def test_an_unknown_messages_source_is_refused(of, source):
     with pytest.raises(
-        InvalidArgumentError, match=r"^messages_source must be one of CONVERSATION_SOURCE, DISPATCH_SOURCE$"
+        InvalidArgumentError,
+        match=r"^messages_source must be one of CONVERSATION_SOURCE, DISPATCH_SOURCE$",
     ) as caught:
         of(source=source)
     assert caught.value.__context__ is None
@@ -96,7 +100,9 @@ def test_a_read_has_no_body_and_is_safe_to_repeat():
 
 
 def test_a_read_gives_the_message_that_was_asked_for_and_no_other():
-    assert read(get(), {"id": "01message", "metadata": "x"}) == ConversationMessage("01message", metadata="x")
+    assert read(get(), {"id": "01message", "metadata": "x"}) == ConversationMessage(
+        "01message", metadata="x"
+    )
     assert type(read(get(), {"id": "02"}).error) is ResponseFormatError
     assert type(read(get(), {"id": "02"}, reused=True).error) is TransportError
     assert type(read(get(), {}, status=404).error) is NotFoundError
@@ -149,7 +155,10 @@ def test_every_filter_is_a_query_parameter():
 
 @pytest.mark.parametrize("value", [True, False])
 def test_a_flag_is_written_as_json_writes_it(value):
-    assert query(listed(only_recipient_originated=value))["only_recipient_originated"] == str(value).lower()
+    assert (
+        query(listed(only_recipient_originated=value))["only_recipient_originated"]
+        == str(value).lower()
+    )
 
 
 @pytest.mark.parametrize("channel", [*Channel, *(channel.value.lower() for channel in Channel)])
@@ -194,7 +203,9 @@ def test_a_filter_that_cannot_be_right_is_refused_by_its_name(name, value):
 def test_a_period_has_its_beginning_before_its_end(later):
     with pytest.raises(InvalidArgumentError, match=r"^start_time must be before end_time$"):
         listed(start_time=later, end_time=NOON)
-    assert len(query(listed(start_time=NOON, end_time=NOON + datetime.timedelta(microseconds=1)))) == 3
+    assert (
+        len(query(listed(start_time=NOON, end_time=NOON + datetime.timedelta(microseconds=1)))) == 3
+    )
 
 
 @pytest.mark.parametrize("token", ["next", "a&b=c#d/e?é%20 +", "&page_token=x", "x" * 4096])
@@ -215,7 +226,11 @@ def test_whatever_a_filter_says_it_reaches_no_other_path_and_no_other_parameter(
     assert url.raw_path == "/v1/projects/project-1/messages"
     assert operation.request.target.isascii()
     assert operation.request.target.isprintable()
-    assert query(operation) == {"page_size": "100", "channel_identity": identity, "page_token": token}
+    assert query(operation) == {
+        "page_size": "100",
+        "channel_identity": identity,
+        "page_token": token,
+    }
 
 
 def test_a_page_is_read():

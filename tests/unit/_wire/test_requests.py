@@ -54,7 +54,9 @@ def answer(status=200, body=b"{}", **headers):
     """Header names are given as `Retry_After`."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Response(
-        status, CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}), body
+        status,
+        CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}),
+        body,
     )
 
 
@@ -93,8 +95,12 @@ def test_a_request_goes_over_the_wire_as_rfc_9112_writes_it():
     ],
 )
 def test_the_host_field_is_the_origins_host_and_the_port_that_is_not_the_schemes_own(origin, host):
-    request = UpdateMetadata.of(checked_origin("conversation_origin", origin), PATH, "01", "x").request
-    assert b"\r\nHost: " + host + b"\r\n" in serialized(request, request_head(request, "Bearer t", "a"))
+    request = UpdateMetadata.of(
+        checked_origin("conversation_origin", origin), PATH, "01", "x"
+    ).request
+    assert b"\r\nHost: " + host + b"\r\n" in serialized(
+        request, request_head(request, "Bearer t", "a")
+    )
 
 
 @given(
@@ -104,7 +110,9 @@ def test_the_host_field_is_the_origins_host_and_the_port_that_is_not_the_schemes
 )
 def test_nothing_that_was_checked_can_end_its_line(message_id, metadata, secret):
     request = update(message_id[:256], metadata[:1024])
-    data = serialized(request, request_head(request, basic_authorization(Credentials("id", secret)), "agent"))
+    data = serialized(
+        request, request_head(request, basic_authorization(Credentials("id", secret)), "agent")
+    )
     head, _, body = data.partition(b"\r\n\r\n")
     assert len(head.split(b"\r\n")) == 8
     assert (head.count(b"\r"), head.count(b"\n"), head.count(b"\0")) == (7, 7, 0)

@@ -32,7 +32,12 @@ from sinch_conv_async._wire.operations import UpdateMetadata
 from sinch_conv_async._wire.requests import (
     MAX_RESPONSE,
 )
-from sinch_conv_async._wire.responses import Response, TokenResponse, read_token_response, retry_after
+from sinch_conv_async._wire.responses import (
+    Response,
+    TokenResponse,
+    read_token_response,
+    retry_after,
+)
 
 ORIGIN = "https://eu.conversation.api.sinch.com"
 PATH = "/v1/projects/project-1/messages/"
@@ -53,7 +58,9 @@ def answer(status=200, body=b"{}", **headers):
     """Header names are given as `Retry_After`."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Response(
-        status, CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}), body
+        status,
+        CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}),
+        body,
     )
 
 
@@ -84,7 +91,12 @@ def test_another_id_on_a_connection_that_was_used_before_is_a_crossed_answer(oth
     assert type(failure.error) is TransportError
     assert str(failure.error) == "the answer is about another message than the one asked for"
     assert failure.error.sent == "maybe"
-    assert (failure.retryable, failure.maybe_applied, failure.crossed, failure.stale_connection) == (
+    assert (
+        failure.retryable,
+        failure.maybe_applied,
+        failure.crossed,
+        failure.stale_connection,
+    ) == (
         True,
         True,
         True,
@@ -125,7 +137,9 @@ def test_a_200_that_is_no_message_was_applied_and_says_where_it_is_wrong(body, t
     "status", [100, 101, 201, 202, 204, 206, 299, 300, 301, 302, 303, 304, 307, 308, 399, 600, 999]
 )
 def test_what_is_neither_200_nor_an_error_is_not_what_the_api_promises(status):
-    failure = read(status, {"id": "01MESSAGE"}, Location="http://evil.example/canary", Retry_After="1")
+    failure = read(
+        status, {"id": "01MESSAGE"}, Location="http://evil.example/canary", Retry_After="1"
+    )
     assert type(failure.error) is ResponseFormatError
     assert failure.error.http_status == status
     assert str(failure.error) == f"the API answers 200 or an error, not {status}"
@@ -145,7 +159,9 @@ def test_an_error_is_tried_again_when_that_can_help():
     body = {"error": {"code": 13, "message": "no", "status": "INTERNAL", "details": []}}
     for status in range(400, 600):
         failure = read(status, body)
-        assert type(failure.error) is CLASSES.get(status, ServerError if status >= 500 else ApiError), status
+        assert type(failure.error) is CLASSES.get(
+            status, ServerError if status >= 500 else ApiError
+        ), status
         assert failure.error.http_status == status
         assert failure.retryable is (status in {408, 429, 500, 502, 503, 504}), status
         assert failure.maybe_applied is (status in {500, 502, 503, 504}), status
@@ -192,7 +208,9 @@ def test_whatever_arrives_is_a_message_or_a_failure_of_the_right_kind(status, bo
         return
     assert isinstance(outcome, Failure)
     if 400 <= status <= 599:
-        assert type(outcome.error) is CLASSES.get(status, ServerError if status >= 500 else ApiError)
+        assert type(outcome.error) is CLASSES.get(
+            status, ServerError if status >= 500 else ApiError
+        )
         wait = outcome.error.retry_after
         assert wait is None or 0 <= wait < math.inf
         assert wait == outcome.retry_after
@@ -224,7 +242,10 @@ CODINGS = {
         gzip.compress(MESSAGE[:9]) + gzip.compress(MESSAGE[9:]),
     ),
     "gzip, twice": ({"Content_Encoding": "gzip, gzip"}, gzip.compress(gzip.compress(MESSAGE))),
-    "deflate, then gzip": ({"Content_Encoding": "deflate, gzip"}, gzip.compress(zlib.compress(MESSAGE))),
+    "deflate, then gzip": (
+        {"Content_Encoding": "deflate, gzip"},
+        gzip.compress(zlib.compress(MESSAGE)),
+    ),
     "gzip once, though said twice": ({"Content_Encoding": "gzip, gzip"}, gzip.compress(MESSAGE)),
     "gzip and padding": ({"Content_Encoding": "gzip"}, gzip.compress(MESSAGE) + b"\x00" * 8),
     "deflate": ({"Content_Encoding": "deflate"}, zlib.compress(MESSAGE)),
@@ -235,12 +256,24 @@ NO_CODINGS = {
     "brotli in gzip": ("br, gzip", gzip.compress(MESSAGE), "not one that can be undone"),
     "four codings": ("gzip, gzip, gzip, gzip", MESSAGE, "not one that can be undone"),
     "101 members": ("gzip", gzip.compress(b"") * 101, "more than 100 members"),
-    "a second member cut short": ("gzip", gzip.compress(MESSAGE) + gzip.compress(MESSAGE)[:-9], "has no end"),
-    "a second coding cut short": ("gzip, gzip", gzip.compress(gzip.compress(MESSAGE)[:-9]), "has no end"),
+    "a second member cut short": (
+        "gzip",
+        gzip.compress(MESSAGE) + gzip.compress(MESSAGE)[:-9],
+        "has no end",
+    ),
+    "a second coding cut short": (
+        "gzip, gzip",
+        gzip.compress(gzip.compress(MESSAGE)[:-9]),
+        "has no end",
+    ),
     "not compressed": ("gzip", MESSAGE, "not compressed as its Content-Encoding says"),
     "cut short": ("gzip", gzip.compress(MESSAGE)[:-9], "has no end"),
     "nothing": ("gzip", b"", "has no end"),
-    "a byte too long": ("deflate", zlib.compress(b" " * (MAX_RESPONSE + 1)), "longer than 1,048,576 bytes"),
+    "a byte too long": (
+        "deflate",
+        zlib.compress(b" " * (MAX_RESPONSE + 1)),
+        "longer than 1,048,576 bytes",
+    ),
 }
 
 
@@ -263,7 +296,11 @@ def test_an_answer_in_a_coding_that_cannot_be_undone_was_applied_and_no_repeat_h
     outcome = read(200, body, Content_Encoding=coding)
     assert isinstance(outcome.error, ResponseFormatError)
     assert problem in str(outcome.error)
-    assert (outcome.error.http_status, outcome.retryable, outcome.maybe_applied) == (200, False, True)
+    assert (outcome.error.http_status, outcome.retryable, outcome.maybe_applied) == (
+        200,
+        False,
+        True,
+    )
 
 
 @pytest.mark.parametrize("name", NO_CODINGS)
@@ -359,7 +396,9 @@ def test_retry_after_as_a_date_is_held_against_the_answers_own_date(value, secon
 
 @pytest.mark.parametrize("date", [None, "", "now", "0", "Sun, 32 Mar 2026 12:00:00 GMT"])
 def test_a_date_with_nothing_to_hold_it_against_gives_none(date):
-    headers = {"Retry-After": "Sun, 01 Mar 2026 12:00:30 GMT"} | ({} if date is None else {"Date": date})
+    headers = {"Retry-After": "Sun, 01 Mar 2026 12:00:30 GMT"} | (
+        {} if date is None else {"Date": date}
+    )
     assert retry_after(headers) is None
 
 
@@ -520,7 +559,12 @@ def test_an_answer_without_a_usable_token_is_told_without_its_text(body, problem
             f"the token endpoint answered 400 {'x' * 64}: {'y' * 256}",
             "x" * 64,
         ),
-        (400, {"error": "e", "error_description": ["no text"]}, "the token endpoint answered 400 e", "e"),
+        (
+            400,
+            {"error": "e", "error_description": ["no text"]},
+            "the token endpoint answered 400 e",
+            "e",
+        ),
         (401, {"error": {"code": 401}}, "the token endpoint answered 401", None),
         (401, {"error_description": "alone"}, "the token endpoint answered 401", None),
         (401, b"invalid_client", "the token endpoint answered 401", None),
@@ -535,7 +579,11 @@ def test_an_answer_without_a_usable_token_is_told_without_its_text(body, problem
 def test_an_error_of_the_token_endpoint_has_its_oauth_code(status, body, text, code):
     failure = granted(body, status)
     assert type(failure.error) is TokenError
-    assert (str(failure.error), failure.error.error, failure.error.http_status) == (text, code, status)
+    assert (str(failure.error), failure.error.error, failure.error.http_status) == (
+        text,
+        code,
+        status,
+    )
 
 
 def test_the_token_endpoint_is_asked_again_after_429_and_5xx():

@@ -51,7 +51,9 @@ def answer(status=200, body=b"{}", **headers):
     """Header names are given as `Retry_After`."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Response(
-        status, CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}), body
+        status,
+        CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}),
+        body,
     )
 
 
@@ -80,7 +82,9 @@ ENCODINGS = {
     "in JSON, in escapes of capitals": lambda text: "".join(f"\\u{ord(sign):04X}" for sign in text),
     "in a program's text": lambda text: "".join(f"\\x{ord(sign):02x}" for sign in text),
     "in a program's text, in eights": lambda text: "".join(f"\\{ord(sign):03o}" for sign in text),
-    "in a program's text, in braces": lambda text: "".join(f"\\u{{{ord(sign):x}}}" for sign in text),
+    "in a program's text, in braces": lambda text: "".join(
+        f"\\u{{{ord(sign):x}}}" for sign in text
+    ),
     "in a program's text, in 32 bits": lambda text: "".join(f"\\U{ord(sign):08x}" for sign in text),
     "in a pattern": re.escape,
     "in HTML": html.escape,
@@ -88,7 +92,9 @@ ENCODINGS = {
     "in HTML, by numbers": lambda text: "".join(f"&#{ord(sign)};" for sign in text),
     "in HTML, by long numbers": lambda text: "".join(f"&#{ord(sign):012};" for sign in text),
     "in HTML, by hexadecimal numbers": lambda text: "".join(f"&#x{ord(sign):x};" for sign in text),
-    "in HTML, by HEXADECIMAL NUMBERS": lambda text: "".join(f"&#X{ord(sign):X}" + ";" for sign in text),
+    "in HTML, by HEXADECIMAL NUMBERS": lambda text: "".join(
+        f"&#X{ord(sign):X}" + ";" for sign in text
+    ),
     "in HTML without semicolons": lambda text: (
         text.replace("&", "&amp").replace("<", "&lt").replace(">", "&gt")
     ),
@@ -174,7 +180,8 @@ def test_a_secret_that_the_token_endpoint_echoes_is_in_no_part_of_the_error(spel
 SIGNS = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
 # Not the one without semicolons: what follows it may belong to a longer name.
 LAYERS = st.lists(
-    st.sampled_from([encode for name, encode in ENCODINGS.items() if "without" not in name]), max_size=3
+    st.sampled_from([encode for name, encode in ENCODINGS.items() if "without" not in name]),
+    max_size=3,
 )
 
 
@@ -195,7 +202,14 @@ def test_a_credential_of_less_than_eight_characters_is_left_where_it_is():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "plain", "100 %", "%zz &nbsp; &#128512; \\ud83d \\n %C3%A9", "a & b < c", "&#0; &#x7f; \\x00 \\777"],
+    [
+        "",
+        "plain",
+        "100 %",
+        "%zz &nbsp; &#128512; \\ud83d \\n %C3%A9",
+        "a & b < c",
+        "&#0; &#x7f; \\x00 \\777",
+    ],
 )
 def test_a_text_without_the_credential_stays_as_it_is(text):
     assert Credentials("id", "a-long-secret").scrub(text) == text

@@ -60,19 +60,24 @@ WRONG = re.compile(
     r"(?:(?:^|; )expected (?:an object|a string|true or false|an RFC 3339 timestamp) @ \$(?:\.[a-z_]+){0,2})+"
 )
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+)
 JSON = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
     max_leaves=12,
 )
-STAMPS = st.datetimes(timezones=st.sampled_from([UTC, datetime.timezone(datetime.timedelta(hours=5.5))])).map(
-    datetime.datetime.isoformat
-)
-# Names that a wire may use for fields of its own, and that mean something to Python or to the models.
-NAMES = st.sampled_from(["extra", "self", "cls", "__init__", "", "app_message", "type", "@type"]) | st.text(
-    max_size=6
-)
+STAMPS = st.datetimes(
+    timezones=st.sampled_from([UTC, datetime.timezone(datetime.timedelta(hours=5.5))])
+).map(datetime.datetime.isoformat)
+# Names that a wire may use for fields of its own, and that mean something to Python or to the
+# models.
+NAMES = st.sampled_from(
+    ["extra", "self", "cls", "__init__", "", "app_message", "type", "@type"]
+) | st.text(max_size=6)
 
 
 def objects(named, values):
@@ -87,7 +92,9 @@ def objects(named, values):
 
 
 # Mostly messages, for chance alone never makes one.
-IDENTITIES = objects(IDENTITY_FIELDS, st.none() | st.text(max_size=8) | st.sampled_from(list(Channel)))
+IDENTITIES = objects(
+    IDENTITY_FIELDS, st.none() | st.text(max_size=8) | st.sampled_from(list(Channel))
+)
 MESSAGES = st.builds(
     lambda message, identity, stamp, injected: {
         **message,
@@ -166,7 +173,10 @@ def test_an_empty_object_is_a_message_of_which_nothing_is_known():
 
 def test_all_fields_null_is_a_message_of_which_nothing_is_known():
     assert read(dict.fromkeys(MESSAGE)) == ConversationMessage()
-    assert read({"channel_identity": dict.fromkeys(IDENTITY_FIELDS)}).channel_identity == ChannelIdentity()
+    assert (
+        read({"channel_identity": dict.fromkeys(IDENTITY_FIELDS)}).channel_identity
+        == ChannelIdentity()
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,12 +194,18 @@ def test_a_known_word_becomes_its_member(text, member):
 
 @pytest.mark.parametrize("channel", Channel)
 def test_a_known_channel_becomes_its_member(channel):
-    assert read({"channel_identity": {"channel": channel.value}}).channel_identity.channel is channel
+    assert (
+        read({"channel_identity": {"channel": channel.value}}).channel_identity.channel is channel
+    )
 
 
-@pytest.mark.parametrize("word", ["UNDEFINED_DIRECTION", "CHANNEL_UNSPECIFIED", "to_app", "", "__class__"])
+@pytest.mark.parametrize(
+    "word", ["UNDEFINED_DIRECTION", "CHANNEL_UNSPECIFIED", "to_app", "", "__class__"]
+)
 def test_an_unknown_word_stays_as_its_text(word):
-    message = read({"direction": word, "processing_mode": word, "channel_identity": {"channel": word}})
+    message = read(
+        {"direction": word, "processing_mode": word, "channel_identity": {"channel": word}}
+    )
     for value in (message.direction, message.processing_mode, message.channel_identity.channel):
         assert type(value) is str
         assert value == word
@@ -198,7 +214,9 @@ def test_an_unknown_word_stays_as_its_text(word):
 @pytest.mark.parametrize(
     "value", [None, {}, {"text_message": {"text": "hi"}}, [1, [2.5]], "text", 0, False, 2**70]
 )
-@pytest.mark.parametrize("name", ["app_message", "extra", "self", "cls", "__init__", "", "0", "é", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["app_message", "extra", "self", "cls", "__init__", "", "0", "é", "\ud800"]
+)
 def test_a_field_that_the_models_do_not_name_is_kept_as_it_came(name, value):
     message = read({"id": "01", name: value, "channel_identity": {name: value}})
     assert message.extra == message.channel_identity.extra == {name: value}
@@ -212,13 +230,19 @@ def test_a_field_that_the_models_do_not_name_is_kept_as_it_came(name, value):
         ("2026-03-01T12:30:15Z", datetime.datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)),
         ("2026-03-01t12:30:15z", datetime.datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)),
         ("2026-03-01T12:30:15.1Z", datetime.datetime(2026, 3, 1, 12, 30, 15, 100_000, tzinfo=UTC)),
-        ("2026-03-01T12:30:15.123456789Z", datetime.datetime(2026, 3, 1, 12, 30, 15, 123_456, tzinfo=UTC)),
+        (
+            "2026-03-01T12:30:15.123456789Z",
+            datetime.datetime(2026, 3, 1, 12, 30, 15, 123_456, tzinfo=UTC),
+        ),
         (
             "2026-03-01T14:30:15.999999999+02:00",
             datetime.datetime(2026, 3, 1, 12, 30, 15, 999_999, tzinfo=UTC),
         ),
         ("2026-03-01T12:30:15-00:00", datetime.datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)),
-        ("2016-12-31T23:59:60.5Z", datetime.datetime(2016, 12, 31, 23, 59, 59, 500_000, tzinfo=UTC)),
+        (
+            "2016-12-31T23:59:60.5Z",
+            datetime.datetime(2016, 12, 31, 23, 59, 59, 500_000, tzinfo=UTC),
+        ),
         ("0001-01-01T00:00:00+14:00", datetime.datetime.fromisoformat("0001-01-01T00:00:00+14:00")),
         ("9999-12-31T23:59:59-12:00", datetime.datetime.fromisoformat("9999-12-31T23:59:59-12:00")),
     ],
@@ -288,7 +312,12 @@ def test_what_a_datetime_cannot_hold_is_kept_in_extra(text):
 )
 def test_a_timestamp_is_written_as_the_text_that_came(text):
     message = read({"accept_time": text})
-    for twin in (message, copy.copy(message), copy.deepcopy(message), pickle.loads(pickle.dumps(message))):
+    for twin in (
+        message,
+        copy.copy(message),
+        copy.deepcopy(message),
+        pickle.loads(pickle.dumps(message)),
+    ):
         assert to_dict(twin) == {"accept_time": text}
 
 
@@ -324,7 +353,12 @@ EXPECTED = {
 @pytest.mark.parametrize("value", [0, 1.5, True, "canary", ["canary"], {"canary": "canary"}])
 @pytest.mark.parametrize("name", MESSAGE)
 def test_a_value_of_the_wrong_type_is_named_by_its_place(name, value):
-    right = {"a string": str, "an RFC 3339 timestamp": str, "an object": dict, "true or false": bool}
+    right = {
+        "a string": str,
+        "an RFC 3339 timestamp": str,
+        "an object": dict,
+        "true or false": bool,
+    }
     if isinstance(value, right[EXPECTED[name]]):
         assert isinstance(read({name: value}), ConversationMessage)
     else:
@@ -334,7 +368,10 @@ def test_a_value_of_the_wrong_type_is_named_by_its_place(name, value):
 @pytest.mark.parametrize("value", [0, 1.5, True, ["canary"], {"canary": "canary"}])
 @pytest.mark.parametrize("name", IDENTITY_FIELDS)
 def test_a_wrong_value_in_the_channel_identity_is_named_by_its_place(name, value):
-    assert read({"channel_identity": {name: value}}) == f"expected a string @ $.channel_identity.{name}"
+    assert (
+        read({"channel_identity": {name: value}})
+        == f"expected a string @ $.channel_identity.{name}"
+    )
 
 
 def test_every_wrong_value_is_named():
@@ -427,11 +464,13 @@ def test_nothing_that_the_server_says_of_a_message_is_lost(value):
     written = to_dict(message)
     assert read(written) == message
     assert json.loads(json.dumps(written)) == written
-    expected = {name: field for name, field in value.items() if field is not None or name not in MESSAGE}
+    expected = {
+        name: field for name, field in value.items() if field is not None or name not in MESSAGE
+    }
     if (stamp := expected.pop("accept_time", None)) is not None:
-        assert datetime.datetime.fromisoformat(written.pop("accept_time")) == datetime.datetime.fromisoformat(
-            stamp
-        )
+        assert datetime.datetime.fromisoformat(
+            written.pop("accept_time")
+        ) == datetime.datetime.fromisoformat(stamp)
     if "channel_identity" in expected:
         expected["channel_identity"] = {
             name: field
@@ -467,7 +506,9 @@ def test_a_page_is_its_messages_and_the_token_of_the_next():
     assert "next" not in repr(found)
 
 
-@pytest.mark.parametrize("value", [{}, {"messages": None, "next_page_token": None}, {"messages": []}])
+@pytest.mark.parametrize(
+    "value", [{}, {"messages": None, "next_page_token": None}, {"messages": []}]
+)
 def test_a_page_may_be_empty(value):
     assert page(value) == MessagePage((), None)
 
@@ -559,14 +600,22 @@ ENVELOPES = {
     "a problem document with its title alone": ({"title": "Quota"}, (None, "Quota", None, ())),
     "a problem document with errors": (
         {"title": "Invalid", "errors": [{"pointer": "/metadata", "detail": "too long"}]},
-        (None, "Invalid", None, (ErrorDetail(extra={"pointer": "/metadata", "detail": "too long"}),)),
+        (
+            None,
+            "Invalid",
+            None,
+            (ErrorDetail(extra={"pointer": "/metadata", "detail": "too long"}),),
+        ),
     ),
     "a text in error": ({"error": "token expired"}, (None, "token expired", None, ())),
     "OAuth's": (
         {"error": "invalid_request", "error_description": "the grant is missing"},
         (None, "the grant is missing", None, ()),
     ),
-    "code and text": ({"code": "invalid_id", "text": "no such id"}, (None, "no such id", "invalid_id", ())),
+    "code and text": (
+        {"code": "invalid_id", "text": "no such id"},
+        (None, "no such id", "invalid_id", ()),
+    ),
     "errorCode": ({"errorCode": 40401, "message": "no number"}, (40401, "no number", None, ())),
     "an error that is null": ({"error": None, "message": "no"}, (None, "no", None, ())),
     "an error that is a list": (
@@ -574,12 +623,18 @@ ENVELOPES = {
         (None, "no", None, (ErrorDetail(extra={"value": 1}),)),
     ),
     "a string": ("upstream gone", (None, "upstream gone", None, ())),
-    "a list": ([DETAIL], (None, "", None, (ErrorDetail("type.example/BadRequest", "CgltZXNzYWdl"),))),
+    "a list": (
+        [DETAIL],
+        (None, "", None, (ErrorDetail("type.example/BadRequest", "CgltZXNzYWdl"),)),
+    ),
     "a number": (7, (None, "", None, ())),
     "null": (None, (None, "", None, ())),
     "true": (True, (None, "", None, ())),
     "an empty object": ({}, (None, "", None, ())),
-    "the names that Python uses": ({"self": 1, "__class__": 2, "extra": 3, "": 4}, (None, "", None, ())),
+    "the names that Python uses": (
+        {"self": 1, "__class__": 2, "extra": 3, "": 4},
+        (None, "", None, ()),
+    ),
 }
 
 
@@ -644,18 +699,27 @@ DETAILS = {
     "type_url": ({"type_url": "a", "value": "b"}, ErrorDetail("a", "b")),
     "@type": ({"@type": "a", "value": "b"}, ErrorDetail("a", "b", {"@type": "a"})),
     "type": ({"type": "a", "owner": "o"}, ErrorDetail("a", None, {"type": "a", "owner": "o"})),
-    "two names for the type": ({"type_url": "a", "@type": "b"}, ErrorDetail("a", None, {"@type": "b"})),
+    "two names for the type": (
+        {"type_url": "a", "@type": "b"},
+        ErrorDetail("a", None, {"@type": "b"}),
+    ),
     "two names that say the same": (
         {"type_url": "a", "@type": "a"},
         ErrorDetail("a", None, {"type_url": "a", "@type": "a"}),
     ),
-    "a field that says the same": ({"type_url": "a", "reason": "a"}, ErrorDetail("a", None, {"reason": "a"})),
+    "a field that says the same": (
+        {"type_url": "a", "reason": "a"},
+        ErrorDetail("a", None, {"reason": "a"}),
+    ),
     "a type_url that is no text": (
         {"type_url": 1, "type": "a"},
         ErrorDetail("a", None, {"type_url": 1, "type": "a"}),
     ),
     "a value that is no text": ({"value": {"x": 1}}, ErrorDetail(extra={"value": {"x": 1}})),
-    "nulls": ({"type_url": None, "value": None}, ErrorDetail(extra={"type_url": None, "value": None})),
+    "nulls": (
+        {"type_url": None, "value": None},
+        ErrorDetail(extra={"type_url": None, "value": None}),
+    ),
     "a field named extra": ({"extra": 1, "": 2}, ErrorDetail(extra={"extra": 1, "": 2})),
     "nothing": ({}, ErrorDetail()),
 }
@@ -693,7 +757,9 @@ def test_nothing_that_the_server_says_in_details_is_lost(details):
     | JSON
     | objects(["error", "code", "message", "status", "details", "detail", "errors", "title"], JSON),
 )
-def test_whatever_arrives_as_an_error_is_an_api_error_of_the_class_of_its_status(http_status, value):
+def test_whatever_arrives_as_an_error_is_an_api_error_of_the_class_of_its_status(
+    http_status, value
+):
     error = failed(http_status, value)
     assert type(error) is CLASSES.get(http_status, ServerError if http_status >= 500 else ApiError)
     assert error.code is None or type(error.code) is int
@@ -781,7 +847,9 @@ def test_a_body_with_a_credential_cut_out_can_still_be_read():
 @pytest.mark.parametrize("length", [18_000, 19_000, 40_000])
 def test_no_half_of_a_credential_is_kept_where_the_search_of_a_long_body_ends(length):
     body = SECRET * (length // len(SECRET))
-    assert "c" not in failed(500, body.encode(), scrub).body.replace("[redacted]", "").replace("[redacte", "")
+    assert "c" not in failed(500, body.encode(), scrub).body.replace("[redacted]", "").replace(
+        "[redacte", ""
+    )
 
 
 # to_dict
@@ -792,7 +860,10 @@ def test_enum_members_are_written_as_plain_text():
     written = to_dict(message)
     assert type(written["direction"]) is type(written["processing_mode"]) is str
     assert type(written["channel_identity"]["channel"]) is str
-    assert type(to_dict(MetadataUpdate("01", "x", MessagesSource.DISPATCH_SOURCE))["messages_source"]) is str
+    assert (
+        type(to_dict(MetadataUpdate("01", "x", MessagesSource.DISPATCH_SOURCE))["messages_source"])
+        is str
+    )
 
 
 def test_an_update_is_written_with_its_fields():
@@ -822,7 +893,12 @@ def test_an_outcome_is_written_with_what_is_in_it():
 
 
 def test_an_api_error_is_written_as_the_error_object_and_any_other_by_its_class():
-    value = {"code": 5, "message": "no such message", "status": "NOT_FOUND", "details": [{"@type": "a"}]}
+    value = {
+        "code": 5,
+        "message": "no such message",
+        "status": "NOT_FOUND",
+        "details": [{"@type": "a"}],
+    }
     assert to_dict(failed(404, {"error": value})) == value
     assert to_dict(failed(404, b"")) == {"code": None, "message": "", "status": None, "details": []}
     assert to_dict(CallTimeoutError("too late", 2, "no")) == {

@@ -37,7 +37,10 @@ def access(credentials: dict[str, str] | None = None, **options: str) -> Access:
 def test_the_origin_is_the_regions_unless_one_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert access().known_origin() is None
     assert access(region="eu").known_origin() == "https://eu.conversation.api.sinch.com"
-    assert access({"conversation_region": "br"}).known_origin() == "https://br.conversation.api.sinch.com"
+    assert (
+        access({"conversation_region": "br"}).known_origin()
+        == "https://br.conversation.api.sinch.com"
+    )
     monkeypatch.setenv("SINCH_CONVERSATION_REGION", "us")
     assert access().known_origin() == "https://us.conversation.api.sinch.com"
     monkeypatch.setenv("SINCH_CONVERSATION_ORIGIN", "https://mock.example/")
@@ -47,7 +50,9 @@ def test_the_origin_is_the_regions_unless_one_is_given(monkeypatch: pytest.Monke
     assert access().known_origin() is None
 
 
-def test_the_project_is_the_options_the_files_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_project_is_the_options_the_files_or_the_environments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert access().known_project() is None
     monkeypatch.setenv("SINCH_PROJECT_ID", "environment")
     assert access().known_project() == "environment"

@@ -44,7 +44,9 @@ def test_a_rate_is_that_of_the_last_half_minute() -> None:
     rate.see(0.0, 2000)
     assert rate.per_second() == 0.0
     for second in range(1, 101):
-        rate.see(float(second), 2000 + (100 * second if second <= 50 else 5000 + 10 * (second - 50)))
+        rate.see(
+            float(second), 2000 + (100 * second if second <= 50 else 5000 + 10 * (second - 50))
+        )
     assert rate.per_second() == pytest.approx(10.0)
 
 
@@ -126,7 +128,9 @@ def test_a_bar_keeps_its_clock_going_in_an_outage_and_says_what_it_waits_for(
         bar.see(done, 0, outage=outage)
         return stream.getvalue()[before:]
 
-    assert "waiting for the API]" in shown(1305, outage="")  # at once, also where nothing was sent before
+    assert "waiting for the API]" in shown(
+        1305, outage=""
+    )  # at once, also where nothing was sent before
     assert "waiting" not in shown(1305, outage=None)
     for done in (1800, 2300, 2800):
         clock.now += 1

@@ -52,7 +52,11 @@ REPORT = Report(
         (TokenError("no", http_status=503), 1, "TokenError: no"),
         (ServerError("no", http_status=503), 1, "ServerError: 503: no"),
         (InputError("no"), 2, "no"),
-        (InputError("1 bad line", InputReason.BAD_LINE), 2, "1 bad line; --on-bad-line skip leaves it out"),
+        (
+            InputError("1 bad line", InputReason.BAD_LINE),
+            2,
+            "1 bad line; --on-bad-line skip leaves it out",
+        ),
         (
             InputError("2 bad lines", InputReason.BAD_LINE, count=2),
             2,
@@ -64,7 +68,9 @@ REPORT = Report(
             "no column 'id'; it has 'a'; --id-column names another one",
         ),
         (
-            InputError("no column 'x'", InputReason.NO_COLUMN, column="metadata", columns="'a', 'b'"),
+            InputError(
+                "no column 'x'", InputReason.NO_COLUMN, column="metadata", columns="'a', 'b'"
+            ),
             2,
             "no column 'x'; it has 'a', 'b'; --metadata-column names another one",
         ),
@@ -113,12 +119,27 @@ UNFINISHED = {"unfinished": True, "updated": 5}
         ),
         ({**UNFINISHED, "limit": FailureLimit(5), "interrupted": True}, 130, None),
         ({**UNFINISHED, "ended_by": InputError("gone")}, 2, "gone"),
-        ({**UNFINISHED, "ended_by": NotFoundError("x", http_status=404)}, 1, "NotFoundError: 404: x"),
-        ({"failures_problem": FailuresProblem("f", None)}, 130, "f was not written: interrupted"),
-        ({"failures_problem": FailuresProblem("f", OSError("full"))}, 1, "f could not be written: full"),
-        ({"failures_problem": FailuresProblem("f", InputError("gone"))}, 2, "f was not written: gone"),
         (
-            {"ended_by": InputError("lost"), "failures_problem": FailuresProblem("f", OSError("full"))},
+            {**UNFINISHED, "ended_by": NotFoundError("x", http_status=404)},
+            1,
+            "NotFoundError: 404: x",
+        ),
+        ({"failures_problem": FailuresProblem("f", None)}, 130, "f was not written: interrupted"),
+        (
+            {"failures_problem": FailuresProblem("f", OSError("full"))},
+            1,
+            "f could not be written: full",
+        ),
+        (
+            {"failures_problem": FailuresProblem("f", InputError("gone"))},
+            2,
+            "f was not written: gone",
+        ),
+        (
+            {
+                "ended_by": InputError("lost"),
+                "failures_problem": FailuresProblem("f", OSError("full")),
+            },
             2,
             "lost",
         ),

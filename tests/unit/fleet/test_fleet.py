@@ -45,7 +45,9 @@ def test_one_percent_of_the_limit_is_kept_back_where_that_is_a_whole_request(lim
     assert divided(limit) == handed_out
 
 
-@pytest.mark.parametrize(("limit", "members", "least"), [(800, 8, 8), (800, 100, 2), (4, 8, 1), (0.5, 1, 1)])
+@pytest.mark.parametrize(
+    ("limit", "members", "least"), [(800, 8, 8), (800, 100, 2), (4, 8, 1), (0.5, 1, 1)]
+)
 def test_a_quiet_process_wants_a_little(limit, members, least):
     assert least_wish(limit, members) == least
 
@@ -81,7 +83,9 @@ def test_nobody_can_get_more_without_taking_from_one_who_has_less(capacity, want
 
 def test_every_member_in_turn_gets_the_one_request_there_is():
     wanted = dict.fromkeys("abcde", 9)
-    lucky = [name for turn in range(5) for name, share in fair_share(1, wanted, turn).items() if share]
+    lucky = [
+        name for turn in range(5) for name, share in fair_share(1, wanted, turn).items() if share
+    ]
     assert sorted(lucky) == list("abcde")
 
 
@@ -112,7 +116,9 @@ def test_the_lowest_limit_of_the_live_members_counts():
 
 
 def test_a_member_that_leaves_gives_its_share_back_at_once():
-    state, share = allot(settled(("a", 400, 400), ("b", 392, 900)), Wish("a", 800, 0, leaves=True), NOW)
+    state, share = allot(
+        settled(("a", 400, 400), ("b", 392, 900)), Wish("a", 800, 0, leaves=True), NOW
+    )
     assert share == Share(0, 0.0, 1)
     _, share = allot(state, Wish("b", 800, 900, holds=392), NOW)
     assert share.share == 792
@@ -171,7 +177,8 @@ def test_without_the_store_everybody_takes_an_even_part(limit, members, rate):
 @pytest.mark.parametrize(
     ("granted", "members", "rates"),
     [
-        # Two of them had uneven shares: the larger falls when its lease ends, the smaller rises a lease later.
+        # Two of them had uneven shares: the larger falls when its lease ends, the smaller rises a
+        # lease later.
         (700, 2, [700, 396, 396]),
         (92, 2, [92, 92, 396]),
         (0, 1, [0, 0, 792]),
@@ -271,7 +278,9 @@ class FleetThatLives(RuleBasedStateMachine):
             self.all_ask()
         wanted = {name: member.wanted for name, member in self.members.items()}
         fair = fair_share(divided(self.limit), wanted, 0)
-        given = {name: member.holding.granted for name, member in self.members.items() if member.holding}
+        given = {
+            name: member.holding.granted for name, member in self.members.items() if member.holding
+        }
         assert sum(given.values()) >= sum(fair.values()) - len(fair)
         assert all(abs(given[name] - fair[name]) <= 1 for name in fair)
 

@@ -23,7 +23,11 @@ class Caller:
         self.connection = http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=30)
 
     def send(
-        self, method: str, path: str, body: object = None, content_type: str | None = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        content_type: str | None = "application/json",
     ) -> tuple[int, Any]:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         headers = {"Authorization": "Basic c2FuZGJveC1rZXktaWQ6c2FuZGJveC1rZXktc2VjcmV0"}
@@ -58,14 +62,18 @@ def caller(sandbox: Sandbox) -> Iterator[Caller]:
 
 def test_messages_are_added_shown_and_forgotten(sandbox, caller):
     assert caller.control("POST", "messages", {"id": "a", "metadata": "old"}) == {"added": 1}
-    assert caller.control("POST", "messages", [{"id": "b"}, {"message_id": "c/d", "app_id": "x"}]) == {
-        "added": 2
-    }
+    assert caller.control(
+        "POST", "messages", [{"id": "b"}, {"message_id": "c/d", "app_id": "x"}]
+    ) == {"added": 2}
     assert caller.update("a") == 200
     shown = caller.control("GET", "messages/a")
     assert (shown["metadata"], shown["updates"], shown["omit"]) == ("new", 1, [])
     assert caller.control("GET", "messages/c%2Fd")["app_id"] == "x"
-    assert [each["id"] for each in caller.control("GET", "messages")["messages"]] == ["a", "b", "c/d"]
+    assert [each["id"] for each in caller.control("GET", "messages")["messages"]] == [
+        "a",
+        "b",
+        "c/d",
+    ]
     assert caller.control("DELETE", "messages/a") == {}
     assert list(sandbox.messages) == ["b", "c/d"]
     assert caller.control("DELETE", "messages") == {}
@@ -166,12 +174,18 @@ def test_bytes_are_sent_as_they_are_given(caller):
         ({"fault": "fail_next"}, "fail_next needs status"),
         ({"fault": "fail_next", "status": "503"}, "status must be a whole number"),
         ({"fault": "fail_next", "status": True}, "status must be a whole number"),
-        ({"fault": "fail_next", "status": 503, "headers": {"a": 1}}, "headers must be an object of texts"),
+        (
+            {"fault": "fail_next", "status": 503, "headers": {"a": 1}},
+            "headers must be an object of texts",
+        ),
         ({"fault": "fail_next", "status": 99}, "status must be that of a final answer"),
         ({"fault": "fail_next", "status": 99, "every": 2}, "status must be that of a final answer"),
         ({"fault": "fail_next", "status": 503, "every": 0}, "number must be 1 or more"),
         ({"fault": "fail_next", "status": 503, "share": 2}, "share must be between 0 and 1"),
-        ({"fault": "fail_next", "status": 503, "every": 2, "share": 0.1}, "a fault comes again with"),
+        (
+            {"fault": "fail_next", "status": 503, "every": 2, "share": 0.1},
+            "a fault comes again with",
+        ),
         ({"fault": "fail_next", "status": 503, "seed": 2}, "a fault comes again with"),
         ({"fault": "delay_next", "seconds": -1}, "seconds must be a number of seconds, 0 or more"),
         ({"fault": "hold", "times": 1}, "hold knows no 'times', only every, share, seed"),
@@ -198,7 +212,10 @@ def test_the_sandbox_tells_its_state_and_changes_its_latency(sandbox, caller):
     assert sandbox.latency == 0.001
     assert caller.control("PATCH", "", {})["latency"] == 0.001
     assert caller.send("PATCH", "/_sandbox/", {"latency": -1})[0] == 400
-    assert caller.send("PATCH", "/_sandbox/", []) == (400, {"error": "the body must be a JSON object"})
+    assert caller.send("PATCH", "/_sandbox/", []) == (
+        400,
+        {"error": "the body must be a JSON object"},
+    )
 
 
 def test_the_control_api_is_no_part_of_the_api(sandbox, caller):
@@ -220,7 +237,9 @@ def test_the_control_api_is_no_part_of_the_api(sandbox, caller):
         ("POST", "messages", b"[" * 100_000, "application/json", 400),
     ],
 )
-def test_what_it_does_not_serve_is_an_error_with_a_sentence(caller, method, path, body, content_type, status):
+def test_what_it_does_not_serve_is_an_error_with_a_sentence(
+    caller, method, path, body, content_type, status
+):
     answered, answer = caller.send(method, f"/_sandbox/{path}", body, content_type)
     assert answered == status
     assert answer["error"].endswith(".")

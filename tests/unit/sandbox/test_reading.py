@@ -70,7 +70,9 @@ def reader(sandbox: Sandbox) -> Reader:
 
 def fill(sandbox: Sandbox, number: int) -> None:
     for at in range(number):
-        sandbox.add_message(f"m{at:04d}", accept_time=f"2026-03-01T00:{at // 60:02d}:{at % 60:02d}Z")
+        sandbox.add_message(
+            f"m{at:04d}", accept_time=f"2026-03-01T00:{at // 60:02d}:{at % 60:02d}Z"
+        )
 
 
 async def test_one_message_is_answered_as_an_update_would_answer_it(sandbox, reader):
@@ -112,7 +114,9 @@ async def test_a_list_is_newest_first_and_has_ten_messages_a_page(sandbox, reade
     assert end == ""
 
 
-async def test_a_page_that_is_asked_for_again_is_the_same_whatever_has_come_meanwhile(sandbox, reader):
+async def test_a_page_that_is_asked_for_again_is_the_same_whatever_has_come_meanwhile(
+    sandbox, reader
+):
     fill(sandbox, 4)
     _, token = await reader.page(page_size=2)
     once = await reader.page(page_size=2, page_token=token)
@@ -120,7 +124,9 @@ async def test_a_page_that_is_asked_for_again_is_the_same_whatever_has_come_mean
     assert await reader.page(page_size=2, page_token=token) == once
 
 
-async def test_messages_of_one_time_come_last_added_first_and_those_without_a_time_last(sandbox, reader):
+async def test_messages_of_one_time_come_last_added_first_and_those_without_a_time_last(
+    sandbox, reader
+):
     for name, accept_time in (
         ("none", ""),
         ("a", "2026-03-01T00:00:00Z"),
@@ -205,7 +211,10 @@ async def test_a_page_token_belongs_to_its_filters_and_is_never_forgotten(sandbo
     fill(sandbox, 3)
     _, token = await reader.page(page_size=1)
     status, answer = await reader.get(f"{LIST}?page_token={token}&channel=SMS")
-    assert (status, answer["error"]["details"][0]["field_violations"][0]["field"]) == (400, "page_token")
+    assert (status, answer["error"]["details"][0]["field_violations"][0]["field"]) == (
+        400,
+        "page_token",
+    )
     for _ in range(64):
         await reader.page(page_size=1)
     assert await reader.page(page_size=1, page_token=token) == (["m0001"], ANY)

@@ -50,7 +50,9 @@ class Peer:
         self.token: str | None = None
 
     async def __aenter__(self) -> Self:
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.sandbox.port, ssl=self.ssl)
+        self.reader, self.writer = await asyncio.open_connection(
+            "127.0.0.1", self.sandbox.port, ssl=self.ssl
+        )
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -65,11 +67,15 @@ class Peer:
 
     async def read(self, *, body: bool = True) -> Answer:
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])}
+        headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])
+        }
         length = int(headers.get("content-length", 0)) if body else 0
         return Answer(int(head[0].split()[1]), headers, await self.reader.readexactly(length))
 
-    async def ask(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+    async def ask(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> Answer:
         self.send(method, target, headers, body)
         return await self.read(body=method != "HEAD")
 
@@ -83,17 +89,23 @@ class Peer:
     ) -> Answer:
         options = self.sandbox.client_options()
         credentials = basic(options["key_id"], options["key_secret"] if secret is None else secret)
-        answer = await self.ask(method, "/oauth2/token", {"Authorization": credentials, **headers}, body)
+        answer = await self.ask(
+            method, "/oauth2/token", {"Authorization": credentials, **headers}, body
+        )
         with contextlib.suppress(ValueError, KeyError, TypeError):
             self.token = answer.json["access_token"]
         return answer
 
-    def send_update(self, message_id: str = ID, metadata: object = "new", *, query: str = "") -> None:
+    def send_update(
+        self, message_id: str = ID, metadata: object = "new", *, query: str = ""
+    ) -> None:
         target = f"/v1/projects/{self.sandbox.client_options()['project_id']}/messages/{message_id}{query}"
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         self.send("PATCH", target, headers, json.dumps({"metadata": metadata}).encode())
 
-    async def update(self, message_id: str = ID, metadata: object = "new", *, query: str = "") -> Answer:
+    async def update(
+        self, message_id: str = ID, metadata: object = "new", *, query: str = ""
+    ) -> Answer:
         self.send_update(message_id, metadata, query=query)
         return await self.read()
 
@@ -168,7 +180,9 @@ class TestAnswers:
         assert (message.metadata, message.updates, sandbox.updates_applied) == ("näw 🎉", 1, 1)
 
     async def test_a_message_from_a_contact_carries_a_contact_message(self, sandbox, peer):
-        sandbox.add_message(OTHER, direction="TO_APP", channel="WHATSAPP", accept_time="2024-01-02T03:04:05Z")
+        sandbox.add_message(
+            OTHER, direction="TO_APP", channel="WHATSAPP", accept_time="2024-01-02T03:04:05Z"
+        )
         body = (await peer.update(OTHER)).json
         assert "app_message" not in body
         assert body["contact_message"]["text_message"]["text"]
@@ -209,7 +223,9 @@ class TestAnswers:
     async def test_another_message_source_gets_400(self, sandbox, peer, query):
         answer = await peer.update(query="?" + query)
         assert answer.status == 400
-        assert answer.json["error"]["details"][0]["field_violations"][0]["field"] == "messages_source"
+        assert (
+            answer.json["error"]["details"][0]["field_violations"][0]["field"] == "messages_source"
+        )
         assert sandbox.messages[ID].metadata == "old"
 
     async def test_an_unknown_query_parameter_is_ignored(self, sandbox, peer):
@@ -233,7 +249,9 @@ class TestAnswers:
         ],
         ids=lambda value: repr(value)[:25],
     )
-    async def test_a_body_that_is_not_what_the_api_takes_gets_400(self, sandbox, peer, body, recorded):
+    async def test_a_body_that_is_not_what_the_api_takes_gets_400(
+        self, sandbox, peer, body, recorded
+    ):
         headers = {"Authorization": f"Bearer {peer.token}", "Content-Type": "application/json"}
         # A query in order does not hide what is wrong with the body.
         answer = await peer.ask("PATCH", PATH + "?messages_source=DISPATCH_SOURCE", headers, body)
@@ -256,7 +274,10 @@ class TestAnswers:
         assert (await peer.ask("PATCH", PATH, headers, b'{"metadata": "new"}')).status == 400
 
     async def test_the_content_type_may_name_a_charset(self, sandbox, peer):
-        headers = {"Authorization": f"Bearer {peer.token}", "Content-Type": "Application/JSON; charset=utf-8"}
+        headers = {
+            "Authorization": f"Bearer {peer.token}",
+            "Content-Type": "Application/JSON; charset=utf-8",
+        }
         assert (await peer.ask("PATCH", PATH, headers, b'{"metadata": "new"}')).status == 200
 
     async def test_an_unknown_id_gets_404(self, sandbox, peer):
@@ -271,7 +292,9 @@ class TestAnswers:
             assert sandbox.messages["anybody"].metadata == "new"
             sandbox.fail_next(500, applied=True)
             target = "/v1/projects/nobodys/messages/somebody"
-            await peer.ask("PATCH", target, {"Content-Type": "application/json"}, b'{"metadata": ""}')
+            await peer.ask(
+                "PATCH", target, {"Content-Type": "application/json"}, b'{"metadata": ""}'
+            )
             assert "somebody" not in sandbox.messages
 
     @pytest.mark.parametrize(
@@ -303,7 +326,9 @@ class TestAnswers:
         assert answer.headers["connection"] == "close"
         assert await peer.rest() == b""
 
-    async def test_a_scripted_answer_on_a_connection_to_be_closed_closes_it_too(self, sandbox, peer):
+    async def test_a_scripted_answer_on_a_connection_to_be_closed_closes_it_too(
+        self, sandbox, peer
+    ):
         sandbox.fail_next(503)
         answer = await peer.ask("PATCH", PATH, {"Connection": "close"})
         assert (answer.status, answer.headers["connection"]) == (503, "close")
@@ -379,7 +404,9 @@ class TestCredentials:
         headers = {"Authorization": f"Bearer {peer.token}", "Content-Type": "application/json"}
         for message_id, status in ((OTHER, 200), (ID, 404)):
             target = f"/v1/projects/second/messages/{message_id}"
-            assert (await peer.ask("PATCH", target, headers, b'{"metadata": "new"}')).status == status
+            assert (
+                await peer.ask("PATCH", target, headers, b'{"metadata": "new"}')
+            ).status == status
 
     async def test_projects_and_keys_are_told_apart(self, sandbox):
         with pytest.raises(ValueError, match="exists already"):
@@ -447,7 +474,10 @@ class TestTokens:
 
     async def test_the_endpoint_is_a_token_bucket_without_retry_after(self):
         clock = Clock()
-        async with Sandbox(token_burst=3, token_rate=10, clock=clock) as sandbox, Peer(sandbox) as peer:
+        async with (
+            Sandbox(token_burst=3, token_rate=10, clock=clock) as sandbox,
+            Peer(sandbox) as peer,
+        ):
             assert [(await peer.fetch_token()).status for _ in range(4)] == [200, 200, 200, 429]
             clock.now += 0.2
             refused = [await peer.fetch_token() for _ in range(3)]
@@ -492,7 +522,9 @@ class TestTokens:
         assert (await peer.update()).status == 200
 
     @pytest.mark.parametrize(("form", "challenge"), [("expired", "Bearer"), ("revoked", "Basic")])
-    async def test_all_tokens_may_be_refused_until_it_is_taken_back(self, sandbox, peer, form, challenge):
+    async def test_all_tokens_may_be_refused_until_it_is_taken_back(
+        self, sandbox, peer, form, challenge
+    ):
         sandbox.refuse_tokens(form)
         for _ in range(2):
             await peer.fetch_token()
@@ -508,7 +540,9 @@ class TestTokens:
         assert (await peer.update()).status == 200
         assert (await peer.fetch_token()).json["access_token"] != "chosen"
 
-    async def test_a_scripted_token_answer_is_sent_as_it_is_and_its_token_is_accepted(self, sandbox, peer):
+    async def test_a_scripted_token_answer_is_sent_as_it_is_and_its_token_is_accepted(
+        self, sandbox, peer
+    ):
         sandbox.answer_next_token({"access_token": "odd", "expires_in": float("nan")})
         answer = await peer.fetch_token()
         assert answer.body == b'{"access_token": "odd", "expires_in": NaN}'
@@ -539,7 +573,10 @@ class TestTokens:
         assert (await peer.fetch_token()).status == 200
 
     async def test_a_scripted_token_answer_costs_the_bucket_nothing_and_needs_no_credentials(self):
-        async with Sandbox(token_burst=1, token_rate=0, clock=Clock()) as sandbox, Peer(sandbox) as peer:
+        async with (
+            Sandbox(token_burst=1, token_rate=0, clock=Clock()) as sandbox,
+            Peer(sandbox) as peer,
+        ):
             sandbox.fail_next_token(500)
             answer = await peer.ask("POST", "/oauth2/token", {})
             assert (answer.status, "retry-after" in answer.headers) == (500, False)
@@ -617,7 +654,10 @@ class TestRateLimit:
             headers = {"Authorization": f"Bearer {peer.token}"}
             for project_id in ("sandbox-project", "second"):
                 target = f"/v1/projects/{project_id}/messages/x"
-                assert [(await peer.ask("PATCH", target, headers)).status for _ in range(2)] == [400, 429]
+                assert [(await peer.ask("PATCH", target, headers)).status for _ in range(2)] == [
+                    400,
+                    429,
+                ]
 
 
 class TestRecord:
@@ -629,13 +669,22 @@ class TestRecord:
         assert (first.project_id, first.message_id, first.metadata) == ("sandbox-project", ID, "1")
         assert (first.status, first.applied, first.headers) == (200, True, None)
         assert first.messages_source is None
-        assert (second.number, second.message_id, second.status, second.applied) == (2, "nobody", 404, False)
+        assert (second.number, second.message_id, second.status, second.applied) == (
+            2,
+            "nobody",
+            404,
+            False,
+        )
         assert first.time <= second.time
 
     async def test_headers_are_kept_when_asked_for(self):
         async with Sandbox(keep_headers=True) as sandbox, Peer(sandbox) as peer:
             await peer.ask("PATCH", PATH, {"X-Own": "1"})
-            assert sandbox.requests[0].headers == {"host": "sandbox", "content-length": "0", "x-own": "1"}
+            assert sandbox.requests[0].headers == {
+                "host": "sandbox",
+                "content-length": "0",
+                "x-own": "1",
+            }
 
     @pytest.mark.parametrize(("keep", "numbers"), [(2, [2, 3]), (0, [])])
     async def test_only_the_latest_are_kept_when_asked_for(self, keep, numbers):
@@ -718,7 +767,9 @@ class TestHolding:
             sandbox.expire_tokens()
         assert (await peer.read()).status == 401
 
-    async def test_a_caller_who_has_gone_does_not_keep_the_update_from_being_made(self, sandbox, peer):
+    async def test_a_caller_who_has_gone_does_not_keep_the_update_from_being_made(
+        self, sandbox, peer
+    ):
         async with sandbox.holding():
             async with Peer(sandbox) as second:
                 second.token = peer.token
@@ -755,7 +806,13 @@ class TestFailing:
 
     @pytest.mark.parametrize(
         ("retry_after", "sent"),
-        [(0, "0"), (2.0, "2"), (0.5, "0.5"), ("Wed, 21 Oct 2015 07:28:00 GMT",) * 2, (float("nan"), "nan")],
+        [
+            (0, "0"),
+            (2.0, "2"),
+            (0.5, "0.5"),
+            ("Wed, 21 Oct 2015 07:28:00 GMT",) * 2,
+            (float("nan"), "nan"),
+        ],
     )
     async def test_retry_after_is_seconds_or_text(self, sandbox, peer, retry_after, sent):
         sandbox.fail_next(429, retry_after=retry_after)
@@ -773,7 +830,9 @@ class TestFailing:
             (b"[1", "application/json", b"[1"),
         ],
     )
-    async def test_an_error_takes_each_of_the_shapes_seen(self, sandbox, peer, body, content_type, held):
+    async def test_an_error_takes_each_of_the_shapes_seen(
+        self, sandbox, peer, body, content_type, held
+    ):
         sandbox.fail_next(502, body=body)
         sandbox.fail_next(502, body=body, content_type="text/x-own", headers={"X-Own": "1"})
         answer = await peer.update()
@@ -811,7 +870,9 @@ class TestFailing:
         assert (await peer.ask("PATCH", "/nowhere", {})).status == 500
         assert sandbox.updates_applied == 0
 
-    async def test_a_script_for_one_message_waits_for_it_and_older_scripts_go_first(self, sandbox, peer):
+    async def test_a_script_for_one_message_waits_for_it_and_older_scripts_go_first(
+        self, sandbox, peer
+    ):
         sandbox.fail_next(500, message_id=OTHER)
         sandbox.fail_next(502)
         sandbox.fail_next(503, message_id=OTHER)
@@ -856,9 +917,12 @@ class TestFailing:
 class TestWireFaults:
     @pytest.mark.parametrize("applied", [False, True])
     @pytest.mark.parametrize(
-        ("when", "seen"), [("before_answer", 0), ("mid_headers", 1), ("mid_body", 2), ("after_answer", 3)]
+        ("when", "seen"),
+        [("before_answer", 0), ("mid_headers", 1), ("mid_body", 2), ("after_answer", 3)],
     )
-    async def test_a_connection_is_dropped_at_the_point_asked_for(self, sandbox, peer, when, seen, applied):
+    async def test_a_connection_is_dropped_at_the_point_asked_for(
+        self, sandbox, peer, when, seen, applied
+    ):
         sandbox.drop_next(when=when, applied=applied)
         peer.send_update()
         received = await peer.rest()
@@ -977,7 +1041,11 @@ class TestWireFaults:
         assert answer.json["metadata"] == "new"
         await sandbox.wait_for_unsolicited(1)
         second = await peer.read()
-        assert (second.status, second.json["id"], second.json["metadata"]) == (200, ID, "unsolicited")
+        assert (second.status, second.json["id"], second.json["metadata"]) == (
+            200,
+            ID,
+            "unsolicited",
+        )
         assert (await peer.update(metadata="newer")).json["metadata"] == "newer"
 
     async def test_an_unsolicited_answer_may_be_an_error_or_any_bytes(self, sandbox, peer):
@@ -1090,7 +1158,9 @@ class TestLife:
             warnings.simplefilter("always")
             asyncio.run(forget())
             gc.collect()
-        assert any("was never closed" in str(w.message) for w in caught if w.category is ResourceWarning)
+        assert any(
+            "was never closed" in str(w.message) for w in caught if w.category is ResourceWarning
+        )
 
     def test_one_that_was_never_made_does_not(self):
         with pytest.raises(TypeError):
@@ -1103,7 +1173,11 @@ class TestLife:
         authority.issue_cert("127.0.0.1").configure_cert(server)
         authority.configure_trust(client)
         async with Sandbox(ssl=server) as sandbox:
-            assert sandbox.conversation_origin == sandbox.auth_origin == f"https://127.0.0.1:{sandbox.port}"
+            assert (
+                sandbox.conversation_origin
+                == sandbox.auth_origin
+                == f"https://127.0.0.1:{sandbox.port}"
+            )
             sandbox.add_message(ID)
             async with Peer(sandbox, ssl=client) as peer:
                 await peer.fetch_token()

@@ -1,7 +1,7 @@
 """The sandbox as a program: ``python -m tests.whole.faults.backend '{"latency": 0.01}'``.
 
-Says on its first line how a client finds it, then does what standard input says: a JSON array of a method's name, its arguments and its
-keywords a line, answered by a line of JSON.
+Says on its first line how a client finds it, then does what standard input says: a JSON array of a
+method's name, its arguments and its keywords a line, answered by a line of JSON.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Calls made by a process of its own, so that what is done to it is done to nobody else: ``python -m tests.whole.faults.caller how JSON``.
 
-Writes what became of them to standard output, pickled: a `Side`, an untyped error as the name of its type.
+Writes what became of them to standard output, pickled: a `Side`, an untyped error as the name of
+its type.
 """
 
 from __future__ import annotations

@@ -32,6 +32,9 @@ class Authority:
         given: dict[str, Any] = {} if not_after is None else {"not_after": not_after}
         issuer = by or self
         certificate = issuer.authority.issue_cert(*names, **given)
-        path = self.directory / f"{names[0].replace('.', '-')}-{len(list(self.directory.iterdir()))}.pem"
+        path = (
+            self.directory
+            / f"{names[0].replace('.', '-')}-{len(list(self.directory.iterdir()))}.pem"
+        )
         certificate.private_key_and_cert_chain_pem.write_to_path(str(path))
         return f"ssl_certificate {path}; ssl_certificate_key {path};"

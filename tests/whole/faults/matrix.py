@@ -17,7 +17,8 @@ from sinch_conv_async import ConversationClient, SessionManager, SinchError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
-# Of the last ten seconds 20 % of the calls, and ten a second more: what the client promises of its retries.
+# Of the last ten seconds 20 % of the calls, and ten a second more: what the client promises of its
+# retries.
 BUDGET_SHARE = 0.2
 BUDGET_PER_SECOND = 10
 BUDGET_WINDOW = 10
@@ -76,7 +77,10 @@ class Side:
     def recovered(self, restored: float) -> float:
         """Seconds from the moment at which the fault was over to the next call that got through."""
         return (
-            min((end.at for end in self.ended if end.succeeded and end.at >= restored), default=float("nan"))
+            min(
+                (end.at for end in self.ended if end.succeeded and end.at >= restored),
+                default=float("nan"),
+            )
             - restored
         )
 
@@ -108,7 +112,13 @@ async def spread(
                 answer = await one(message_id, metadata)
             except Exception as error:  # whatever it is, it is what the caller would have got
                 side.ended.append(
-                    Ended(message_id, metadata, time.monotonic(), getattr(error, "attempts", 1), error=error)
+                    Ended(
+                        message_id,
+                        metadata,
+                        time.monotonic(),
+                        getattr(error, "attempts", 1),
+                        error=error,
+                    )
                 )
             else:
                 side.ended.append(Ended(message_id, metadata, time.monotonic(), answer=answer))
@@ -142,7 +152,9 @@ async def single(
                 return message.id, message.metadata
 
             side = Side(len(calls), time.monotonic())
-            await spread(calls, one, side, rate=rate, concurrency=concurrency, pause=pause, patience=patience)
+            await spread(
+                calls, one, side, rate=rate, concurrency=concurrency, pause=pause, patience=patience
+            )
         return count(session_manager, side)
 
 
@@ -203,20 +215,27 @@ async def meanwhile(run: Awaitable[Side], fault: Awaitable[float]) -> tuple[Side
 def judge(side: Side, applied: Collection[str], *, exempt: int = 0) -> None:
     """What holds under every fault.
 
-    Every call has ended, once, in the answer to itself or in a typed error; what was reported as done the server has done, what was reported as
-    not sent it has not; and retries kept to their budget. ``exempt``: retries that the fault makes and the budget does not count, such as
-    those on connections that were closed under the client's feet.
+    Every call has ended, once, in the answer to itself or in a typed error; what was reported as
+    done the server has done, what was reported as not sent it has not; and retries kept to their
+    budget. ``exempt``: retries that the fault makes and the budget does not count, such as those on
+    connections that were closed under the client's feet.
     """
     ends = Counter(end.message_id for end in side.ended)
     assert side.hung == 0, f"{side.hung} calls never ended"
     assert len(ends) == side.calls, f"{side.calls - len(ends)} calls were lost"
     assert set(ends.values()) == {1}, "calls ended more than once"
-    assert not [end for end in side.ended if end.misattributed], "answers were given to the wrong call"
+    assert not [end for end in side.ended if end.misattributed], (
+        "answers were given to the wrong call"
+    )
     untyped = [
-        end.error for end in side.ended if end.error is not None and not isinstance(end.error, SinchError)
+        end.error
+        for end in side.ended
+        if end.error is not None and not isinstance(end.error, SinchError)
     ]
     assert not untyped, f"errors that are not the client's: {untyped[:3]!r}"
-    invented = [end.message_id for end in side.ended if end.succeeded and end.message_id not in applied]
+    invented = [
+        end.message_id for end in side.ended if end.succeeded and end.message_id not in applied
+    ]
     assert not invented, f"{len(invented)} updates were reported and not applied: {invented[:3]}"
     denied = [
         end.message_id
@@ -261,7 +280,15 @@ class Row:
         )
 
 
-COLUMNS = ("fault", "as", "calls", "naive failures", "ours", "attempts per call", "seconds to recover")
+COLUMNS = (
+    "fault",
+    "as",
+    "calls",
+    "naive failures",
+    "ours",
+    "attempts per call",
+    "seconds to recover",
+)
 
 
 @attrs.define

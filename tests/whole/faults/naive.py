@@ -1,7 +1,8 @@
 """The loop that people write by hand: aiohttp, a token, gather, a semaphore. A row first shows that the fault bites this.
 
-It is no caricature: it closes its session, raises for a status, reads JSON. What it leaves to chance is what the row is about.
-Only ``nox -s faults_full`` runs it (FAULTS_NAIVE=1): that a fault bites need not be shown at every commit.
+It is no caricature: it closes its session, raises for a status, reads JSON. What it leaves to
+chance is what the row is about. Only ``nox -s faults_full`` runs it (FAULTS_NAIVE=1): that a fault
+bites need not be shown at every commit.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 RUN = os.environ.get("FAULTS_NAIVE") == "1"
 
 
-async def fetch_token(session: aiohttp.ClientSession, options: dict[str, Any], **request: Any) -> str:
+async def fetch_token(
+    session: aiohttp.ClientSession, options: dict[str, Any], **request: Any
+) -> str:
     async with session.post(
         f"{options['auth_origin']}/oauth2/token",
         data={"grant_type": "client_credentials"},
-        headers={"Authorization": aiohttp.encode_basic_auth(options["key_id"], options["key_secret"])},
+        headers={
+            "Authorization": aiohttp.encode_basic_auth(options["key_id"], options["key_secret"])
+        },
         **request,
     ) as response:
         response.raise_for_status()
@@ -101,7 +106,9 @@ async def cached(
                     f"{options['auth_origin']}/oauth2/token",
                     data={"grant_type": "client_credentials"},
                     headers={
-                        "Authorization": aiohttp.encode_basic_auth(options["key_id"], options["key_secret"])
+                        "Authorization": aiohttp.encode_basic_auth(
+                            options["key_id"], options["key_secret"]
+                        )
                     },
                 ) as response:
                     response.raise_for_status()

@@ -1,7 +1,7 @@
 """A network of our own: a namespace with a server in it, a cable to it, and what can be done to the packets.
 
-Everything lives in the namespace, nothing is changed on the machine but for one virtual interface, and all of it is gone afterwards. Needs to be
-root, or sudo that asks nothing.
+Everything lives in the namespace, nothing is changed on the machine but for one virtual interface,
+and all of it is gone afterwards. Needs to be root, or sudo that asks nothing.
 """
 
 from __future__ import annotations

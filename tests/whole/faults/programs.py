@@ -68,7 +68,8 @@ def stop(process: subprocess.Popen[Any]) -> None:
 
 TOKEN_ANSWER = '{"access_token":"nginx-token","expires_in":3599,"scope":"","token_type":"bearer"}'
 
-# What it answers an update with: the id that it was asked for, and the metadata that `matrix.updates` has for it.
+# What it answers an update with: the id that it was asked for, and the metadata that
+# `matrix.updates` has for it.
 UPDATED = '{"id":"$1","metadata":"set-$1"}'
 
 _NGINX = """
@@ -173,7 +174,8 @@ class Nginx:
             stop(self._process)
 
     def log(self) -> list[Logged]:
-        # A line is written after its answer has left. One more answer from the same worker, and those before it are there.
+        # A line is written after its answer has left. One more answer from the same worker, and
+        # those before it are there.
         with socket.create_connection((self.host, self.port), 5) as connection:
             connection.sendall(b"GET /log HTTP/1.0\r\n\r\n")
             while connection.recv(4096):
@@ -223,7 +225,9 @@ def options(origin: str) -> dict[str, Any]:
     }
 
 
-def api(server: str = "", update: str = f"return 200 '{UPDATED}';", listen: str = "127.0.0.1:@port") -> str:
+def api(
+    server: str = "", update: str = f"return 200 '{UPDATED}';", listen: str = "127.0.0.1:@port"
+) -> str:
     """An nginx server that gives tokens and updates messages."""
     return f"""
     server {{
@@ -256,7 +260,8 @@ def nginx(
             server.stop()
 
 
-# The sandbox, in a process of its own: behind a proxy that is not ours it is what says what was applied.
+# The sandbox, in a process of its own: behind a proxy that is not ours it is what says what was
+# applied.
 
 
 @attrs.frozen
@@ -317,7 +322,12 @@ class Backend:
 def backend(*, environment: dict[str, str] | None = None, **keywords: Any) -> Iterator[Backend]:
     """``keywords`` are the sandbox's; it makes up every message that it is asked for."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.whole.faults.backend", json.dumps({"auto_create": True, **keywords})],
+        [
+            sys.executable,
+            "-m",
+            "tests.whole.faults.backend",
+            json.dumps({"auto_create": True, **keywords}),
+        ],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         stdin=subprocess.PIPE,
@@ -365,12 +375,15 @@ class Haproxy:
         self.directory = directory
         self.port, refusing = free_port(), free_port()
         lines = [
-            f"    server {name} 127.0.0.1:{port}" for name, port in {**servers, "refusing": refusing}.items()
+            f"    server {name} 127.0.0.1:{port}"
+            for name, port in {**servers, "refusing": refusing}.items()
         ]
         self.servers = [*servers, "refusing"]
         self.path = directory / "haproxy.cfg"
         self.path.write_text(
-            _HAPROXY.format(directory=directory, port=self.port, refusing=refusing, servers="\n".join(lines))
+            _HAPROXY.format(
+                directory=directory, port=self.port, refusing=refusing, servers="\n".join(lines)
+            )
         )
 
     @property
@@ -390,7 +403,9 @@ class Haproxy:
     def use(self, *names: str) -> None:
         """These backends serve, the others are in maintenance; with none of them haproxy answers 503 itself."""
         for name in self.servers:
-            answer = self.command(f"set server api/{name} state {'ready' if name in names else 'maint'}")
+            answer = self.command(
+                f"set server api/{name} state {'ready' if name in names else 'maint'}"
+            )
             assert not answer.strip(), answer
 
     def requests(self) -> int:
@@ -444,7 +459,9 @@ class Tinyproxy:
         self.directory = directory
         self.port = free_port()
         self._configuration = directory / "tinyproxy.conf"
-        self._configuration.write_text(_TINYPROXY.format(port=self.port, directory=directory, more=more))
+        self._configuration.write_text(
+            _TINYPROXY.format(port=self.port, directory=directory, more=more)
+        )
         self._process: subprocess.Popen[Any] | None = None
 
     @property

@@ -1,8 +1,10 @@
 """Ten minutes at 800 updates a second with faults mixed in: ``nox -s soak``, by hand.
 
-One client in this process, a sandbox in another, nginx between them. Every so often something goes wrong: nginx is reloaded or killed, the
-service answers 503 or 429 or drops connections, swaps answers, revokes tokens, stalls; callers cancel. Resident memory, descriptors and tasks are sampled
-each second and must be flat; every update must have its outcome, and what was reported as done must have been applied. Draws ``soak.svg``.
+One client in this process, a sandbox in another, nginx between them. Every so often something goes
+wrong: nginx is reloaded or killed, the service answers 503 or 429 or drops connections, swaps
+answers, revokes tokens, stalls; callers cancel. Resident memory, descriptors and tasks are sampled
+each second and must be flat; every update must have its outcome, and what was reported as done must
+have been applied. Draws ``soak.svg``.
 
 ``python -m tests.whole.faults.soak [--seconds 600] [--rate 800] [--plot docs/evidence/soak.svg]``
 """
@@ -77,7 +79,9 @@ async def sample(tally: Tally, began: float) -> None:
         await asyncio.sleep(1)
 
 
-async def disturb(tally: Tally, began: float, sandbox: Backend, front: Nginx, rng: random.Random) -> None:
+async def disturb(
+    tally: Tally, began: float, sandbox: Backend, front: Nginx, rng: random.Random
+) -> None:
     """One fault after another, at random, of all that is not too rough for a minute's average."""
 
     def tell(name: str, *arguments: object, **keywords: object) -> None:
@@ -108,7 +112,10 @@ async def disturb(tally: Tally, began: float, sandbox: Backend, front: Nginx, rn
         "swapped": scripted("swap_next"),
         "slow": scripted("delay_next", 1.0),
         "revoked": lambda: tell("revoke_tokens"),
-        "token endpoint 500": lambda: (tell("fail_next_token", 500, times=2), tell("expire_tokens")),
+        "token endpoint 500": lambda: (
+            tell("fail_next_token", 500, times=2),
+            tell("expire_tokens"),
+        ),
     }
     while True:
         await asyncio.sleep(BETWEEN)
@@ -126,7 +133,9 @@ async def nuisance(tally: Tally, client: ConversationClient, rng: random.Random)
         number += 1
         message_id = f"01SINGLE{number:09d}"
         timeout = rng.choice([None, None, 0.05, 0.5])
-        call = asyncio.ensure_future(client.update_message_metadata(message_id, "single", timeout=timeout))
+        call = asyncio.ensure_future(
+            client.update_message_metadata(message_id, "single", timeout=timeout)
+        )
         if rng.random() < 0.3:
             asyncio.get_running_loop().call_later(rng.uniform(0, 0.05), call.cancel)
         try:
@@ -147,13 +156,16 @@ async def soak(seconds: float, rate: float) -> tuple[Tally, int]:
     """What came of it, and how many messages the sandbox says were updated by the job."""
     rng = random.Random(int(seconds))
     tally = Tally()
-    # Few enough ids that neither side grows with the time, enough that none is updated twice at a time.
+    # Few enough ids that neither side grows with the time, enough that none is updated twice at a
+    # time.
     ids = [f"01SOAK{number:06d}" for number in range(20_000)]
 
     with backend(keep_requests=0) as sandbox, nginx(proxied(sandbox.port)) as front:
         options = {**sandbox.options, "conversation_origin": front.origin, "attempt_timeout": 2.0}
         async with SessionManager() as manager:
-            async with ConversationClient(**options, rate_limit=rate, session_manager=manager) as client:
+            async with ConversationClient(
+                **options, rate_limit=rate, session_manager=manager
+            ) as client:
                 began = time.monotonic()
 
                 async def updates() -> AsyncIterator[tuple[str, str]]:
@@ -168,7 +180,8 @@ async def soak(seconds: float, rate: float) -> tuple[Tally, int]:
                 def ended(other: asyncio.Task[None]) -> None:
                     if not other.cancelled():
                         tally.broken.append(repr(other.exception()))
-                        this.cancel()  # a soak without its faults, or without its samples, shows nothing
+                        # a soak without its faults, or without its samples, shows nothing
+                        this.cancel()
 
                 others = [
                     asyncio.create_task(sample(tally, began)),
@@ -275,7 +288,9 @@ def main() -> int:
     gc.collect()
     done = sum(tally.outcomes.values())
     elapsed = tally.samples[-1].at
-    print(f"{done:,} updates in {elapsed:.0f} s, {done / elapsed:.0f} a second: {dict(tally.outcomes)}")
+    print(
+        f"{done:,} updates in {elapsed:.0f} s, {done / elapsed:.0f} a second: {dict(tally.outcomes)}"
+    )
     print(f"single calls beside them: {dict(tally.singles)}")
     print(f"faults: {dict(tally.faults)}")
     problems = [f"{name} has grown" for name in flat(tally)]
@@ -286,7 +301,9 @@ def main() -> int:
     if tally.wrong:
         problems.append(f"{tally.wrong} answers were given to the wrong call")
     if stale:
-        problems.append(f"{stale} messages do not have the metadata that was last reported for them")
+        problems.append(
+            f"{stale} messages do not have the metadata that was last reported for them"
+        )
     draw(tally.samples, arguments.plot)
     print(f"drawn: {arguments.plot}")
     for problem in problems:

@@ -27,7 +27,9 @@ SWOLLEN = 32 * 1024 * 1024  # bytes that a bomb decompresses to
 
 
 def body_of(received: Received) -> bytes:
-    return json.dumps({"id": received.message_id, "metadata": json.loads(received.body)["metadata"]}).encode()
+    return json.dumps(
+        {"id": received.message_id, "metadata": json.loads(received.body)["metadata"]}
+    ).encode()
 
 
 def good(received: Received) -> bytes:
@@ -54,7 +56,9 @@ def bad(what: str, received: Received) -> bytes:
         "unlabelled": lambda: http(200, body),
         "malformed": lambda: b"ICMP/1.1 2x0 \x00\r\n\r\n",
         "two lengths": lambda: http(200, body, JSON, "Content-Length: 7"),
-        "200 headers": lambda: http(200, body, JSON, *(f"X-Header-{n}: {'x' * 200}" for n in range(200))),
+        "200 headers": lambda: http(
+            200, body, JSON, *(f"X-Header-{n}: {'x' * 200}" for n in range(200))
+        ),
         "gzip": lambda: BOMBS["gzip"],
         "deflate": lambda: BOMBS["deflate"],
         "br": lambda: BOMBS["br"],
@@ -63,7 +67,8 @@ def bad(what: str, received: Received) -> bytes:
 
 BOMBS: dict[str, bytes] = {}
 
-# What the table calls it, and the errors in which a call may end where the service keeps answering like this; none where it is read all the same.
+# What the table calls it, and the errors in which a call may end where the service keeps answering
+# like this; none where it is read all the same.
 FAULTS: dict[str, tuple[str, set[str]]] = {
     "truncated": ("body cut in the middle", {"TransportError"}),
     "dribbled": ("one byte a second", {"CallTimeoutError"}),
@@ -145,7 +150,8 @@ async def test_answers_that_are_no_answers(table, what):
     async with serving(what, always=False) as server:
         job = await bulk({**options(server.origin), **impatient}, calls)
         if bombs:
-            # Applied, by the look of its status, so there is no point in a repeat; but nobody can tell what the answer says.
+            # Applied, by the look of its status, so there is no point in a repeat; but nobody can
+            # tell what the answer says.
             judge(job, applied(server))
             assert set(job.errors) <= errors
         else:

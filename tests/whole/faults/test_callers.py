@@ -59,9 +59,13 @@ async def test_cancellation_and_short_deadlines_leave_nothing_behind(table, numb
                             assert fate == "cancelled"
                             cancelled += 1
                             side.calls -= 1
-                        except Exception as error:  # whatever it is, it is what the caller would have got
+                        except (
+                            Exception
+                        ) as error:  # whatever it is, it is what the caller would have got
                             assert fate == "hurried", error  # one of three fates, told apart
-                            side.ended.append(Ended(message_id, metadata, time.monotonic(), error=error))
+                            side.ended.append(
+                                Ended(message_id, metadata, time.monotonic(), error=error)
+                            )
                         else:
                             side.ended.append(
                                 Ended(
@@ -80,19 +84,29 @@ async def test_cancellation_and_short_deadlines_leave_nothing_behind(table, numb
                 # Every slot is still there: as many calls as there are slots are under way at once.
                 assert manager.stats().in_flight == manager.stats().waiting == 0
                 with backend(latency=0.3) as sandbox:
-                    async with ConversationClient(**sandbox.options, session_manager=manager) as other:
+                    async with ConversationClient(
+                        **sandbox.options, session_manager=manager
+                    ) as other:
                         held = [
-                            asyncio.ensure_future(other.update_message_metadata(message_id, metadata))
+                            asyncio.ensure_future(
+                                other.update_message_metadata(message_id, metadata)
+                            )
                             for message_id, metadata in updates(64, family="SLOT")
                         ]
-                        while manager.stats().in_flight < 64 and not all(call.done() for call in held):
+                        while manager.stats().in_flight < 64 and not all(
+                            call.done() for call in held
+                        ):
                             await asyncio.sleep(0)
                         assert manager.stats().in_flight == 64
                         await asyncio.gather(*held)
             count(manager, side)
         # An attempt that was cancelled is no retry.
         judge(side, server.applied(), exempt=cancelled + 64 + side.errors["CallTimeoutError"])
-        told = sum(end.error.sent == "maybe" for end in side.ended if isinstance(end.error, CallTimeoutError))
+        told = sum(
+            end.error.sent == "maybe"
+            for end in side.ended
+            if isinstance(end.error, CallTimeoutError)
+        )
         table.add(
             "cancelled or hurried at random",
             "single",
@@ -129,7 +143,9 @@ def in_a_child(work) -> object:
     """What ``work`` says in a forked process, which ends without tidying up what it shares with this one."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads is what a fault is
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # forking beside threads is what a fault is
         child = os.fork()
     if child == 0:
         status = 1
@@ -148,7 +164,9 @@ def in_a_child(work) -> object:
 
 def on_a_new_loop(work) -> str:
     """The name of what a coroutine raised on another event loop than the one that was running here, or ``fine``."""
-    asyncio.events._set_running_loop(None)  # in a forked child, the parent's loop is marked as running
+    asyncio.events._set_running_loop(
+        None
+    )  # in a forked child, the parent's loop is marked as running
 
     async def within() -> None:
         async with asyncio.timeout(3):
@@ -180,12 +198,19 @@ async def test_a_fork_in_the_middle_of_traffic_is_refused_and_harms_nobody(table
                 async def ours(message_id: str, metadata: str) -> None:
                     try:
                         message = await client.update_message_metadata(message_id, metadata)
-                    except Exception as error:  # whatever it is, it is what the caller would have got
-                        side.ended.append(Ended(message_id, metadata, time.monotonic(), error=error))
+                    except (
+                        Exception
+                    ) as error:  # whatever it is, it is what the caller would have got
+                        side.ended.append(
+                            Ended(message_id, metadata, time.monotonic(), error=error)
+                        )
                     else:
                         side.ended.append(
                             Ended(
-                                message_id, metadata, time.monotonic(), answer=(message.id, message.metadata)
+                                message_id,
+                                metadata,
+                                time.monotonic(),
+                                answer=(message.id, message.metadata),
                             )
                         )
 
@@ -206,7 +231,9 @@ async def test_a_fork_in_the_middle_of_traffic_is_refused_and_harms_nobody(table
         judge(side, applied, exempt=0)
         assert not side.errors
         assert not [message_id for message_id in applied if "CHILD" in message_id]
-        table.add("a fork in the middle of traffic, the child calls too", "single", side, naive=bitten)
+        table.add(
+            "a fork in the middle of traffic, the child calls too", "single", side, naive=bitten
+        )
 
 
 async def naive_fork(options, calls, stolen) -> Side:
@@ -264,7 +291,12 @@ async def test_a_second_loop_or_thread_in_the_middle_of_traffic_is_refused_and_h
                 async def ours(message_id: str, metadata: str) -> None:
                     message = await client.update_message_metadata(message_id, metadata)
                     side.ended.append(
-                        Ended(message_id, metadata, time.monotonic(), answer=(message.id, message.metadata))
+                        Ended(
+                            message_id,
+                            metadata,
+                            time.monotonic(),
+                            answer=(message.id, message.metadata),
+                        )
                     )
 
                 traffic = asyncio.ensure_future(asyncio.gather(*(ours(*call) for call in calls)))

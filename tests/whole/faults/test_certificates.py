@@ -38,7 +38,9 @@ async def test_a_server_that_cannot_prove_who_it_is_gets_nothing(table, authorit
     certificate = {
         "expired": lambda: authority.issue("localhost", not_after=LONG_AGO),
         "another host": lambda: authority.issue("elsewhere.test"),
-        "unknown authority": lambda: authority.issue("localhost", by=Authority(authority.directory)),
+        "unknown authority": lambda: authority.issue(
+            "localhost", by=Authority(authority.directory)
+        ),
     }[what]()
     calls = updates(100, family="TLS")
     with nginx(api(certificate, listen="127.0.0.1:@port ssl")) as server:
@@ -78,7 +80,9 @@ async def test_a_server_that_speaks_only_tls_1_1_gets_nothing(table, authority):
                 lax = authority.context()
                 lax.minimum_version = ssl.TLSVersion.TLSv1
                 lax.set_ciphers("ALL@SECLEVEL=0")
-            plain = await naive.loop(there, calls, session={"connector": aiohttp.TCPConnector(ssl=lax)})
+            plain = await naive.loop(
+                there, calls, session={"connector": aiohttp.TCPConnector(ssl=lax)}
+            )
             assert plain.failures(server.applied()) == 0
             given_away = sum(line.authorized for line in server.log())
             assert given_away > len(calls)

@@ -26,7 +26,8 @@ async def test_keep_alive_connections_that_the_server_closes_cost_no_call(table)
 
     bitten = None
     if naive.RUN:
-        # Whether a call meets the closing of its connection is chance: some 20 of 5,000 do, on one machine.
+        # Whether a call meets the closing of its connection is chance: some 20 of 5,000 do, on one
+        # machine.
         for _ in range(5):
             with nginx(short) as server:
                 plain = await naive.loop(server.options, calls, concurrency=100, pause=pause)
@@ -36,7 +37,9 @@ async def test_keep_alive_connections_that_the_server_closes_cost_no_call(table)
         assert bitten
 
     with nginx(short) as server:
-        ours = await single({**server.options, "rate_limit": None}, calls, concurrency=100, pause=pause)
+        ours = await single(
+            {**server.options, "rate_limit": None}, calls, concurrency=100, pause=pause
+        )
         applied = server.applied()
         judge(ours, applied, exempt=len(calls))
         assert not ours.errors
@@ -49,7 +52,9 @@ def proxied(port: int) -> str:
     """nginx in front of a sandbox: the one that is killed is not the one that keeps count."""
     upstream = f"upstream sandbox {{ server 127.0.0.1:{port}; keepalive 64; }}"
     pass_on = 'proxy_pass http://sandbox; proxy_http_version 1.1; proxy_set_header Connection "";'
-    return f"{upstream} server {{ listen 127.0.0.1:@port backlog=1024; location / {{ {pass_on} }} }}"
+    return (
+        f"{upstream} server {{ listen 127.0.0.1:@port backlog=1024; location / {{ {pass_on} }} }}"
+    )
 
 
 RELOADS = 12
@@ -93,12 +98,20 @@ async def test_a_server_that_is_reloaded_or_killed_and_restarted_costs_a_job_not
         assert sandbox.metadata() == dict(calls)
         assert sum(applied.values()) <= job.attempts
         table.add(
-            fault, "bulk", job, naive=bitten, recovery=job.recovered(restored) if what == "kill" else None
+            fault,
+            "bulk",
+            job,
+            naive=bitten,
+            recovery=job.recovered(restored) if what == "kill" else None,
         )
 
         sandbox.forget()
         ours, restored = await meanwhile(single(options, calls, rate=600), disturb(server, what))
         judge(ours, sandbox.applied(), exempt=RELOADS * 50)
         table.add(
-            fault, "single", ours, naive=bitten, recovery=ours.recovered(restored) if what == "kill" else None
+            fault,
+            "single",
+            ours,
+            naive=bitten,
+            recovery=ours.recovered(restored) if what == "kill" else None,
         )

@@ -30,7 +30,9 @@ def answer(message_id: str) -> bytes:
 def confused(what: str) -> Server:
     rng = random.Random(7)
     stranger = answer("01SOMEBODYELSE")
-    nobody = http(404, b'{"error":{"code":404,"status":"NOT_FOUND","message":"No such message."}}', JSON)
+    nobody = http(
+        404, b'{"error":{"code":404,"status":"NOT_FOUND","message":"No such message."}}', JSON
+    )
 
     async def script(peer: Peer) -> None:
         shifted = False  # nothing can be shifted before the first answer of a connection
@@ -58,10 +60,13 @@ def confused(what: str) -> Server:
 @pytest.mark.parametrize("what", FAULTS)
 async def test_an_answer_that_belongs_to_another_call_is_given_to_none(table, what):
     calls = updates(250 if what == "late error" else 1000, family="DESYNC")
-    # An error has no id by which to tell whose it is, so one that comes while a call is under way is taken for that call's by every HTTP/1.1 client.
-    # What can be told is that nothing had been asked: here each call leaves its connection idle for a while.
-    # It is idle for much longer than the error takes, also on a machine that stalls.
-    traffic = {"concurrency": 1, "pause": lambda: 0.03} if what == "late error" else {"concurrency": 20}
+    # An error has no id by which to tell whose it is, so one that comes while a call is under way
+    # is taken for that call's by every HTTP/1.1 client. What can be told is that nothing had been
+    # asked: here each call leaves its connection idle for a while. It is idle for much longer than
+    # the error takes, also on a machine that stalls.
+    traffic = (
+        {"concurrency": 1, "pause": lambda: 0.03} if what == "late error" else {"concurrency": 20}
+    )
 
     def applied(server: Server) -> Counter[str]:
         return Counter(received.message_id for received in server.received)
@@ -71,7 +76,8 @@ async def test_an_answer_that_belongs_to_another_call_is_given_to_none(table, wh
         async with confused(what) as server:
             plain = await naive.loop(options(server.origin), calls, **traffic)
             wrong = sum(
-                end.misattributed or type(end.error).__name__ == "ClientResponseError" for end in plain.ended
+                end.misattributed or type(end.error).__name__ == "ClientResponseError"
+                for end in plain.ended
             )
             bitten = plain.failures(applied(server))
             assert bitten == wrong > 0

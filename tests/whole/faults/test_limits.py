@@ -14,7 +14,8 @@ from tests.whole.faults.programs import TOKEN_ANSWER, UPDATED, api, nginx
 
 pytestmark = pytest.mark.needs_program("nginx")
 
-# What Retry-After says, and how the table names it. A date is one that will have passed when the run is half way.
+# What Retry-After says, and how the table names it. A date is one that will have passed when the
+# run is half way.
 SAYINGS = {
     "none": "429 above 800/s, no Retry-After",
     "seconds": "429 above 800/s, Retry-After: 1",
@@ -84,7 +85,9 @@ async def test_the_default_pace_is_the_limit_and_meets_it_hardly_ever(table):
         table.add("800/s enforced, the client at its default pace", "bulk", job, naive=bitten)
 
 
-async def test_a_server_that_sends_everybody_away_for_a_day_fails_single_calls_and_holds_a_job(table):
+async def test_a_server_that_sends_everybody_away_for_a_day_fails_single_calls_and_holds_a_job(
+    table,
+):
     calls = updates(400, family="HUGE")
     bitten = await plainly(limited("huge"), calls)
 

@@ -22,7 +22,9 @@ LIBRARY = "libfaketimeMT.so.1"
 def libfaketime() -> Path:
     """Where Debian has put it: below the directory of the machine's architecture."""
     found = sorted(Path("/usr/lib").glob(f"*/faketime/{LIBRARY}"))
-    assert found, f"{LIBRARY} is not where the package faketime puts it ({sysconfig.get_platform()})"
+    assert found, (
+        f"{LIBRARY} is not where the package faketime puts it ({sysconfig.get_platform()})"
+    )
     return found[0]
 
 

@@ -57,7 +57,9 @@ def served(authority: Authority) -> str:
 class Place:
     """The server in its namespace, and what reaches it."""
 
-    def __init__(self, server: Nginx, authority: Authority, addresses: tuple[str, ...] = (SERVER,)) -> None:
+    def __init__(
+        self, server: Nginx, authority: Authority, addresses: tuple[str, ...] = (SERVER,)
+    ) -> None:
         self.server = server
         self.options = options(f"https://{NAME}")
         self.authority = authority
@@ -89,7 +91,10 @@ FAULTS = {
 @pytest.mark.parametrize("what", FAULTS)
 async def test_a_network_that_is_gone_and_comes_back_costs_a_job_nothing(table, authority, what):
     rate = 200
-    with network() as net, nginx(served(authority), before=net.inside, host=SERVER, port=443) as server:
+    with (
+        network() as net,
+        nginx(served(authority), before=net.inside, host=SERVER, port=443) as server,
+    ):
         place = Place(server, authority)
 
         async def fault() -> float:
@@ -104,14 +109,17 @@ async def test_a_network_that_is_gone_and_comes_back_costs_a_job_nothing(table, 
             calls = updates(700, family="NAIVE")
             session = {**place.session, "timeout": aiohttp.ClientTimeout(total=0.5)}
             plain, _ = await meanwhile(
-                naive.loop(place.options, calls, session=session, rate=rate, concurrency=500), fault()
+                naive.loop(place.options, calls, session=session, rate=rate, concurrency=500),
+                fault(),
             )
             bitten = plain.failures(place.applied(calls))
             assert bitten
 
         impatient = {**place.options, "attempt_timeout": 0.5}
         calls = updates(700, family="JOB")
-        job, restored = await meanwhile(bulk(impatient, calls, manager=place.manager, rate=rate), fault())
+        job, restored = await meanwhile(
+            bulk(impatient, calls, manager=place.manager, rate=rate), fault()
+        )
         judge_bulk(job, place.applied(calls), exempt=50)
         table.add(FAULTS[what], "bulk", job, naive=bitten, recovery=job.recovered(restored))
 
@@ -127,7 +135,10 @@ async def test_a_network_that_is_gone_and_comes_back_costs_a_job_nothing(table, 
 @pytest.mark.parametrize("dead", ["refuses", "is silent"])
 async def test_the_first_of_two_addresses_that_is_dead_costs_no_call(table, authority, dead):
     """A plain client with one address is what a service behind a dead one gets; with both, the second is tried."""
-    with network() as net, nginx(served(authority), before=net.inside, host=SERVER, port=443) as server:
+    with (
+        network() as net,
+        nginx(served(authority), before=net.inside, host=SERVER, port=443) as server,
+    ):
         if dead == "is silent":
             net.drop_dead("drop")
         else:
@@ -154,7 +165,10 @@ async def test_the_first_of_two_addresses_that_is_dead_costs_no_call(table, auth
 @pytest.mark.full
 async def test_a_narrow_link_costs_a_job_nothing(table, authority):
     """512 kbit/s each way: the handshakes of 50 connections alone take seconds."""
-    with network() as net, nginx(served(authority), before=net.inside, host=SERVER, port=443) as server:
+    with (
+        network() as net,
+        nginx(served(authority), before=net.inside, host=SERVER, port=443) as server,
+    ):
         place = Place(server, authority)
         net.narrow("512kbit")
 

@@ -55,7 +55,9 @@ async def test_an_outage_of_all_and_then_of_half_of_the_backends_loses_nothing(t
 
         bitten = None
         if naive.RUN:
-            plain, _ = await meanwhile(naive.loop(options, calls, rate=rate, patience=90), outage(entry))
+            plain, _ = await meanwhile(
+                naive.loop(options, calls, rate=rate, patience=90), outage(entry)
+            )
             bitten = plain.failures(sandbox.applied())
             assert bitten
             sandbox.forget()
@@ -105,8 +107,12 @@ async def test_a_backend_that_is_slow_or_never_answers_costs_a_job_nothing(table
 
                 bitten = None
                 if naive.RUN:
-                    session = {"timeout": aiohttp.ClientTimeout(total=0.5)} if what == "slow" else None
-                    run = naive.loop(options, calls, rate=150, patience=4, concurrency=500, session=session)
+                    session = (
+                        {"timeout": aiohttp.ClientTimeout(total=0.5)} if what == "slow" else None
+                    )
+                    run = naive.loop(
+                        options, calls, rate=150, patience=4, concurrency=500, session=session
+                    )
                     plain, _ = await meanwhile(run, sick(entry))
                     bitten = plain.failures(applied())
                     assert bitten

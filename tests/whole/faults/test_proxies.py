@@ -71,7 +71,11 @@ async def test_a_proxy_that_dies_and_comes_back_costs_a_job_nothing(table, autho
             (judge_bulk if how == "bulk" else judge)(side, server.applied(), exempt=50)
             assert proxy.connects() > 0
             table.add(
-                "proxy killed, back after 0.5 s", how, side, naive=bitten, recovery=side.recovered(restored)
+                "proxy killed, back after 0.5 s",
+                how,
+                side,
+                naive=bitten,
+                recovery=side.recovered(restored),
             )
 
 
@@ -87,7 +91,9 @@ async def test_a_proxy_that_asks_for_credentials_gets_them_or_is_told_apart_from
             assert bitten == len(calls)
 
         manager = {"ssl": authority.context()}
-        refused = await single({**there, "auth": "basic"}, calls, manager={**manager, "proxy": proxy.url})
+        refused = await single(
+            {**there, "auth": "basic"}, calls, manager={**manager, "proxy": proxy.url}
+        )
         judge(refused, server.applied())
         assert refused.errors == {"TransportError": len(calls)}
         assert refused.attempts == len(calls)
@@ -101,7 +107,9 @@ async def test_a_proxy_that_asks_for_credentials_gets_them_or_is_told_apart_from
         table.add("proxy asks for credentials, given", "single", ours, naive=bitten)
 
 
-async def test_a_proxy_that_breaks_off_in_the_middle_of_connect_costs_a_job_nothing(table, authority):
+async def test_a_proxy_that_breaks_off_in_the_middle_of_connect_costs_a_job_nothing(
+    table, authority
+):
     """Every third tunnel is cut off in the middle of the proxy's answer, every third after it."""
     calls = updates(300, family="CONNECT")
 
@@ -135,7 +143,9 @@ async def test_a_proxy_that_breaks_off_in_the_middle_of_connect_costs_a_job_noth
         number = 0
         before = len(server.log())
         async with Server(script) as proxy:
-            job = await bulk(there, calls, manager={"ssl": authority.context(), "proxy": proxy.origin})
+            job = await bulk(
+                there, calls, manager={"ssl": authority.context(), "proxy": proxy.origin}
+            )
             applied = {line.message_id for line in server.log()[before:] if line.status == 200}
             judge_bulk(job, applied)
             table.add("proxy breaks off two of three CONNECTs", "bulk", job, naive=bitten)

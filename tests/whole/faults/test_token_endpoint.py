@@ -27,7 +27,9 @@ def trouble(sandbox: Sandbox, what: str) -> None:
     if what == "slow":
         sandbox.delay_next_token(0.2, times=1000)
     elif what == "no expires_in":
-        sandbox.answer_next_token({"access_token": "made-up-token", "token_type": "bearer"}, times=1000)
+        sandbox.answer_next_token(
+            {"access_token": "made-up-token", "token_type": "bearer"}, times=1000
+        )
     else:
         sandbox.fail_next_token(int(what), times=3)
 
@@ -158,7 +160,8 @@ async def test_an_oauth2_server_that_is_not_ours(table, tmp_path):
         start_new_session=True,
     )
     calls = updates(200, family="NPM")
-    # Its endpoint is /token: nginx stands before it, and asks that the token which it gave is what comes.
+    # Its endpoint is /token: nginx stands before it, and asks that the token which it gave is what
+    # comes.
     strict = f"""
     map $http_authorization $is_its {{ default no; "~^Bearer eyJ" yes; }}
     server {{

@@ -89,7 +89,16 @@ class Redis(Store):
     """Keeps nothing on disk: started again, it is empty."""
 
     def command(self) -> Sequence[str]:
-        fixed = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+        fixed = (
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        )
         return ("redis-server", *fixed, "--dir", str(self.folder), *self.options)
 
     @property
@@ -114,7 +123,19 @@ class Postgres(Store):
         if self.user is not None:
             shutil.chown(self.folder, self.user)
         subprocess.run(
-            ["initdb", "-D", "data", "-U", "tester", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"],
+            [
+                "initdb",
+                "-D",
+                "data",
+                "-U",
+                "tester",
+                "-A",
+                "trust",
+                "--no-sync",
+                "-E",
+                "UTF8",
+                "--locale=C",
+            ],
             cwd=self.folder,
             user=self.user,
             check=True,
@@ -139,7 +160,9 @@ class Postgres(Store):
         # Each backend is in a process group of its own.
         if self.process is None:
             return
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text("utf-8")
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(
+            "utf-8"
+        )
         for pid in (self.process.pid, *map(int, children.split())):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)

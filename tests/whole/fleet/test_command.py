@@ -53,7 +53,9 @@ async def test_a_url_of_no_store_ends_the_command(url, sandbox, tmp_path):
     assert sandbox.requests == []
 
 
-async def test_a_store_that_is_away_stops_no_command_and_its_password_is_not_shown(sandbox, tmp_path):
+async def test_a_store_that_is_away_stops_no_command_and_its_password_is_not_shown(
+    sandbox, tmp_path
+):
     url = "redis://:the-password@127.0.0.1:1/0"
     ended = await sinch_conv(
         "bulk", a_file(tmp_path), "--fleet", url, "-vv", folder=tmp_path, sandbox=sandbox

@@ -23,7 +23,9 @@ EXAMPLES = Path(__file__).parent.parent.parent.parent / "examples" / "fleet"
 
 def test_the_compose_file_leads_every_process_to_the_same_store():
     services = yaml.safe_load((EXAMPLES / "compose.yaml").read_text("utf-8"))["services"]
-    fleets = {name: service["environment"].get("SINCH_CONV_FLEET") for name, service in services.items()}
+    fleets = {
+        name: service["environment"].get("SINCH_CONV_FLEET") for name, service in services.items()
+    }
     assert fleets["web"] == fleets["nightly"] == "redis://:${REDIS_PASSWORD}@redis:6379/0"
     assert services["web"]["deploy"]["replicas"] == 2
     assert all(set(service.get("depends_on", [])) <= set(services) for service in services.values())
@@ -40,7 +42,9 @@ def test_the_unit_is_one_that_systemd_reads(tmp_path):
     made = tmp_path / "tagger@.service"
     text = (EXAMPLES / "tagger@.service").read_text("utf-8")
     made.write_text(text.replace("/opt/tagger/venv/bin/python", sys.executable), "utf-8")
-    done = subprocess.run([verify, "verify", str(made)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [verify, "verify", str(made)], capture_output=True, text=True, check=False
+    )
     assert "tagger" not in done.stderr, done.stderr
 
 
@@ -49,7 +53,9 @@ async def test_two_web_processes_share_one_token():
     with Redis() as store:
         async with Sandbox(auto_create=True) as sandbox, aiohttp.ClientSession() as http:
             ports = [free_port(), free_port()]
-            environment = environment_of(sandbox, SINCH_CONV_FLEET=store.url, SINCH_CONVERSATION_REGION="us")
+            environment = environment_of(
+                sandbox, SINCH_CONV_FLEET=store.url, SINCH_CONVERSATION_REGION="us"
+            )
             processes = [
                 subprocess.Popen(
                     [sys.executable, str(EXAMPLES / "web.py")],

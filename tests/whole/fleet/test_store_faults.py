@@ -57,7 +57,9 @@ def fleet_at(url: str, **options: Any) -> Any:
 class Members:
     """Processes as far as the store knows: managers with a fleet of their own, each with more to send than it may."""
 
-    def __init__(self, make: Callable[[], Any], *, number: int = MEMBERS, token: str | None = None) -> None:
+    def __init__(
+        self, make: Callable[[], Any], *, number: int = MEMBERS, token: str | None = None
+    ) -> None:
         self._make = make
         self._number = number
         self.token = token
@@ -66,7 +68,9 @@ class Members:
 
     async def __aenter__(self) -> Self:
         self._stack = contextlib.AsyncExitStack()
-        self.sandbox = await self._stack.enter_async_context(Sandbox(auto_create=True, rate_limit=LIMIT))
+        self.sandbox = await self._stack.enter_async_context(
+            Sandbox(auto_create=True, rate_limit=LIMIT)
+        )
         self.sandbox.next_token = self.token
         self.managers = [
             await self._stack.enter_async_context(SessionManager(fleet=self._make()))
@@ -99,7 +103,9 @@ class Members:
 
     @property
     def shares(self) -> list[int]:
-        return [project.share or 0 for manager in self.managers for project in manager.stats().projects]
+        return [
+            project.share or 0 for manager in self.managers for project in manager.stats().projects
+        ]
 
     @property
     def in_touch(self) -> bool:
@@ -113,7 +119,9 @@ class Members:
         """Returns when the limit is divided among all."""
         async with asyncio.timeout(40):
             while not (
-                self.in_touch and sum(self.shares) == DIVIDED and max(self.shares) - min(self.shares) <= 1
+                self.in_touch
+                and sum(self.shares) == DIVIDED
+                and max(self.shares) - min(self.shares) <= 1
             ):
                 await asyncio.sleep(0.02)
 
@@ -174,7 +182,9 @@ async def test_a_store_whose_state_is_deleted_twice(store, members):
         if isinstance(store, Redis):
             store.tell("FLUSHALL")
         else:
-            store.tell("TRUNCATE sinch_conv.fleet_projects, sinch_conv.fleet_leases, sinch_conv.fleet_tokens")
+            store.tell(
+                "TRUNCATE sinch_conv.fleet_projects, sinch_conv.fleet_leases, sinch_conv.fleet_tokens"
+            )
         assert await members.goes_on(2.5) > LIMIT
     await members.settled()
     members.kept_to_the_limit()
@@ -211,7 +221,9 @@ async def slowed(port: int, seconds: float) -> AsyncIterator[int]:
 
     tasks: set[asyncio.Task[None]] = set()
 
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
+    async def pass_on(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 await asyncio.sleep(delay)
@@ -333,7 +345,9 @@ asyncio.run(main(sys.argv[1], json.loads(sys.argv[2])))
 
 
 @contextlib.asynccontextmanager
-async def another_process(store: Redis, sandbox: Sandbox) -> AsyncIterator[asyncio.subprocess.Process]:
+async def another_process(
+    store: Redis, sandbox: Sandbox
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """One more member, in a process of its own; returns when it has sent something."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WORKER, store.url, json.dumps(sandbox.client_options())),
@@ -384,7 +398,9 @@ class TestProcesses:
                 kept = ""
                 for key in store.tell("KEYS", "*").split():
                     kind = store.tell("TYPE", key).strip()
-                    kept += key + store.tell(*(("HGETALL", key) if kind == "hash" else ("GET", key)))
+                    kept += key + store.tell(
+                        *(("HGETALL", key) if kind == "hash" else ("GET", key))
+                    )
                 options = members.sandbox.client_options()
                 assert options["project_id"] in kept
                 assert options["key_secret"] not in kept

@@ -34,7 +34,8 @@ PROGRAMS = {"redis": ("redis-server",), "postgres": ("initdb",)}
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=pytest.mark.needs_program(*programs)) for name, programs in PROGRAMS.items()
+        pytest.param(name, marks=pytest.mark.needs_program(*programs))
+        for name, programs in PROGRAMS.items()
     ],
 )
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:

@@ -41,6 +41,8 @@ async def test_the_short_form_of_the_benchmark_finds_no_count_over_its_bound():
     )
     assert [table for table in tables if table not in out] == []
     for count in ("function calls", "bytecode instructions", "memory blocks kept"):
-        (line,) = (line for line in out.splitlines() if line.startswith(count) and "at most" in line)
+        (line,) = (
+            line for line in out.splitlines() if line.startswith(count) and "at most" in line
+        )
         assert line.rstrip().endswith(" met"), line
         assert "not met" not in line

@@ -39,7 +39,9 @@ def counters(client):
 
 
 async def gathered(client, number):
-    messages = await asyncio.gather(*(client.update_message_metadata(f"m{n}", "x") for n in range(number)))
+    messages = await asyncio.gather(
+        *(client.update_message_metadata(f"m{n}", "x") for n in range(number))
+    )
     assert [message.id for message in messages] == [f"m{n}" for n in range(number)]
 
 
@@ -67,17 +69,24 @@ async def test_of_100_000_calls_each_waits_in_4_kib_and_half_of_them_are_cancell
         monkeypatch.setattr(loop, "call_at", counted)
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
-        calls = [asyncio.create_task(client.update_message_metadata(name, "x")) for name in ids[:MEASURED]]
+        calls = [
+            asyncio.create_task(client.update_message_metadata(name, "x"))
+            for name in ids[:MEASURED]
+        ]
         await asyncio.sleep(0)
         bytes_a_call = (tracemalloc.get_traced_memory()[0] - before) / MEASURED
         tracemalloc.stop()
-        calls += [asyncio.create_task(client.update_message_metadata(name, "x")) for name in ids[MEASURED:]]
+        calls += [
+            asyncio.create_task(client.update_message_metadata(name, "x"))
+            for name in ids[MEASURED:]
+        ]
         await asyncio.sleep(0)
         assert counters(client) == (slots, ALL - slots)
         monkeypatch.undo()
         print(f"{ALL:,} calls wait: {bytes_a_call:,.0f} bytes each, {timers} timers in all")
         assert bytes_a_call <= MOST_BYTES
-        # Some for each exchange under way (connecting, attempt_timeout), none for a call that waits.
+        # Some for each exchange under way (connecting, attempt_timeout), none for a call that
+        # waits.
         assert timers <= 10 * slots
 
         await sandbox.wait_for_requests(slots)
@@ -98,7 +107,9 @@ async def test_of_100_000_calls_each_waits_in_4_kib_and_half_of_them_are_cancell
             call.cancel()
         sandbox.release()
         await asyncio.wait(others)
-        assert all(not call.cancelled() and call.result().metadata == "x" for call in others[:1_000])
+        assert all(
+            not call.cancelled() and call.result().metadata == "x" for call in others[:1_000]
+        )
         assert counters(client) == (0, 0)
         assert not client._sender.lifetime.waiting
         assert not client._sender.lifetime.running
@@ -109,7 +120,10 @@ async def test_of_100_000_calls_each_waits_in_4_kib_and_half_of_them_are_cancell
 
 async def test_the_first_is_answered_before_the_last_has_been_sent(sandbox):
     async with client_of(sandbox, rate_limit=None) as client:
-        calls = [asyncio.ensure_future(client.update_message_metadata(f"m{n}", "x")) for n in range(2_000)]
+        calls = [
+            asyncio.ensure_future(client.update_message_metadata(f"m{n}", "x"))
+            for n in range(2_000)
+        ]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         sent = stats_of(client).attempts
         print(f"{sent} of {len(calls):,} had been sent when the first was answered")
@@ -120,7 +134,10 @@ async def test_the_first_is_answered_before_the_last_has_been_sent(sandbox):
 async def test_the_same_in_a_task_group(sandbox):
     async with client_of(sandbox, rate_limit=None) as client:
         async with asyncio.TaskGroup() as group:
-            calls = [group.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(1_000)]
+            calls = [
+                group.create_task(client.update_message_metadata(f"m{n}", "x"))
+                for n in range(1_000)
+            ]
         assert all(call.result().metadata == "x" for call in calls)
         assert counters(client) == (0, 0)
 
@@ -178,12 +195,17 @@ async def test_with_a_timeout_those_whose_turn_cannot_come_fail_at_once(sandbox)
     """The others, whose turn can, succeed; nobody waits for a turn that comes too late."""
     async with client_of(sandbox, rate_limit=10, timeout=1.0) as client:
         await client.authenticate()
-        calls = [asyncio.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(1_000)]
+        calls = [
+            asyncio.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(1_000)
+        ]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         refused = [call for call in calls if call.done()]
-        print(f"{len(refused)} of {len(calls):,} calls failed at once, at 10 a second and a timeout of 1 s")
-        # 10 in the second, one at its start, and a quarter of a second's worth that might be made up for.
+        print(
+            f"{len(refused)} of {len(calls):,} calls failed at once, at 10 a second and a timeout of 1 s"
+        )
+        # 10 in the second, one at its start, and a quarter of a second's worth that might be made
+        # up for.
         assert 1_000 - 15 <= len(refused) <= 1_000 - 10
         for call in refused:
             error = call.exception()

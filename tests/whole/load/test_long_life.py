@@ -74,7 +74,9 @@ async def test_renewals_over_the_wire_cost_one_token_request_each_and_no_call_fa
             while renewals < 100:
                 time.now += LIFETIME / 10
                 before = manager.stats().token_requests
-                await asyncio.gather(*(client.update_message_metadata(f"m{n}", "x") for n in range(3)))
+                await asyncio.gather(
+                    *(client.update_message_metadata(f"m{n}", "x") for n in range(3))
+                )
                 if manager.stats().token_requests > before:
                     renewals += 1
                     await sandbox.wait_for_token_requests(1 + renewals)
@@ -166,7 +168,9 @@ def test_a_loop_that_is_closed_over_calls_under_way_and_waiting_harms_no_later_o
         loop = asyncio.new_event_loop()
 
         async def begin() -> list[asyncio.Task[object]]:
-            calls = [asyncio.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(30)]
+            calls = [
+                asyncio.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(30)
+            ]
             while stats_of(client).in_flight < 3:
                 await asyncio.sleep(0.01)
             return calls
@@ -177,7 +181,9 @@ def test_a_loop_that_is_closed_over_calls_under_way_and_waiting_harms_no_later_o
 
         async def go_on() -> None:
             nonlocal calls
-            updates = [asyncio.create_task(client.update_message_metadata(f"n{n}", "x")) for n in range(5)]
+            updates = [
+                asyncio.create_task(client.update_message_metadata(f"n{n}", "x")) for n in range(5)
+            ]
             await asyncio.sleep(0)
             calls = []
             gc.collect()
@@ -197,7 +203,9 @@ def test_a_loop_that_is_closed_over_calls_under_way_and_waiting_harms_no_later_o
 async def test_closing_fails_those_who_wait_and_lets_those_under_way_finish(sandbox):
     async with client_of(sandbox, rate_limit=None) as client:
         sandbox.hold()
-        calls = [asyncio.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(1_000)]
+        calls = [
+            asyncio.create_task(client.update_message_metadata(f"m{n}", "x")) for n in range(1_000)
+        ]
         await sandbox.wait_for_requests(256)
         sandbox.fail_next(503, times=10)
         closing = asyncio.create_task(client.close())

@@ -23,14 +23,18 @@ def options(sandbox, number):
 async def sandbox():
     async with Sandbox(auto_create=True, token_rate=1000) as sandbox:
         for number in range(PROJECTS):
-            sandbox.add_project(f"project-{number}", key_id=f"key-{number}", key_secret=f"secret-{number}")
+            sandbox.add_project(
+                f"project-{number}", key_id=f"key-{number}", key_secret=f"secret-{number}"
+            )
         yield sandbox
 
 
 @pytest.mark.parametrize(
     "given_wrongly", [1.0, 3.0], ids=["at the endpoint's rate", "at three times its rate"]
 )
-async def test_500_projects_with_their_own_keys_and_rates_on_one_manager(sandbox, monkeypatch, given_wrongly):
+async def test_500_projects_with_their_own_keys_and_rates_on_one_manager(
+    sandbox, monkeypatch, given_wrongly
+):
     """A hundred times as quick as Sinch's endpoint (30 at once and 10 a second), in proportion; also where it allows less than it says."""
     monkeypatch.setattr(tokens, "ENDPOINT_RATE", tokens.ENDPOINT_RATE * 100 * given_wrongly)
     monkeypatch.setattr(tokens, "_RETRY", tokens.RetryPolicy(base_delay=0.05, max_delay=0.2))
@@ -40,11 +44,16 @@ async def test_500_projects_with_their_own_keys_and_rates_on_one_manager(sandbox
             for number in range(PROJECTS)
         ]
         messages = await asyncio.gather(
-            *(client.update_message_metadata(f"m-{number}", "x") for number, client in enumerate(clients))
+            *(
+                client.update_message_metadata(f"m-{number}", "x")
+                for number, client in enumerate(clients)
+            )
         )
         assert len(messages) == PROJECTS
         stats = manager.stats()
-        issued = Counter(request.key_id for request in sandbox.token_requests if request.status == 200)
+        issued = Counter(
+            request.key_id for request in sandbox.token_requests if request.status == 200
+        )
         throttled = sum(request.status == 429 for request in sandbox.token_requests)
         print(
             f"{PROJECTS} projects: {len(sandbox.token_requests)} token requests, {throttled} of them answered 429, "
@@ -56,7 +65,8 @@ async def test_500_projects_with_their_own_keys_and_rates_on_one_manager(sandbox
             f"project-{number}": 100.0 + number for number in range(PROJECTS)
         }
         assert stats.calls == stats.attempts == PROJECTS
-        # Fifty slots for calls; a token request takes none, and has a connection of its own for its moment.
+        # Fifty slots for calls; a token request takes none, and has a connection of its own for its
+        # moment.
         assert sandbox.peak_in_flight <= 50
         for client in clients:
             await client.close()
@@ -77,9 +87,15 @@ async def test_the_token_endpoint_is_asked_at_its_own_rate_and_no_quicker(monkey
 
 async def test_two_clients_of_one_project_share_its_pace_and_its_token(sandbox):
     async with SessionManager() as manager:
-        one = client_of(sandbox, session_manager=manager, **{**options(sandbox, 1), "rate_limit": 700})
-        other = client_of(sandbox, session_manager=manager, **{**options(sandbox, 1), "rate_limit": 300})
-        await asyncio.gather(*(client.update_message_metadata("m1", "x") for client in (one, other, one)))
+        one = client_of(
+            sandbox, session_manager=manager, **{**options(sandbox, 1), "rate_limit": 700}
+        )
+        other = client_of(
+            sandbox, session_manager=manager, **{**options(sandbox, 1), "rate_limit": 300}
+        )
+        await asyncio.gather(
+            *(client.update_message_metadata("m1", "x") for client in (one, other, one))
+        )
         (project,) = manager.stats().projects
         assert project.pace == 300
         assert len(sandbox.token_requests) == 1
@@ -90,10 +106,14 @@ async def test_two_clients_of_one_project_share_its_pace_and_its_token(sandbox):
 
 async def test_a_project_that_waits_for_its_token_holds_no_slot(sandbox):
     async with SessionManager(max_connections=1) as manager:
-        waits, goes_on = (client_of(sandbox, session_manager=manager, **options(sandbox, n)) for n in (1, 2))
+        waits, goes_on = (
+            client_of(sandbox, session_manager=manager, **options(sandbox, n)) for n in (1, 2)
+        )
         await goes_on.authenticate()
         sandbox.hold_tokens()
-        waiting = [asyncio.create_task(waits.update_message_metadata(f"w{n}", "x")) for n in range(20)]
+        waiting = [
+            asyncio.create_task(waits.update_message_metadata(f"w{n}", "x")) for n in range(20)
+        ]
         await sandbox.wait_for_token_requests(2)
         await asyncio.gather(*(goes_on.update_message_metadata(f"m{n}", "x") for n in range(50)))
         assert not any(call.done() for call in waiting)
@@ -107,7 +127,9 @@ async def test_a_key_that_is_rotated_gets_a_new_token_and_the_old_secret_none(sa
         await old.update_message_metadata("m1", "x")
         sandbox.rotate_secret("key-1", "another")
         sandbox.revoke_tokens()
-        new = client_of(sandbox, session_manager=manager, **{**options(sandbox, 1), "key_secret": "another"})
+        new = client_of(
+            sandbox, session_manager=manager, **{**options(sandbox, 1), "key_secret": "another"}
+        )
         await new.update_message_metadata("m1", "x")
         stale = client_of(
             sandbox, session_manager=manager, **{**options(sandbox, 1), "key_secret": "secret-1"}
@@ -121,6 +143,8 @@ async def test_ten_thousand_clients_one_after_the_other_leave_nothing_behind(san
     """A service that makes a client for each tenant's request."""
     async with SessionManager() as manager:
         for number in range(10_000):
-            client = client_of(sandbox, session_manager=manager, **options(sandbox, number % PROJECTS))
+            client = client_of(
+                sandbox, session_manager=manager, **options(sandbox, number % PROJECTS)
+            )
             await client.close()
         assert len(manager.stats().projects) <= PROJECTS

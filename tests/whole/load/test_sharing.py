@@ -1,6 +1,7 @@
 """Processes that know nothing of each other share a limit: the law over sockets, in a short form.
 
-The figures that the project promises (three processes, 800 a second, a minute) are for a quiet machine: ``nox -s load``.
+The figures that the project promises (three processes, 800 a second, a minute) are for a quiet
+machine: ``nox -s load``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ async def test_three_who_know_nothing_of_each_other_share_one_limit_and_no_call_
 
         await asyncio.gather(*map(worker, range(3)))
         refused = sum(request.status == 429 for request in sandbox.requests)
-        print(f"{counts} of {UPDATES} updates, {refused} of {len(sandbox.requests)} requests answered 429")
+        print(
+            f"{counts} of {UPDATES} updates, {refused} of {len(sandbox.requests)} requests answered 429"
+        )
         assert sum(counts) == UPDATES == sandbox.updates_applied
         assert len(sandbox.token_requests) == 3
         assert min(counts) >= UPDATES / 3 / 4
