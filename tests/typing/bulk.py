@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
 from sinch_conv_async import (
+    BulkUpdate,
     ConversationClient,
     ConversationMessage,
     MessagesSource,
@@ -15,6 +16,8 @@ from sinch_conv_async import (
     Unchanged,
     Updated,
     UpdateOutcome,
+    UpdateQueue,
+    merge_json,
 )
 
 
@@ -93,3 +96,23 @@ def made_for_a_test(update: MetadataUpdate, message: ConversationMessage) -> lis
         Unchanged(update, message),
         NotUpdated(update, error=SinchError("made up"), attempts=5),
     ]
+
+
+async def transformed(client: ConversationClient, messages: list[str | ConversationMessage]) -> None:
+    def plain(message: ConversationMessage) -> str | None:
+        return message.metadata
+
+    async def asynchronous(message: ConversationMessage) -> str:
+        return merge_json(message, {"tag": "x"})
+
+    assert_type(client.transform_many(messages, plain), BulkUpdate)
+    assert_type(client.transform_many(client.list_messages(), asynchronous), BulkUpdate)
+    client.transform_many(["m1"], lambda message: None, messages_source="DISPATCH_SOURCE", max_outage=None)
+
+
+async def queued(client: ConversationClient) -> None:
+    async with UpdateQueue(client, on_outcome=print, stop_within=3.0) as queue:
+        queue.put_nowait("m1", "x")
+        await queue.put("m1", "x", messages_source=MessagesSource.DISPATCH_SOURCE)
+    assert_type(queue.pending, tuple[MetadataUpdate, ...])
+    assert_type(queue.error, SinchError | None)

@@ -1401,7 +1401,7 @@ async def test_an_update_waits_only_for_its_turn_and_not_for_its_reading(sandbox
             await anext(outcomes)
         sandbox.hold()
         await asyncio.sleep(0.05)  # what was answered before has its outcome
-        while "0 unread" not in repr(outcomes):
+        while ", 0 unread" not in repr(outcomes):
             await anext(outcomes)
         await turns()
         (project,) = client._manager.stats().projects
