@@ -98,7 +98,9 @@ def made_for_a_test(update: MetadataUpdate, message: ConversationMessage) -> lis
     ]
 
 
-async def transformed(client: ConversationClient, messages: list[str | ConversationMessage]) -> None:
+async def transformed(
+    client: ConversationClient, messages: list[str | ConversationMessage]
+) -> None:
     def plain(message: ConversationMessage) -> str | None:
         return message.metadata
 
@@ -107,7 +109,9 @@ async def transformed(client: ConversationClient, messages: list[str | Conversat
 
     assert_type(client.transform_many(messages, plain), BulkUpdate)
     assert_type(client.transform_many(client.list_messages(), asynchronous), BulkUpdate)
-    client.transform_many(["m1"], lambda message: None, messages_source="DISPATCH_SOURCE", max_outage=None)
+    client.transform_many(
+        ["m1"], lambda message: None, messages_source="DISPATCH_SOURCE", max_outage=None
+    )
 
 
 async def queued(client: ConversationClient) -> None:
