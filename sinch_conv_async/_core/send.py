@@ -28,7 +28,7 @@ given.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import attrs
 
@@ -68,8 +68,10 @@ __all__ = ["Call", "Sender"]
 
 T = TypeVar("T")
 
+NOTHING_TRIED: Final = Tries()
 
-@attrs.define(eq=False)
+
+@attrs.define(eq=False, weakref_slot=False)
 class Call(Generic[T]):
     """One operation on its way, as far as it has come.
 
@@ -84,7 +86,7 @@ class Call(Generic[T]):
     operation: Operation[T]
     began: float | None = None
     attempts: int = 0
-    tries: Tries = attrs.field(factory=Tries)
+    tries: Tries = NOTHING_TRIED
     reserved: bool = False
     maybe_sent: bool = False
     failure: Failure | None = None
@@ -192,42 +194,40 @@ class Sender:
 
     async def send(self, call: Call[T], *, timeout: float | None = None) -> T:
         """The result of one operation, or the error that ends it; counts and logs how it ended."""
+        binding, policy = self._begin(call), self.policy
         try:
-            return await self.send_round(
-                call, timeout=timeout, wait_for_budget=self.policy.wait_for_budget
-            )
+            if timeout is None:
+                result = await self._send(binding, call, policy, deadline=None)
+            else:
+                result = await self._send_within(timeout, binding, call, policy)
         except SinchError as error:
             self.ended(call, error)
             raise
+        self.ended(call, None)
+        return result
 
-    async def send_round(
-        self,
-        call: Call[T],
-        *,
-        timeout: float | None = None,
-        single: bool = False,
-        wait_for_budget: bool = False,
-    ) -> T:
+    async def send_round(self, call: Call[T], *, single: bool = False) -> T:
         """The same for a job, which may send a call again, and says by :meth:`ended` when it stops.
 
-        ``single``: one attempt, whatever becomes of it. ``wait_for_budget``: as in the policy; a
-        job does not, because a budget that is used up tells it of an outage.
+        ``single``: one attempt, whatever becomes of it. A job never waits for the retry budget: a
+        budget that is used up tells it of an outage.
         """
+        binding, policy = self._begin(call), self.policy
+        if single:
+            policy = attrs.evolve(policy, max_retries=0)
+        elif policy.wait_for_budget:
+            policy = attrs.evolve(policy, wait_for_budget=False)
+        result = await self._send(binding, call, policy, deadline=None)
+        self.ended(call, None)
+        return result
+
+    def _begin(self, call: Call[Any]) -> Binding:
+        """What the manager has on the running event loop; counts the call if it is new."""
         binding = self.bound()
         if call.began is None:
             call.began = binding.clock()
             self.counters.calls += 1
-        policy = self.policy
-        if single:
-            policy = attrs.evolve(policy, max_retries=0)
-        elif policy.wait_for_budget is not wait_for_budget:
-            policy = attrs.evolve(policy, wait_for_budget=wait_for_budget)
-        if timeout is None:
-            result = await self._send(binding, call, policy, deadline=None)
-        else:
-            result = await self._send_within(timeout, binding, call, policy)
-        self.ended(call, None)
-        return result
+        return binding
 
     def ended(self, call: Call[Any], error: SinchError | None) -> None:
         """Counts and logs a call that is over: with ``error``, or with a result."""
@@ -264,7 +264,7 @@ class Sender:
     ) -> T:
         lifetime, project, authorization = self.lifetime, self.project, self.authorization
         admission, clock = binding.admission, binding.clock
-        call.tries = Tries()
+        call.tries = NOTHING_TRIED
         again = False
         lifetime.begin()
         try:
