@@ -1392,11 +1392,11 @@ async def test_a_signal_that_the_shell_ignores_stays_ignored(
     number: signal.Signals, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.hold()
+    # Coverage takes SIGTERM for itself.
+    environment = unmeasured(environment_of(sandbox))
     ignoring = ("bash", "-c", f'trap "" {number.name}; exec "$@"', "bash", *COMMAND)
     # Coverage would take SIGTERM for itself, to save what it has measured.
-    env = (
-        unmeasured(environment_of(sandbox)) if number is signal.SIGTERM else environment_of(sandbox)
-    )
+    env = unmeasured(environment) if number is signal.SIGTERM else environment
     async with Running(["bulk", csv(tmp_path, 20)], env, tmp_path, ignoring) as command:
         await sandbox.wait_for_requests(20)
         command.send(number)
