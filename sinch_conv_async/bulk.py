@@ -7,7 +7,7 @@ How a job works, in the order of the code:
   ends the job.
 - A job holds ``concurrency`` items at most: each has one of as many *places*. It is under way,
   waits behind an earlier item of the same id, or has an outcome that nobody has read. A place
-  becomes free when the reader of that outcome asks for the next one. So nothing is sent that nobody
+  becomes free when a reader asks for the next outcome. So nothing is sent that nobody
   reads, and memory does not grow with the input.
 - One task reads the input. It waits for a place, takes an item, and starts a task for it; if the
   same id is under way, the item waits in a queue of that id, and the task of the earlier one goes
@@ -456,9 +456,8 @@ class _Job:
         self._api = ApiState(max_outage)
         self._probes: _Probes | None = None
         self._places = asyncio.Semaphore(concurrency)
-        self._unreturned = (
-            0  # places of outcomes that a reader has taken and not come back for more
-        )
+        self._asking = 0  # readers that wait for an outcome
+        self._unreturned = 0  # outcomes taken since a reader last asked for more
         self._held: dict[Hashable, deque[Any]] = {}
         self._finished: deque[UpdateOutcome] = deque()
         self._news = asyncio.Event()
@@ -493,17 +492,29 @@ class _Job:
             self._start()
         elif self._loop is not asyncio.get_running_loop():
             raise ClientStateError("this bulk job belongs to another event loop")
-        if self._unreturned:
+        self._asking += 1
+        try:
+            self._free_places()
+            while not self._finished:
+                if not self._tasks:
+                    error, self._error = self._error, None
+                    raise StopAsyncIteration if error is None else error
+                self._news.clear()
+                await self._news.wait()
+        finally:
+            self._asking -= 1
+        outcome = self._finished.popleft()
+        self._unreturned += 1
+        if self._asking:
+            # Another reader waits for more already, and this one may never come back.
+            self._free_places()
+        return outcome
+
+    def _free_places(self) -> None:
+        """Free the places of the outcomes that readers have taken: somebody asks for more."""
+        while self._unreturned:
             self._unreturned -= 1
             self._places.release()
-        while not self._finished:
-            if not self._tasks:
-                error, self._error = self._error, None
-                raise StopAsyncIteration if error is None else error
-            self._news.clear()
-            await self._news.wait()
-        self._unreturned += 1
-        return self._finished.popleft()
 
     def stop_reading(self) -> None:
         """End the reading, and what waits for long.
@@ -670,9 +681,8 @@ class _Job:
         while items:
             outcome = await self._work.outcome(items[0], self)
             if outcome.error is not None:
-                outcome.error.__traceback__ = (
-                    None  # it was not raised at the reader, and its frames hold the job
-                )
+                # It was not raised at the reader, and its frames hold the job.
+                outcome.error.__traceback__ = None
             self._finished.append(outcome)
             self._news.set()
             items.popleft()

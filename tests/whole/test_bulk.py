@@ -633,6 +633,24 @@ async def test_several_tasks_may_read_the_outcomes_of_one_job(client):
     assert all(done)
 
 
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_a_reader_that_dies_leaves_the_rest_to_the_other(client, concurrency):
+    """Its outcome has a place, and nobody comes back for more; but the other one waits already."""
+    outcomes = client.update_many(Input(20), concurrency=concurrency)
+    done = []
+
+    async def die() -> None:
+        async for _ in outcomes:
+            raise LookupError
+
+    readers = [asyncio.create_task(die()) for _ in range(2)]
+    rest = asyncio.create_task(collect(outcomes, done))
+    ended, _ = await asyncio.wait([*readers, rest], timeout=10)
+    assert len(ended) == 3, "one of them hangs"
+    assert all(isinstance(reader.exception(), LookupError) for reader in readers)
+    assert len(done) == 18
+
+
 async def test_of_several_readers_one_is_told_what_ended_the_job_and_none_hangs(client):
     feed = Feed()
     outcomes = client.update_many(feed, concurrency=3)
