@@ -236,7 +236,9 @@ class FastRoute:
             body, whole = await read_body(payload, limit=limit)
             return message.code, message.headers, body, whole
         finally:
-            if whole and line.alive and not protocol.should_close:
+            if self._loop.is_closed():
+                line.alive = False  # the collector ends this call, and frees the connection
+            elif whole and line.alive and not protocol.should_close:
                 line.carried = line.idle = True
                 line.idle_since = self._loop.time()
                 self._idle.setdefault(origin, []).append(line)

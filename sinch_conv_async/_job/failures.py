@@ -140,8 +140,9 @@ class Form:
 
     def _row(self, fields: list[str]) -> str:
         out = io.StringIO()
-        csv.writer(out, delimiter=self.delimiter, lineterminator="").writerow(fields)
-        return out.getvalue()
+        # Python 3.11 quotes a field with a line break only if the break is part of this terminator.
+        csv.writer(out, delimiter=self.delimiter, lineterminator="\r\n").writerow(fields)
+        return out.getvalue().removesuffix("\r\n")
 
     def _encoded(self, text: str) -> bytes:
         return text.encode(self.encoding, "backslashreplace")

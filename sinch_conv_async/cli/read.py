@@ -197,5 +197,6 @@ def _csv_line(message: ConversationMessage) -> bool:
 
 def _row(fields: Any) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(fields)
-    return out.getvalue()
+    # Python 3.11 quotes a field with a line break only if the break is part of this terminator.
+    csv.writer(out, lineterminator="\r\n").writerow(fields)
+    return out.getvalue().removesuffix("\r\n")
