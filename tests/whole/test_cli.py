@@ -677,6 +677,26 @@ async def test_another_jobs_journal_is_refused_with_3(sandbox: Sandbox, tmp_path
     assert len(sandbox.requests) == 3
 
 
+async def test_a_journal_that_names_more_records_than_there_are_is_refused(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Somebody has edited it."""
+    path = csv(tmp_path, 3)
+    assert (await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)).code == 0
+    journal = Path(f"{path}.journal.jsonl")
+    for record, words in (
+        (4, "names record 4, but the input has 3"),
+        (2**32 - 1, "cannot follow record 3"),
+    ):
+        before = journal.read_text()
+        journal.write_text(before + f'{{"record": {record}, "outcome": "updated"}}\n')
+        ended = await sinch_conv("bulk", path, folder=tmp_path, sandbox=sandbox)
+        assert ended.code == 3
+        assert words in ended.err
+        assert "with another --journal the job begins anew" in ended.err
+        journal.write_text(before)
+
+
 async def test_a_torn_last_line_is_sent_again(sandbox: Sandbox, tmp_path: Path) -> None:
     path = csv(tmp_path, 3)
     assert (

@@ -139,6 +139,15 @@ async def test_list_ends_with_its_reader(sandbox: Sandbox, tmp_path: Path) -> No
         assert len(sandbox.requests) - sent < 90
 
 
+async def test_a_list_without_standard_output_asks_for_nothing(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    shell = ("bash", "-c", '"$@" list --output csv >&-', "bash", *COMMAND)
+    async with Running([], environment_of(sandbox), tmp_path, shell) as command:
+        ended = await command.ends()
+    assert (ended.code, ended.err, sandbox.requests) == (0, "", [])
+
+
 async def test_a_list_that_fails_on_its_way_says_so(sandbox: Sandbox, tmp_path: Path) -> None:
     add(sandbox, 20)
     sandbox.fail_next(403)

@@ -79,6 +79,15 @@ def test_of_a_pipe_nobody_knows_how_much_is_left() -> None:
     assert stream.getvalue() == "4,000, 800/s, 0 failed\n"
 
 
+def test_what_cannot_fail_counts_no_failures() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Lines(stream, failures=False, clock=clock)
+    progress.start(10, 0)
+    clock.now += 5
+    progress.see(5, 0, outage=None)
+    assert stream.getvalue() == "5 of 10 (50.0 %), 1/s, 0:05 left\n"
+
+
 def test_an_outage_is_said_and_no_time_left_is_guessed() -> None:
     progress, stream, clock = lines(0)
     clock.now += 5
