@@ -36,7 +36,7 @@ SUPPORTED = [
 # like success.
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = SUPPORTED if HERE in SUPPORTED else [*SUPPORTED, HERE]
-# Coverage is held to 100 % where these Pythons and all programs of `.ci/run` are: CI has them.
+# Coverage is held to the figure of pyproject.toml where these Pythons and all programs of `.ci/run` are: CI has them.
 GATE = ("3.11", "3.12", "3.13")
 ALL = ".[cli,jobs,redis,speedups]"  # the package with all its extras
 CODE = ["sinch_conv_async", "tests", "docs", "examples", "benchmarks", "noxfile.py", "conftest.py"]
