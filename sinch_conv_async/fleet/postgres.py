@@ -267,6 +267,7 @@ class PostgresFleet(Fleet):
         self._connection: _Connection | None = None
         self._owner: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._turn: asyncio.Lock | None = None
+        self._opened: list[_Connection] = []
         self._inherited: list[_Connection] = []
 
     def __repr__(self) -> str:
@@ -317,6 +318,7 @@ class PostgresFleet(Fleet):
         connection, self._connection = self._connection, None
         if connection is not None and self._is_ours():
             await connection.close()
+            self._finish_opened()
 
     # The operations of a TokenStore
 
@@ -436,19 +438,27 @@ class PostgresFleet(Fleet):
             self._turn = asyncio.Lock()
         async with self._turn:
             if self._connection is None:
-                self._connection = await psycopg.AsyncConnection.connect(
+                self._finish_opened()
+                connection = await psycopg.AsyncConnection.connect(
                     self._dsn, autocommit=True, application_name="sinch_conv_async fleet"
                 )
+                self._opened.append(connection)
+                self._connection = connection
             return self._connection
 
-    def _leave_behind(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if self._owner is not None and self._owner[1] == os.getpid():
+    def _finish_opened(self) -> None:
+        """Closes whatever connection of this process is still open: there is one at a time."""
+        for connection in self._opened:
             connection.pgconn.finish()
+        self._opened.clear()
+
+    def _leave_behind(self) -> None:
+        self._connection = None
+        if self._owner is not None and self._owner[1] == os.getpid():
+            self._finish_opened()
         else:
-            self._inherited.append(connection)  # the parent process still uses it
+            self._inherited += self._opened  # the parent process still uses them
+            self._opened.clear()
 
 
 _MISSING: Final[tuple[Any, ...]] = ("missing",)

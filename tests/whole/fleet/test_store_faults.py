@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import secrets
@@ -85,6 +86,8 @@ class Members:
             task.cancel()
         await asyncio.wait(self._tasks)
         await self._stack.aclose()
+        # A connection attempt that was given up is freed, and its socket closed, by the collector.
+        gc.collect()
 
     async def _send(self, manager: SessionManager) -> None:
         def endless() -> Iterator[tuple[str, str]]:
@@ -219,7 +222,8 @@ async def test_a_store_that_takes_no_writes(store, members):
 async def slowed(port: int, seconds: float) -> AsyncIterator[int]:
     """A way to the store on which every piece of an answer comes so much later."""
 
-    tasks: set[asyncio.Task[None]] = set()
+    ends: set[asyncio.StreamWriter] = set()
+    serving: set[asyncio.Task[None]] = set()
 
     async def pass_on(
         reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float
@@ -228,37 +232,31 @@ async def slowed(port: int, seconds: float) -> AsyncIterator[int]:
             while data := await reader.read(65536):
                 await asyncio.sleep(delay)
                 writer.write(data)
+        writer.transport.abort()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        tasks.add(task)
+        serving.add(task)
         there, back = await asyncio.open_connection("127.0.0.1", port)
-        ways = [
-            asyncio.ensure_future(pass_on(reader, back, 0.0)),
-            asyncio.ensure_future(pass_on(there, writer, seconds)),
-        ]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            for end in (writer, back):
-                end.close()
-                with contextlib.suppress(OSError):
-                    await end.wait_closed()
-            tasks.discard(task)
+        ends.update((writer, back))
+        await asyncio.gather(pass_on(reader, back, 0.0), pass_on(there, writer, seconds))
+        for end in (writer, back):
+            end.close()
+            with contextlib.suppress(OSError):
+                await end.wait_closed()
+        ends.difference_update((writer, back))
+        serving.discard(task)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        under_way = list(tasks)
-        for task in under_way:
-            task.cancel()
-        if under_way:
-            await asyncio.wait(under_way)
+        for end in ends:
+            end.transport.abort()
+        if left := list(serving):
+            await asyncio.wait(left)
 
 
 async def test_a_store_that_answers_40_ms_late_still_shares(store):
