@@ -236,7 +236,7 @@ def modes(session: nox.Session, mode: str) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The pages, into docs/_build/html. A warning or a reference that leads nowhere is an error."""
-    session.install("-e", ".[cli]", *group("docs"))
+    session.install("-e", ALL, *group("docs"))
     session.run(
         *("sphinx-build", "--fail-on-warning", "--keep-going", "--nitpicky", "--fresh-env", "-q"),
         *("-b", "html", "docs", "docs/_build/html"),
@@ -246,7 +246,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def linkcheck(session: nox.Session) -> None:
     """Every link of the pages, the outside ones too: needs the network, so by hand."""
-    session.install("-e", ".[cli]", *group("docs"))
+    session.install("-e", ALL, *group("docs"))
     session.run("sphinx-build", "-W", "-q", "-b", "linkcheck", "docs", "docs/_build/linkcheck")
 
 
