@@ -11,54 +11,13 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from multidict import CIMultiDict
 
 from sinch_conv_async._wire.arguments import (
     Credentials,
 )
-from sinch_conv_async._wire.operations import UpdateMetadata
-from sinch_conv_async._wire.responses import Response, read_token_response
+from sinch_conv_async._wire.responses import read_token_response
 from sinch_conv_async._wire.scrub import forms, scrub
-
-ORIGIN = "https://eu.conversation.api.sinch.com"
-PATH = "/v1/projects/project-1/messages/"
-SECRETS = [
-    "s3cr3t~with.usual_characters-",
-    'q"u\\o/te',
-    "a&b<c>d='e'",
-    "with space",
-    "per%cent+plus",
-    "it-ends-with==",
-    "space and/slash",  # differs in every way of quoting
-    "abcdefabW",  # with this id its Basic form ends with an X and no padding
-    "\\begins-with-a-backslash",  # is a part of its own form in JSON
-    "it-ends-with&",  # is the beginning of its own form in HTML
-]
-
-
-def update(message_id="01", metadata="x", source=None):
-    return UpdateMetadata.of(ORIGIN, PATH, message_id, metadata, source).request
-
-
-REQUEST = update("01MESSAGE", "new")
-
-
-def no_scrub(text):
-    return text
-
-
-def answer(status=200, body=b"{}", **headers):
-    """Header names are given as `Retry_After`."""
-    body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Response(
-        status,
-        CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}),
-        body,
-    )
-
-
-def read(*args, scrub=no_scrub, reused=True, **headers):
-    return UpdateMetadata(REQUEST).read(answer(*args, **headers), scrub=scrub, reused=reused)
+from tests.wire_samples import SECRETS, answer, read
 
 
 def in_html(text):
