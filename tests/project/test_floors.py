@@ -21,7 +21,7 @@ PURE = (
     "enums.py",
     "errors.py",
     "models.py",
-    "_core/outage.py",
+    "_bulk/outage.py",
     "_core/noise.py",
     "_core/pace.py",
     "_core/retry.py",

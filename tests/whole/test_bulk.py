@@ -30,7 +30,7 @@ from sinch_conv_async import (
     TransportError,
     UpdateOutcome,
 )
-from sinch_conv_async._core import outage as outage_module
+from sinch_conv_async._bulk import outage as outage_module
 from sinch_conv_async._core.send import Sender
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import AT_ONCE, NEVER, Time, client_of, stats_of

@@ -402,7 +402,7 @@ async def test_a_failed_token_request_is_counted(sandbox):
 
 
 async def test_a_pause_and_an_outage_show(sandbox, caplog, monkeypatch):
-    monkeypatch.setattr("sinch_conv_async._core.outage.PROBE_DELAYS", (0.01,))
+    monkeypatch.setattr("sinch_conv_async._bulk.outage.PROBE_DELAYS", (0.01,))
     caplog.set_level(logging.INFO, "sinch_conv_async")
     async with client_of(
         sandbox, auth="basic", retry=RetryPolicy(max_retries=1, base_delay=0.001)
@@ -423,7 +423,7 @@ async def test_a_pause_and_an_outage_show(sandbox, caplog, monkeypatch):
 
 
 async def test_a_job_that_ends_in_an_outage_leaves_none_behind(sandbox, monkeypatch, caplog):
-    monkeypatch.setattr("sinch_conv_async._core.outage.PROBE_DELAYS", (0.01,))
+    monkeypatch.setattr("sinch_conv_async._bulk.outage.PROBE_DELAYS", (0.01,))
     caplog.set_level(logging.INFO, "sinch_conv_async")
     async with client_of(
         sandbox, auth="basic", retry=RetryPolicy(max_retries=1, base_delay=0.001)

@@ -417,7 +417,7 @@ async def test_a_job_that_is_left_has_closed_its_list(client, sandbox):
 
 
 async def test_an_outage_is_waited_out_by_the_list_too(client, sandbox, monkeypatch):
-    monkeypatch.setattr("sinch_conv_async._core.outage.PROBE_DELAYS", (0.01,))
+    monkeypatch.setattr("sinch_conv_async._bulk.outage.PROBE_DELAYS", (0.01,))
     job = client.transform_many(client.list_messages(page_size=7), tagged, concurrency=4)
     outcomes = [await anext(job)]
     await sandbox.close()
@@ -429,7 +429,7 @@ async def test_an_outage_is_waited_out_by_the_list_too(client, sandbox, monkeypa
 
 
 async def test_a_list_that_fails_for_too_long_ends_the_job(client, sandbox, monkeypatch):
-    monkeypatch.setattr("sinch_conv_async._core.outage.PROBE_DELAYS", (0.01,))
+    monkeypatch.setattr("sinch_conv_async._bulk.outage.PROBE_DELAYS", (0.01,))
     await client.authenticate()
     await sandbox.close()
     with pytest.raises(TransportError):

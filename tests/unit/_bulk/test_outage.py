@@ -19,7 +19,7 @@ from sinch_conv_async import (
     TokenError,
     TransportError,
 )
-from sinch_conv_async._core.outage import (
+from sinch_conv_async._bulk.outage import (
     FURTHER_ROUNDS,
     IN_A_ROW,
     AnotherRound,

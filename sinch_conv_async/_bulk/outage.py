@@ -29,6 +29,7 @@ from typing import Final
 
 import attrs
 
+from .._core.retry import RetryPolicy
 from .._wire.failure import Failure
 from ..errors import (
     ApiError,
@@ -41,7 +42,6 @@ from ..errors import (
     TokenError,
     TransportError,
 )
-from .retry import RetryPolicy
 
 __all__ = [
     "AnotherRound",
