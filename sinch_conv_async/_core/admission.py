@@ -43,6 +43,10 @@ FORGETTABLE_AFTER: Final = Pace.AT_REST_AFTER
 
 NOT_LATER: Final = -math.inf
 
+BURST_OF_A_SHARE: Final = 8
+"""Calls that may leave at once after idleness, in a fleet. A share is often small; evenly spaced,
+calls that come at random would wait for one another."""
+
 STALE_AFTER: Final = 30.0
 """Seconds without an attempt, after which an earlier 429 says nothing about now."""
 
@@ -149,6 +153,7 @@ class Project:
     def set_share(self, share: int | None) -> None:
         """What a fleet grants of the limit, in requests a second; None without a fleet."""
         self.share = share
+        self.pace.burst = 1 if share is None else BURST_OF_A_SHARE
         self._set_limit()
 
     def _set_limit(self) -> None:

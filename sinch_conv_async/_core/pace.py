@@ -12,8 +12,8 @@ Three rules together give the time of the next departure; the latest of them win
   the socket. Opening a connection may delay it after the admission, so a call counts from its
   admission on, and its second begins with its departure.
 * *The spacing.* Departures follow one another at the pace, evenly. A wake-up that comes late
-  finds several due and makes them all, so that a busy event loop costs no throughput; after
-  idleness nothing has been saved up.
+  finds several due and makes them all, so that a busy event loop costs no throughput. After
+  idleness ``burst`` departures may follow at once; without a fleet that is one.
 * *The pause.* After a 429 nobody departs for a while.
 
 The pace follows AIMD, additive increase and multiplicative decrease. Chiu and Jain (1989) show
@@ -71,6 +71,9 @@ class Pace:
     window of one second holds whole requests, so 2.5 a second counts as 2; below 1 it means one
     request every ``1 / limit`` seconds. With 0 nothing departs until another limit is set.
 
+    ``burst`` departures may follow at once after idleness; the window holds for them too. It counts
+    from the next ``limit`` that is set.
+
     ``due`` is the earliest time of the next admission, to be read only; infinite while every place
     of the window is taken by a call that was admitted and has not departed yet. When it is not
     later than now, and a call is there to be sent, call ``admit(now)``, then ``left(now)`` when its
@@ -122,12 +125,14 @@ class Pace:
         "_rate_since",
         "_refused",
         "_ring",
+        "_saved",
         "_size",
         "_slowed",
         "_span",
         "_top",
         "_trial",
         "_window",
+        "burst",
         "due",
         "paused_until",
     )
@@ -136,6 +141,8 @@ class Pace:
         self.paused_until = NEVER
         self._next = NEVER  # the spacing's own time for the next departure
         self._allowance = 0.0  # how far the spacing may lie behind now
+        self.burst = 1
+        self._saved = 0.0  # the same after idleness
         self._lowered = NEVER
         self._depth = 0
         self._rate_before_decrease = math.inf  # and when that was
@@ -184,6 +191,7 @@ class Pace:
             self._span = WINDOW if limit >= 1 else WINDOW / limit
             self._increase = self.INCREASE_PER_SECOND * self._top
             self._interval = (1 + self.HEADROOM) / self._top
+            self._saved = (self.burst - 1) * self._interval
             if len(newest) > self._window:
                 self._dropped = newest[-self._window - 1]
                 newest = newest[-self._window :]
@@ -295,7 +303,7 @@ class Pace:
 
     def idle(self) -> None:
         """Nobody waits any more: what the next departure is late by is not lateness."""
-        self._allowance = 0.0
+        self._allowance = self._saved
 
     def refund(self) -> None:
         """Give back the turn of a call that was admitted and will not depart."""

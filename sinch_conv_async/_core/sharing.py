@@ -6,8 +6,8 @@ One task for each project asks the store for a share, sets the project's pace to
 after the interval that the store names. So no call ever waits for the store: calls wait for the
 pace, as always.
 
-1. *What a process wants* is what it sent a second, lately, with a quarter more, and what waits now.
-   A quiet process wants a little all the same, so that its next call finds a share.
+1. *What a process wants* is what it sent in its busiest second, lately, with some more, and what
+   waits now. A quiet process wants a little all the same, so that its next call finds a share.
 2. *When a lease ends* and the store has not answered, the pace falls to an even part of the limit
    (:class:`~sinch_conv_async.fleet.Holding`). A process that never had an answer sends little at
    first, and after ``GIVES_UP_AFTER`` questions without an answer the whole limit, as without a
@@ -58,6 +58,10 @@ between them."""
 GROWTH: Final = 1.25
 """How much more than it sent a process wants, so that its pace can grow."""
 
+DEVIATIONS: Final = 2.0
+"""The same for a process that sends little. Calls that come at random vary like a Poisson variable,
+whose standard deviation is the square root of its mean."""
+
 GIVES_UP_AFTER: Final = 4
 """Questions without an answer after which a new process goes on alone: a busy machine may miss the
 first ones."""
@@ -82,7 +86,8 @@ class Demand:
         for at, count in seen:
             if now - at >= INTERVAL:
                 busiest = max(busiest, (sent - count) / max(1.0, now - at))
-        wanted = math.ceil(busiest * GROWTH) + waiting
+        growing = max(busiest * GROWTH, busiest + DEVIATIONS * math.sqrt(busiest))
+        wanted = math.ceil(growing) + waiting
         return min(max(wanted, least_wish(limit, members)), max(1, math.floor(limit)))
 
 

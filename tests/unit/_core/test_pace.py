@@ -395,6 +395,24 @@ def test_idleness_saves_up_no_burst(limit, busy):
     assert most_in(departures, 0.05) <= 0.05 * limit + 1
 
 
+@pytest.mark.parametrize(("limit", "at_once"), [(4, 4), (50, 8)])
+def test_in_a_fleet_a_few_may_leave_at_once_after_idleness_and_the_window_holds(limit, at_once):
+    pace = Pace(None)
+    pace.burst = 8
+    pace.limit = limit
+    departures = []
+    for began in (100.0, 200.0):
+        pace.idle()
+        now = began
+        for _ in range(30):
+            now = max(now, pace.due)
+            pace.depart(now)
+            pace.idle()
+            departures.append(now)
+        assert sum(began <= at < began + 0.001 for at in departures) == at_once
+    assert most_in(departures, 1.0) <= limit
+
+
 def test_the_burst_that_catches_up_after_a_stall_does_not_come_back_each_second():
     pace = Pace(400)
     before = steady(pace, seconds=2.0)

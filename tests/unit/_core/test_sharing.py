@@ -302,7 +302,8 @@ def test_a_fleet_is_a_fleet(fleet):
         ([], 0, 8),  # quiet, and yet its next call finds a share
         ([(0.0, 0), (1.0, 0)], 0, 8),
         ([(0.0, 0), (1.0, 80)], 0, 100),  # a quarter more than it sent
-        ([(0.0, 0), (1.0, 80), (1.75, 80)], 0, 58),  # a burst is remembered
+        ([(0.0, 0), (1.0, 5)], 0, 10),  # of a few that come at random, there may be twice as many
+        ([(0.0, 0), (1.0, 80), (1.75, 80)], 0, 60),  # a burst is remembered
         ([(0.0, 0), (1.0, 80), (2.9, 80), (4.0, 80)], 0, 8),  # and forgotten
         ([(0.0, 0), (1.0, 80)], 40, 140),
         ([(0.0, 0), (1.0, 900)], 900, 800),  # never more than the limit
