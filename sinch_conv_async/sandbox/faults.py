@@ -38,7 +38,7 @@ class Unsolicited:
     after: float
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False)
 class Script:
     """What happens to the next requests.
 
@@ -210,15 +210,7 @@ class Faults(OwnThread):
         """
         more = () if headers is None else tuple(headers.items())
         response = scripted(status, body, content_type, more + retry_after_header(retry_after))
-        self._script(
-            Script(
-                remaining=times,
-                message_id=message_id,
-                method=method,
-                applied=applied,
-                response=response,
-            )
-        )
+        self._script(Script(times, message_id, method, applied, response=response))
 
     def redirect_next(
         self,
@@ -232,15 +224,7 @@ class Faults(OwnThread):
     ) -> None:
         """Answer the next requests with a redirect to ``location``, which is sent as it is."""
         response = scripted(status, "empty", None, (("Location", location),))
-        self._script(
-            Script(
-                remaining=times,
-                message_id=message_id,
-                method=method,
-                applied=applied,
-                response=response,
-            )
-        )
+        self._script(Script(times, message_id, method, applied, response=response))
 
     def drop_next(
         self,
@@ -261,16 +245,7 @@ class Faults(OwnThread):
         :param applied: change the message all the same; ``after_answer`` does what the answer says.
         """
         check_word("when", when, get_args(DropPoint))
-        self._script(
-            Script(
-                remaining=times,
-                message_id=message_id,
-                method=method,
-                applied=applied,
-                drop=when,
-                reset=reset,
-            )
-        )
+        self._script(Script(times, message_id, method, applied, drop=when, reset=reset))
 
     def delay_next(
         self,
@@ -286,15 +261,7 @@ class Faults(OwnThread):
         :param applied: change the message before the wait rather than after it.
         """
         check_seconds("seconds", seconds)
-        self._script(
-            Script(
-                remaining=times,
-                message_id=message_id,
-                method=method,
-                applied=applied,
-                delay=seconds,
-            )
-        )
+        self._script(Script(times, message_id, method, applied, delay=seconds))
 
     def trickle_next(
         self,
@@ -306,14 +273,7 @@ class Faults(OwnThread):
     ) -> None:
         """Serve the next requests as usual, but send the body byte by byte with this pause."""
         check_seconds("seconds_per_byte", seconds_per_byte)
-        self._script(
-            Script(
-                remaining=times,
-                message_id=message_id,
-                method=method,
-                seconds_per_byte=seconds_per_byte,
-            )
-        )
+        self._script(Script(times, message_id, method, seconds_per_byte=seconds_per_byte))
 
     def answer_next(
         self,
@@ -329,16 +289,7 @@ class Faults(OwnThread):
 
         :param close: close the connection after them.
         """
-        self._script(
-            Script(
-                remaining=times,
-                message_id=message_id,
-                method=method,
-                applied=applied,
-                raw=raw,
-                close=close,
-            )
-        )
+        self._script(Script(times, message_id, method, applied, raw=raw, close=close))
 
     def swap_next(
         self,
@@ -349,11 +300,7 @@ class Faults(OwnThread):
         applied: bool = False,
     ) -> None:
         """Answer the next requests with a 200 that belongs to another message."""
-        self._script(
-            Script(
-                remaining=times, message_id=message_id, method=method, applied=applied, swap=True
-            )
-        )
+        self._script(Script(times, message_id, method, applied, swap=True))
 
     def unsolicited_next(
         self,
@@ -376,9 +323,7 @@ class Faults(OwnThread):
         check_seconds("after", after)
         scripted(status, "empty")  # refuses a status that is not possible
         second = Unsolicited(raw, status, after)
-        self._script(
-            Script(remaining=times, message_id=message_id, method=method, unsolicited=second)
-        )
+        self._script(Script(times, message_id, method, unsolicited=second))
 
     # Faults that come again.
 

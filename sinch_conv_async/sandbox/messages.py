@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
 import attrs
 
-from .responses import JSON, Response, invalid, is_unicode, media_type
+from .responses import JSON, Response, invalid, is_unicode, media_type, timestamp
+from .thread import on_its_loop
+from .tokens import Access
 
-__all__ = ["SandboxMessage", "attributes_of", "message_fields", "read_file", "read_metadata"]
+__all__ = ["Messages", "SandboxMessage", "attributes_of", "message_fields", "read_metadata"]
 
 # "Up to 1024 characters long", the specification says of the response's field.
 _MAX_METADATA: Final = 1024
@@ -48,6 +51,73 @@ class SandboxMessage:
     extra: dict[str, Any] = attrs.field(factory=dict[str, Any], repr=False)
     omit: Collection[str] = attrs.field(default=(), repr=False)
     updates: int = 0
+
+
+class Messages(Access):
+    """The part of the sandbox that knows messages."""
+
+    messages: dict[str, SandboxMessage]
+
+    def add_message(
+        self,
+        message_id: str,
+        *,
+        metadata: str = "",
+        project_id: str | None = None,
+        accept_time: str | None = None,
+        channel: str = "SMS",
+        direction: str = "TO_CONTACT",
+        processing_mode: str = "CONVERSATION",
+        extra: Mapping[str, Any] | None = None,
+        omit: Collection[str] = (),
+    ) -> SandboxMessage:
+        """Add a message to a project (the first one, unless another is named), and return it.
+
+        Its other fields are attributes of what is returned. ``accept_time`` is now unless given. A
+        message of the same id is replaced. Raises KeyError for an unknown project.
+        """
+        project = self._project(project_id)
+        message = self.messages[message_id] = SandboxMessage(
+            id=message_id,
+            metadata=metadata,
+            project_id=project.id,
+            accept_time=timestamp(time.time()) if accept_time is None else accept_time,
+            channel=channel,
+            direction=direction,
+            processing_mode=processing_mode,
+            extra=dict(extra or {}),
+            omit=omit,
+        )
+        return message
+
+    @on_its_loop
+    def add_messages(self, messages: Iterable[Mapping[str, Any]]) -> int:
+        """Add messages, each a mapping of :class:`SandboxMessage` attributes; return their number.
+
+        ``project_id`` is the first project unless given, ``accept_time`` now. Raises KeyError for
+        an unknown project; then none is added.
+        """
+        now = timestamp(time.time())
+        usual: dict[str, Any] = {"project_id": self._project(None).id, "accept_time": now}
+        found = [SandboxMessage(**{**usual, **attributes}) for attributes in messages]
+        for message in found:
+            if message.project_id not in self._projects:
+                raise KeyError(f"there is no project {message.project_id!r}")
+        self.messages.update((message.id, message) for message in found)
+        return len(found)
+
+    def load_messages(self, path: str | Path) -> int:
+        """Add the messages of a file, and return their number.
+
+        The file's ending says what it is: ``.jsonl`` and ``.ndjson`` hold one JSON object a line,
+        ``.json`` a list of them, everything else is CSV, whose first line names the columns. The
+        names are attributes of :class:`SandboxMessage` (``message_id`` may stand for ``id``), or
+        the fields that the API answers with.
+
+        Raises ValueError with the number of the record that is not valid, KeyError for an unknown
+        project, and OSError if the file cannot be read. Then no message is added.
+        """
+        return self.add_messages(read_file(path))
 
 
 def message_fields(message: SandboxMessage, metadata: str | None) -> dict[str, Any]:

@@ -1,60 +1,32 @@
-"""The sandbox itself: what a user makes, starts and asks, and how it serves a request.
-
-`faults.py` holds what a test has scripted, `tokens.py` who may do what, `messages.py` and
-`listing.py` what is answered, `connections.py` how bytes leave. This file puts them together in the
-order that :class:`Sandbox` promises.
-"""
+"""The sandbox itself: what a user makes, starts and asks."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
-import re
-import secrets
 import ssl as tls
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
-from typing import Any, Final
-from urllib.parse import unquote
+from collections.abc import Callable
+from typing import Final
 
-import attrs
 from aiohttp import web
 
-from .connections import CLOSED, KEPT, Listener, reset, trickle, write
+from .connections import CLOSED, Listener
 from .control import CONTROL_PATH, control
-from .faults import Faults, Script, TokenScript, Unsolicited, check_seconds
-from .listing import Listing, source_complaint
-from .messages import SandboxMessage, message_fields, read_file, read_metadata
-from .records import ClientOptions, SandboxRequest, SandboxTokenRequest, Tally, remember
-from .responses import (
-    NO_SUCH_MESSAGE,
-    NO_SUCH_PATH,
-    Response,
-    encode,
-    envelope,
-    json_response,
-    oauth_error,
-    scripted,
-    timestamp,
-)
+from .faults import Unsolicited
+from .records import ClientOptions, SandboxRequest, SandboxTokenRequest
+from .serving import Serving, write_plainly
 from .thread import on_its_loop
 from .tokens import Access
 
 __all__ = ["Sandbox"]
 
-_log: Final = logging.getLogger("sinch_conv_async.sandbox")
-
-_PATH: Final = re.compile(r"/v1/projects/([^/]+)/messages(?:/([^/]+))?")
 _OAUTH2_PATH: Final = "/oauth2/token"
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 # How to reach a server that listens on all addresses of the machine.
 _LOOPBACK_OF: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared, not listened on
 
 
-class Sandbox(Faults, Access):
+class Sandbox(Serving):
     """A Conversation API of one's own for tests: ``async with Sandbox() as sandbox``.
 
     It serves, on one port, ``PATCH`` and ``GET /v1/projects/{project_id}/messages/{message_id}``,
@@ -145,7 +117,6 @@ class Sandbox(Faults, Access):
         on_request: Callable[[SandboxRequest | SandboxTokenRequest], None] | None = None,
     ) -> None:
         _check_numbers(port, keep_requests)
-        Faults.__init__(self)
         Access.__init__(
             self,
             token_lifetime=token_lifetime,
@@ -153,25 +124,15 @@ class Sandbox(Faults, Access):
             token_rate=token_rate,
             clock=clock,
         )
-        self.latency = latency
-        self.messages: dict[str, SandboxMessage] = {}
-        self.requests: list[SandboxRequest] = []
-        self.token_requests: list[SandboxTokenRequest] = []
-        self.updates_applied = 0
-        self.peak_in_flight = 0
-
-        self._auto_create = auto_create
-        self._keep_requests = keep_requests
-        self._keep_headers = keep_headers
-        self._on_request = on_request
-        self._started_at = time.time()
-        self._listener = Listener(self._serve, host=host, port=port, ssl=ssl)
-        self._listing = Listing()
-        self._in_flight = 0
-        self._arrived = Tally()
-        self._token_requests_arrived = Tally()
-        self._unsolicited = Tally()
-        self._default_project_id = project_id
+        Serving.__init__(
+            self,
+            Listener(self._serve, host=host, port=port, ssl=ssl),
+            latency=latency,
+            auto_create=auto_create,
+            keep_requests=keep_requests,
+            keep_headers=keep_headers,
+            on_request=on_request,
+        )
         self.add_project(
             project_id,
             key_id=key_id,
@@ -192,16 +153,6 @@ class Sandbox(Faults, Access):
         listener = getattr(self, "_listener", None)  # None if the arguments were refused
         if listener is not None and listener.is_open:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-
-    @property
-    def latency(self) -> float:
-        """Seconds added before each answer of the API. Less than 0 raises ValueError."""
-        return self._latency
-
-    @latency.setter
-    def latency(self, seconds: float) -> None:
-        check_seconds("latency", seconds)
-        self._latency = seconds
 
     # Its life.
 
@@ -260,10 +211,10 @@ class Sandbox(Faults, Access):
     def client_options(self, project_id: str | None = None) -> ClientOptions:
         """The keyword arguments that make a ``ConversationClient`` speak to this sandbox.
 
-        The secret is one of them.         For the project it was made with, unless another is
-        named. Raises KeyError for an unknown project.
+        The secret is one of them. They are those of the first project, unless another is named.
+        Raises KeyError for an unknown project.
         """
-        project = self._projects[self._default_project_id if project_id is None else project_id]
+        project = self._project(project_id)
         return {
             "project_id": project.id,
             "key_id": project.key.id,
@@ -281,68 +232,7 @@ class Sandbox(Faults, Access):
         options = self.client_options(project_id)
         return {f"SINCH_{name.upper()}": str(value) for name, value in options.items()}
 
-    # What it knows.
-
-    def add_message(
-        self,
-        message_id: str,
-        *,
-        metadata: str = "",
-        project_id: str | None = None,
-        accept_time: str | None = None,
-        channel: str = "SMS",
-        direction: str = "TO_CONTACT",
-        processing_mode: str = "CONVERSATION",
-        extra: Mapping[str, Any] | None = None,
-        omit: Collection[str] = (),
-    ) -> SandboxMessage:
-        """Add a message to a project (the first one, unless another is named), and return it.
-
-        Its other fields are attributes of what is returned. ``accept_time`` is now unless given. A
-        message of the same id is replaced. Raises KeyError for an unknown project.
-        """
-        project = self._projects[self._default_project_id if project_id is None else project_id]
-        message = self.messages[message_id] = SandboxMessage(
-            id=message_id,
-            metadata=metadata,
-            project_id=project.id,
-            accept_time=timestamp(time.time()) if accept_time is None else accept_time,
-            channel=channel,
-            direction=direction,
-            processing_mode=processing_mode,
-            extra=dict(extra or {}),
-            omit=omit,
-        )
-        return message
-
-    @on_its_loop
-    def add_messages(self, messages: Iterable[Mapping[str, Any]]) -> int:
-        """Add messages, each a mapping of :class:`SandboxMessage` attributes; return their number.
-
-        ``project_id`` is the first project unless given, ``accept_time`` now. Raises KeyError for
-        an unknown project; then none is added.
-        """
-        now = timestamp(time.time())
-        usual: dict[str, Any] = {"project_id": self._default_project_id, "accept_time": now}
-        found = [SandboxMessage(**{**usual, **attributes}) for attributes in messages]
-        for message in found:
-            if message.project_id not in self._projects:
-                raise KeyError(f"there is no project {message.project_id!r}")
-        self.messages.update((message.id, message) for message in found)
-        return len(found)
-
-    def load_messages(self, path: str | Path) -> int:
-        """Add the messages of a file, and return their number.
-
-        The file's ending says what it is: ``.jsonl`` and ``.ndjson`` hold one JSON object a line,
-        ``.json`` a list of them, everything else is CSV, whose first line names the columns. The
-        names are attributes of :class:`SandboxMessage` (``message_id`` may stand for ``id``), or
-        the fields that the API answers with.
-
-        Raises ValueError with the number of the record that is not valid, KeyError for an unknown
-        project, and OSError if the file cannot be read. Then no message is added.
-        """
-        return self.add_messages(read_file(path))
+    # What it has seen.
 
     @property
     def open_connections(self) -> int:
@@ -401,314 +291,21 @@ class Sandbox(Faults, Access):
         super().clear_faults()
         self.refuse_tokens(None)
 
-    # What follows serves requests.
-
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             body = await request.content.read() if request.body_exists else b""
         except (web.RequestPayloadError, ConnectionError):
-            return (
-                CLOSED  # It never arrived in full: the caller broke off, or sent what is no HTTP.
-            )
+            return CLOSED  # the caller broke off, or sent something that is not HTTP
         path, _, query = request.raw_path.partition("?")
         if path == _OAUTH2_PATH:
             return await self._serve_token(request, body)
         if path.startswith(CONTROL_PATH):
             rest = path.removeprefix(CONTROL_PATH)
             content_type = request.headers.get("Content-Type")
-            return _write_plainly(
+            return write_plainly(
                 request, control(self, request.method, rest, query, content_type, body)
             )
         return await self._serve_api(request, path, query, body)
-
-    async def _serve_api(
-        self, request: web.BaseRequest, path: str, query: str, body: bytes
-    ) -> web.StreamResponse:
-        exchange = self._arrive(request, path, query, body)
-        script = exchange.script
-        self._in_flight += 1
-        self.peak_in_flight = max(self.peak_in_flight, self._in_flight)
-        self._arrived.add()
-        try:
-            await self._wait(exchange)
-            if script is not None and script.replaces:
-                return await self._misbehave(exchange, script)
-            response = exchange.response or exchange.refusal or self._usual(exchange, store=True)
-            return await self._give(exchange, response)
-        finally:
-            self._in_flight -= 1
-            self._tell(exchange.record)
-
-    def _arrive(self, request: web.BaseRequest, path: str, query: str, body: bytes) -> _Exchange:
-        """Record a request, let due faults happen, and decide whether it is refused."""
-        headers = request.headers
-        project_id, message_id = self._route(path)
-        metadata, complaint = None, None
-        if request.method != "GET":
-            metadata, complaint = read_metadata(headers.get("Content-Type"), body)
-        if query and complaint is None and message_id is not None:
-            complaint = source_complaint(query)
-        record = SandboxRequest(
-            self._arrived.count + 1,
-            self._clock(),
-            request.method,
-            project_id,
-            message_id,
-            query,
-            metadata,
-            {name.lower(): value for name, value in headers.items()}
-            if self._keep_headers
-            else None,
-            None if message_id is not None and "%" not in path else path,
-        )
-        remember(self.requests, record, keep=self._keep_requests)
-        self._recur(record.number)
-        exchange = _Exchange(
-            request, record, complaint, self._take_script(message_id, request.method)
-        )
-        if exchange.script is None or not exchange.script.replaces:
-            exchange.refusal = self._refuse(exchange) or self._throttle(record)
-        return exchange
-
-    def _route(self, path: str) -> tuple[str | None, str | None]:
-        """The project and the message that a path names, or None. A list names no message."""
-        match = _PATH.fullmatch(path)
-        if match is None:
-            return None, None
-        project_id, message_id = match.groups()
-        if "%" in path:
-            project_id, message_id = unquote(project_id), message_id and unquote(message_id)
-        # The strings that are kept anyhow serve for the record too.
-        project = self._projects.get(project_id)
-        message = self.messages.get(message_id)
-        return (
-            project_id if project is None else project.id,
-            message_id if message is None else message.id,
-        )
-
-    def _refuse(self, exchange: _Exchange) -> Response | None:
-        """The response to a request that the API does not serve, or not for these credentials."""
-        record = exchange.record
-        unserved = _unserved(record)
-        if unserved is not None:
-            return unserved
-        key, refusal = self._authenticate(exchange.request.headers.get("Authorization"))
-        if key is None:
-            return refusal
-        if record.project_id not in key.projects:
-            return envelope(403, "The access key does not open this project.")
-        return None
-
-    def _throttle(self, record: SandboxRequest) -> Response | None:
-        assert record.project_id is not None
-        if self._projects[record.project_id].limit.admits(record.time):
-            return None
-        return envelope(429, "The project sends too many requests.")
-
-    async def _wait(self, exchange: _Exchange) -> None:
-        """Hold a request back as long as the sandbox or its script says."""
-        script = exchange.script
-        if self._gate.is_shut:
-            await self._listener.suspended(self._gate.passed())
-            exchange.refusal = exchange.refusal or self._refuse(exchange)
-        delay = self._latency + (0.0 if script is None else script.delay)
-        if delay > 0:
-            if script is not None and script.delay and script.applied:
-                exchange.response = exchange.refusal or self._usual(exchange, store=True)
-            await self._listener.suspended(asyncio.sleep(delay))
-            exchange.refusal = exchange.refusal or self._refuse(exchange)
-
-    def _usual(self, exchange: _Exchange, *, store: bool) -> Response:
-        """Do what the request asks, or with `store` off only answer as if it were done."""
-        record = exchange.record
-        unserved = _unserved(record) or exchange.complaint
-        if unserved is not None:
-            return unserved
-        project_id, message_id = record.project_id, record.message_id
-        assert project_id is not None
-        if message_id is None:
-            return self._listing.answer(self.messages.values(), project_id, record.query)
-        message = self.messages.get(message_id)
-        if message is None and self._auto_create and project_id in self._projects:
-            message = self.add_message(message_id, project_id=project_id)
-        if message is None or message.project_id != project_id:
-            return NO_SUCH_MESSAGE
-        if record.method == "GET":
-            return json_response(message_fields(message, message.metadata))
-        metadata = record.metadata
-        assert metadata is not None  # otherwise there was a complaint
-        if store:
-            message.metadata = metadata
-            message.updates += 1
-            self.updates_applied += 1
-            record.applied = True
-        return json_response(message_fields(message, metadata))
-
-    async def _misbehave(self, exchange: _Exchange, script: Script) -> web.StreamResponse:
-        """Give the response that the script puts in the place of the usual one."""
-        request, record = exchange.request, exchange.record
-        usual = self._usual(exchange, store=script.applied)
-        if script.response is not None:
-            return await self._give(exchange, script.response)
-        if script.swap:
-            return await self._give(exchange, self._another(record.message_id))
-        transport = request.transport
-        if script.raw is not None:
-            status = _STATUS_LINE.match(script.raw)
-            record.status = None if status is None else int(status[1])
-            write(transport, script.raw)
-            return CLOSED if script.close else KEPT
-        head, body = encode(usual, f"{record.number:032x}", now=time.time(), close=False)
-        if script.drop == "mid_headers":
-            write(transport, head[: len(head) // 2])
-        elif script.drop == "mid_body":
-            write(transport, head + body[: len(body) // 2])
-        if script.reset:
-            reset(transport)
-        return CLOSED
-
-    async def _give(self, exchange: _Exchange, response: Response) -> web.StreamResponse:
-        """Write a response as its script says: at once, slowly, with a second, or as the last."""
-        request, record, script = exchange.request, exchange.record, exchange.script
-        keep_alive = request.keep_alive
-        head, body = encode(
-            response, f"{record.number:032x}", now=time.time(), close=not keep_alive
-        )
-        if request.method == "HEAD":
-            body = b""
-        record.status = response.status
-        transport = request.transport
-        if script is None:
-            write(transport, head + body)
-            return KEPT if keep_alive else CLOSED
-        if script.seconds_per_byte is not None:
-            write(transport, head)
-            await self._listener.suspended(trickle(transport, body, script.seconds_per_byte))
-        elif script.unsolicited is not None:
-            self._write_twice(transport, head + body, script.unsolicited, record.message_id)
-        else:
-            write(transport, head + body)
-        if script.drop is not None:
-            if script.reset:
-                reset(transport)
-            return CLOSED
-        return KEPT if keep_alive else CLOSED
-
-    def _write_twice(
-        self,
-        transport: asyncio.Transport | None,
-        first: bytes,
-        unsolicited: Unsolicited,
-        message_id: str | None,
-    ) -> None:
-        second = self._unasked(unsolicited, message_id)
-        if unsolicited.after > 0:
-            write(transport, first)
-            loop = asyncio.get_running_loop()
-            loop.call_later(unsolicited.after, self._write_unsolicited, transport, second)
-        else:
-            self._write_unsolicited(transport, first + second)
-
-    def _write_unsolicited(self, transport: asyncio.Transport | None, data: bytes) -> None:
-        write(transport, data)
-        self._unsolicited.add()
-
-    def _unasked(self, unsolicited: Unsolicited, message_id: str | None) -> bytes:
-        if unsolicited.raw is not None:
-            return unsolicited.raw
-        if unsolicited.status == 200:
-            name = message_id or "01SANDBOXUNSOLICITED000001"
-            message = self.messages.get(name) or self._stranger(name)
-            response = json_response(message_fields(message, "unsolicited"))
-        else:
-            response = scripted(unsolicited.status, "envelope")
-        return b"".join(encode(response, secrets.token_hex(16), now=time.time(), close=False))
-
-    def _another(self, message_id: str | None) -> Response:
-        """A 200 for any message but this one."""
-        for message in itertools.islice(self.messages.values(), 2):
-            if message.id != message_id:
-                return json_response(message_fields(message, message.metadata))
-        return json_response(message_fields(self._stranger("01SANDBOXANOTHERMESSAGE001"), ""))
-
-    def _stranger(self, message_id: str) -> SandboxMessage:
-        return SandboxMessage(
-            id=message_id,
-            project_id=self._default_project_id,
-            accept_time=timestamp(self._started_at),
-        )
-
-    async def _serve_token(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
-        scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
-        key, name = self._basic_key(credentials) if scheme.lower() == "basic" else (None, None)
-        record = SandboxTokenRequest(self._token_requests_arrived.count + 1, self._clock(), name)
-        remember(self.token_requests, record, keep=self._keep_requests)
-        script = self._take_token_script() or TokenScript(remaining=1)
-        admitted = script.replaces or self._token_limit.admits(record.time)
-        self._token_requests_arrived.add()
-        try:
-            if self._token_gate.is_shut:
-                await self._listener.suspended(self._token_gate.passed())
-            if script.delay > 0:
-                await self._listener.suspended(asyncio.sleep(script.delay))
-            if script.drop:
-                return CLOSED
-            if script.response is not None:
-                response = script.response
-            elif not admitted:
-                response = scripted(429, oauth_error("too_many_requests"))
-            else:
-                content_type = request.headers.get("Content-Type")
-                response = self._issue(request.method, content_type, body, key, script.fields)
-            record.status = response.status
-            return _write_plainly(request, response, record.number)
-        finally:
-            self._tell(record)
-
-    def _tell(self, record: SandboxRequest | SandboxTokenRequest) -> None:
-        """Hand a request that is over to the user's function, whose errors are only logged."""
-        if self._on_request is None:
-            return
-        try:
-            self._on_request(record)
-        except Exception:  # noqa: BLE001  # it is the user's code, and may raise anything
-            _log.exception("on_request failed")
-
-
-@attrs.define(eq=False)
-class _Exchange:
-    """A request on its way through the sandbox.
-
-    `complaint` is the 400 for what it holds, `refusal` the response of a request that is not
-    served, and `response` the one that was made before its script's delay.
-    """
-
-    request: web.BaseRequest
-    record: SandboxRequest
-    complaint: Response | None
-    script: Script | None
-    refusal: Response | None = None
-    response: Response | None = None
-
-
-def _unserved(record: SandboxRequest) -> Response | None:
-    """The response to a path or a method that the API does not have."""
-    if record.project_id is None:
-        return NO_SUCH_PATH
-    allowed = ("GET",) if record.message_id is None else ("GET", "PATCH")
-    if record.method in allowed:
-        return None
-    words = ", ".join(allowed)
-    return envelope(405, f"Served here: {words}.", headers=(("Allow", words),))
-
-
-def _write_plainly(
-    request: web.BaseRequest, response: Response, number: int = 0
-) -> web.StreamResponse:
-    keep_alive = request.keep_alive
-    head, content = encode(response, f"{number:032x}", now=time.time(), close=not keep_alive)
-    write(request.transport, head + (b"" if request.method == "HEAD" else content))
-    return KEPT if keep_alive else CLOSED
 
 
 def _check_numbers(port: int, keep_requests: int | None) -> None:

@@ -116,6 +116,10 @@ class Access(OwnThread):
         self._projects[project_id] = Project(project_id, key, limit)
         key.projects.add(project_id)
 
+    def _project(self, project_id: str | None) -> Project:
+        """The project of this id, or the first one. Raises KeyError for an unknown project."""
+        return self._projects[next(iter(self._projects)) if project_id is None else project_id]
+
     @on_its_loop
     def rotate_secret(self, key_id: str, new_secret: str) -> None:
         """Give a key another secret; the old one gets ``invalid_client`` from now on.
