@@ -19,6 +19,7 @@ from benchmarks import (
     latency,
     pace,
     page,
+    reading,
     residence,
     server,
     waiting,
@@ -34,6 +35,7 @@ MEASUREMENTS: dict[str, Callable[[Plan], Measurement]] = {
     "conversion": conversion.measure,
     "waiting": waiting.measure,
     "residence": residence.measure,
+    "reading": reading.measure,
     "imports": imports.measure,
     "counts": counts.measure,
 }

@@ -37,6 +37,10 @@ http {{
         listen 127.0.0.1:{port} backlog=1024;
         location = /oauth2/token {{ return 200 '{token_answer}'; }}
         location ~ "^/v1/projects/[^/]+/messages/([^/]+)$" {{ return 200 '{answer}'; }}
+        location ~ "^/v1/projects/[^/]+/messages$" {{
+            root {pages};
+            try_files /$arg_page_token.json =404;
+        }}
     }}
 }}
 """
@@ -47,8 +51,11 @@ class ServerMissingError(Exception):
 
 
 @contextlib.contextmanager
-def nginx() -> Iterator[str]:
-    """Yields the origin of a running nginx and stops it afterwards; raises `ServerMissingError`."""
+def nginx(*, pages: Path | None = None) -> Iterator[str]:
+    """Yields the origin of a running nginx and stops it afterwards; raises `ServerMissingError`.
+
+    ``pages``: a folder with the pages of a list, each named by its page token, the first by none.
+    """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
         raise ServerMissingError(
@@ -61,6 +68,7 @@ def nginx() -> Iterator[str]:
             _CONFIGURATION.format(
                 directory=directory,
                 port=port,
+                pages=directory if pages is None else pages,
                 token_answer=_quoted(sample.TOKEN_ANSWER),
                 answer=_quoted(sample.answer("@")).replace("@", "$1"),
             )

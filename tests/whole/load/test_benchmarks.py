@@ -36,6 +36,7 @@ async def test_the_short_form_of_the_benchmark_finds_no_count_over_its_bound():
         "From bytes",
         "Memory",
         "Resident",
+        "Reading",
         "Import",
         "Counts",
     )
