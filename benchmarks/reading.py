@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import process, sample, server
 from benchmarks.clients import ours as our_client
 from benchmarks.clients import workload
-from benchmarks.figures import Goal, Measurement, Plot, number
+from benchmarks.figures import Goal, Measurement, number
 from benchmarks.plan import Plan
 
 # The API's limit for a project, which is also the client's default.
@@ -111,14 +111,6 @@ def measure(plan: Plan) -> Measurement:
                 unit="MiB",
             ),
         ],
-        plot=Plot(
-            label="CPU a message, µs",
-            series={
-                name: [(0.0, cpu)]
-                for name, found in results.items()
-                if (cpu := process.median(found, "cpu_us")) is not None
-            },
-        ),
         raw={"rounds": results},
     )
 

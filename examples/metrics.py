@@ -34,6 +34,12 @@ GAUGES = {
     "in_flight": "Exchanges under way.",
     "waiting": "Calls that wait for their turn.",
 }
+PROJECT_GAUGES = {
+    "pace": "Requests a second that a project may send now.",
+    "limit": "The most requests a second that the project's clients allow.",
+    "paused_for": "Seconds until the project may send again; 0 if it may.",
+    "in_outage": "1 while a bulk job of the project waits for the API.",
+}
 
 
 class SessionCollector(Collector):
@@ -54,11 +60,10 @@ class SessionCollector(Collector):
         for error, count in stats.failed.items():
             failed.add_metric([error], count)
         yield failed
-        pace = GaugeMetricFamily(
-            "sinch_pace",
-            "Requests a second that a project may send now.",
-            labels=["project"],
-        )
-        for project in stats.projects:
-            pace.add_metric([project.project_id], project.pace)
-        yield pace
+        for name, what in PROJECT_GAUGES.items():
+            gauge = GaugeMetricFamily(f"sinch_{name}", what, labels=["project"])
+            for project in stats.projects:
+                value = getattr(project, name)
+                if value is not None:  # no limit
+                    gauge.add_metric([project.project_id], value)
+            yield gauge

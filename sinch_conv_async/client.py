@@ -296,7 +296,7 @@ class ConversationClient:
         The next page is fetched while the messages of this one are read, never more than one ahead.
         Use ``async with client.list_messages(...) as messages`` to leave nothing running if the
         loop is left early. The client's ``timeout`` is for each page. The result can be the input
-        of :meth:`transform_many`.
+        of :meth:`transform_many` and of :meth:`update_many`.
 
         Raises :class:`InvalidArgumentError` at once; see :class:`MessageList` for what reading
         raises.
@@ -332,8 +332,9 @@ class ConversationClient:
         """The outcomes of many updates, one for each, in order of completion.
 
         ``async for outcome in client.update_many(...)``.
-        ``updates``: :class:`MetadataUpdate` objects or ``(message_id, metadata)`` pairs, from any
-        iterable or asynchronous iterable of any length. ``concurrency``: updates held at a time;
+        ``updates``: :class:`MetadataUpdate` objects, ``(message_id, metadata)`` pairs, or
+        :class:`ConversationMessage` objects, whose metadata is written as it is; from any iterable
+        or asynchronous iterable of any length. ``concurrency``: updates held at a time;
         the manager's ``max_connections`` when not given. ``max_outage``: seconds to wait for an API
         that takes no update, probing, before the job ends with its error; ``None``: for ever.
 

@@ -30,8 +30,12 @@ __all__ = ["Change", "Messages", "SendUpdates", "Transform", "TransformMessages"
 Pair = tuple[str, str] | list[str]
 """Message id and metadata. A list of two is what a CSV reader's rows are."""
 
-Updates = Iterable[MetadataUpdate | Pair] | AsyncIterable[MetadataUpdate | Pair]
-"""What ``update_many`` takes: updates, or pairs of message id and metadata."""
+Updates = (
+    Iterable[MetadataUpdate | Pair | ConversationMessage]
+    | AsyncIterable[MetadataUpdate | Pair | ConversationMessage]
+)
+"""What ``update_many`` takes: updates, pairs of message id and metadata, or messages, whose
+metadata is written as it is."""
 
 
 @runtime_checkable
@@ -83,13 +87,16 @@ class SendUpdates:
     def item(self, given: object) -> MetadataUpdate:
         if isinstance(given, MetadataUpdate):
             return given
+        if isinstance(given, ConversationMessage):
+            return MetadataUpdate(given.id or "", given.metadata)
         what = type(given).__name__
         if isinstance(given, tuple | list):
             if len(given) == 2:
                 return MetadataUpdate(*given)
             what = f"{what} of {len(given)}"
         raise InvalidArgumentError(
-            f"must be a MetadataUpdate or a pair of message id and metadata, not {what}"
+            "must be a MetadataUpdate, a pair of message id and metadata, or a "
+            f"ConversationMessage, not {what}"
         )
 
     def key(self, item: MetadataUpdate) -> Hashable:

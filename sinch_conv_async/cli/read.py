@@ -104,7 +104,7 @@ def get(message_id: str, messages_source: str | None, timeout: float | None, **o
 )
 @click.option("--direction", type=_word(Direction), help="Only messages in this direction.")
 @click.option(
-    "--start-time", type=_Moment(), metavar="TIME", help="Only messages accepted from then on."
+    "--start-time", type=_Moment(), metavar="TIME", help="Only messages accepted after then."
 )
 @click.option(
     "--end-time", type=_Moment(), metavar="TIME", help="Only messages accepted before then."

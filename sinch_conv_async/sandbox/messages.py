@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypedDict, Unpack, cast
 
 import attrs
 
@@ -15,7 +15,14 @@ from .responses import JSON, Response, invalid, is_unicode, media_type, timestam
 from .thread import on_its_loop
 from .tokens import Access
 
-__all__ = ["Messages", "SandboxMessage", "attributes_of", "message_fields", "read_metadata"]
+__all__ = [
+    "MessageAttributes",
+    "Messages",
+    "SandboxMessage",
+    "attributes_of",
+    "message_fields",
+    "read_metadata",
+]
 
 # "Up to 1024 characters long", the specification says of the response's field.
 _MAX_METADATA: Final = 1024
@@ -53,6 +60,18 @@ class SandboxMessage:
     updates: int = 0
 
 
+class MessageAttributes(TypedDict, total=False):
+    """Attributes of a message that seldom matter."""
+
+    identity: str
+    app_id: str
+    contact_id: str
+    conversation_id: str
+    injected: bool
+    sender_id: str
+    text: str
+
+
 class Messages(Access):
     """The part of the sandbox that knows messages."""
 
@@ -70,11 +89,13 @@ class Messages(Access):
         processing_mode: str = "CONVERSATION",
         extra: Mapping[str, Any] | None = None,
         omit: Collection[str] = (),
+        **attributes: Unpack[MessageAttributes],
     ) -> SandboxMessage:
         """Add a message to a project (the first one, unless another is named), and return it.
 
-        Its other fields are attributes of what is returned. ``accept_time`` is now unless given. A
-        message of the same id is replaced. Raises KeyError for an unknown project.
+        ``accept_time`` is now unless given. ``attributes``: the other attributes of
+        :class:`SandboxMessage`, such as ``conversation_id``. A message of the same id is replaced.
+        Raises KeyError for an unknown project.
         """
         project = self._project(project_id)
         message = self.messages[message_id] = SandboxMessage(
@@ -87,6 +108,7 @@ class Messages(Access):
             processing_mode=processing_mode,
             extra=dict(extra or {}),
             omit=omit,
+            **attributes,
         )
         return message
 

@@ -44,6 +44,8 @@ async def job(client: ConversationClient) -> int:
             failed += not outcome.ok
     async for outcome in client.update_many([("id", "x"), ("id", "y")], concurrency=20):
         assert_type(outcome, UpdateOutcome)
+    async for outcome in client.update_many(client.list_messages(conversation_id="C")):
+        assert_type(outcome, UpdateOutcome)
     stream = client.update_many(rows(), concurrency=None)
     assert_type(await anext(stream), UpdateOutcome)
     assert_type(await stream.aclose(), None)

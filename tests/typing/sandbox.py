@@ -12,6 +12,7 @@ async def test_the_ticket_is_closed() -> None:
     async with Sandbox(rate_limit=800) as sandbox:
         assert_type(sandbox, Sandbox)
         sandbox.add_message("01FC66621XXXXX119Z8PMV1QPA", metadata="old")
+        sandbox.add_message("other", conversation_id="C", text="Hello")
         sandbox.fail_next(503, times=2, retry_after=1)
         async with ConversationClient(**sandbox.client_options()) as client:
             await client.update_message_metadata("01FC66621XXXXX119Z8PMV1QPA", "new")

@@ -54,6 +54,11 @@ async def calls(origin: str) -> None:
                 assert message.id == MESSAGE_ID
                 assert message.channel_identity is not None
                 print(f"{auth}, {source}: {message!r}")
+                read = await client.get_message(MESSAGE_ID, messages_source=source)
+                assert read == message
+            async with client.list_messages(page_size=10) as messages:
+                listed = await anext(messages)
+            assert listed == message
 
 
 async def main(prism: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 
 from sinch_conv_async import (
@@ -28,6 +29,7 @@ from sinch_conv_async import (
     SessionManager,
     TokenError,
     TransportError,
+    Updated,
     UpdateOutcome,
 )
 from sinch_conv_async._bulk import outage as outage_module
@@ -188,6 +190,28 @@ async def test_updates_and_pairs_may_be_mixed_and_the_source_is_sent(client, san
     }
 
 
+async def test_messages_are_an_input_and_their_metadata_is_written(client, sandbox):
+    async def closed():
+        async for message in client.list_messages(page_size=2):
+            yield attrs.evolve(message, metadata="closed")
+
+    for number in range(5):
+        sandbox.add_message(f"m{number}", metadata="open")
+    outcomes = [outcome async for outcome in client.update_many(closed())]
+    assert len(outcomes) == 5
+    assert all(isinstance(outcome, Updated) for outcome in outcomes)
+    assert {message.metadata for message in sandbox.messages.values()} == {"closed"}
+
+
+async def test_a_list_is_an_input_and_a_message_without_metadata_wipes_nothing(client, sandbox):
+    sandbox.add_message("m1", metadata="kept")
+    whole = client.update_many(client.list_messages())
+    assert "kept" in [outcome.message.metadata async for outcome in whole]
+    bare = client.update_many(client.list_messages(view="WITHOUT_METADATA"))
+    assert {type(outcome.error) async for outcome in bare} == {InvalidArgumentError}
+    assert sandbox.messages["m1"].metadata == "kept"
+
+
 async def test_an_asynchronous_generator_is_an_input(client):
     async def updates() -> AsyncIterator[MetadataUpdate]:
         for number in range(30):
@@ -329,7 +353,8 @@ async def test_what_is_no_update_ends_the_job_and_is_named_by_its_position(clien
     with pytest.raises(InvalidArgumentError) as caught:
         await collect(client.update_many([("m1", "x"), stray, ("m3", "x")], concurrency=1), done)
     assert str(caught.value) == (
-        f"item 2 of the input (index 1) must be a MetadataUpdate or a pair of message id and metadata, {what}"
+        "item 2 of the input (index 1) must be a MetadataUpdate, a pair of message id and metadata, "
+        f"or a ConversationMessage, {what}"
     )
     assert len(done) == 1
 

@@ -749,6 +749,9 @@ async def test_prometheus_scrapes_the_stats_from_another_thread(sandbox: Sandbox
         registry.register(example("metrics").SessionCollector(manager))
         for number in range(3):
             await client.update_message_metadata(ID, str(number))
+        sandbox.fail_next(404)
+        with pytest.raises(NotFoundError):
+            await client.update_message_metadata(ID, "lost")
         server, thread = prometheus_client.start_http_server(0, "127.0.0.1", registry)
 
         def scrape() -> str:
@@ -761,12 +764,17 @@ async def test_prometheus_scrapes_the_stats_from_another_thread(sandbox: Sandbox
             server.shutdown()
             server.server_close()
             thread.join()
-    assert "\nsinch_calls_total 3.0\n" in text
+    assert "\nsinch_calls_total 4.0\n" in text
     assert "\nsinch_succeeded_total 3.0\n" in text
-    assert "\nsinch_attempts_total 3.0\n" in text
+    assert "\nsinch_attempts_total 4.0\n" in text
     assert "\nsinch_token_requests_total 1.0\n" in text
     assert "\nsinch_in_flight 0.0\n" in text
-    assert '\nsinch_pace{project="sandbox-project"} 800.0\n' in text
+    of_projects = {"pace": 800.0, "limit": 800.0, "paused_for": 0.0, "in_outage": 0.0}
+    for name, value in of_projects.items():
+        assert f'\nsinch_{name}{{project="sandbox-project"}} {value}\n' in text
+    assert '\nsinch_failed_total{error="NotFoundError"} 1.0\n' in text
+    assert "\nsinch_timed_out_waiting_total 0.0\n" in text
+    assert re.search(r"\nsinch_wait_seconds_total \d", text)
 
 
 async def test_the_log_has_a_json_line_for_each_attempt_and_no_secret(sandbox: Sandbox) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections import Counter
-from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -17,10 +16,15 @@ import aiohttp
 import attrs
 import pytest
 
-from sinch_conv_async import ApiError, ConversationClient, RetryPolicy, TokenError
+from sinch_conv_async import (
+    ApiError,
+    ConversationClient,
+    NotFoundError,
+    RetryPolicy,
+    TokenError,
+)
 from sinch_conv_async._wire.operations import GetMessage, ListMessages
 from sinch_conv_async._wire.requests import messages_path, request_head, serialized
-from sinch_conv_async._wire.responses import Response
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import ID, OTHER, Peer, Received, Server, http
 
@@ -209,9 +213,12 @@ async def test_a_message_that_is_not_there_and_a_wrong_key_fit_the_document(witn
 
 @pytest.mark.parametrize("source", [None, "CONVERSATION_SOURCE", "DISPATCH_SOURCE"])
 async def test_reads_of_a_message_fit_the_document(witness, source):
-    authorization = await bearer(witness)
-    for message_id in (ID, OTHER, "a.b_c~d-e", "01NOWHERE"):
-        await raw(witness, GetMessage.of(witness.origin, PATH, message_id, source), authorization)
+    async with client_of(witness) as client:
+        for message_id in (ID, OTHER, "a.b_c~d-e"):
+            message = await client.get_message(message_id, messages_source=source)
+            assert message.id == message_id
+        with pytest.raises(NotFoundError):
+            await client.get_message("01NOWHERE", messages_source=source)
     assert witness.objections == []
     assert witness.seen["01NOWHERE", 404] == 1
 
@@ -240,17 +247,11 @@ FILTERS = {
 
 @pytest.mark.parametrize("name", FILTERS)
 async def test_lists_and_their_pages_fit_the_document(witness, name):
-    authorization = await bearer(witness)
-    operation = ListMessages.of(witness.origin, PATH, **FILTERS[name])
-    pages = 0
-    while operation is not None:
-        status, body = await raw(witness, operation, authorization)
-        assert status == HTTPStatus.OK
-        page = operation.read(Response(status, {}, body), scrub=str, reused=False)
-        operation = operation.next(page.next_page_token) if page.next_page_token else None
-        pages += 1
+    async with client_of(witness) as client, client.list_messages(**FILTERS[name]) as messages:
+        found = [message.id async for message in messages]
+    assert len(set(found)) == len(found)
     assert witness.objections == []
-    assert witness.seen["list", 200] == pages == (3 if name == "a page of one" else 1)
+    assert witness.seen["list", 200] == (3 if name == "a page of one" else 1)
 
 
 async def test_the_document_objects_to_what_does_not_fit(witness):

@@ -150,7 +150,7 @@ async def test_messages_of_one_time_come_last_added_first_and_those_without_a_ti
 )
 async def test_each_filter_keeps_what_has_the_value(sandbox, reader, name, attribute, value):
     fill(sandbox, 3)
-    setattr(sandbox.messages["m0001"], attribute, value)
+    sandbox.add_message("m0001", **{attribute: value})
     assert await reader.ids(**{name: value}) == ["m0001"]
 
 
