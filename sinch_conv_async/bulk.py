@@ -17,6 +17,7 @@ the job.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -118,11 +119,16 @@ class BulkUpdate:
 
 
 def update_many(
-    sender: Sender, updates: Updates, *, concurrency: int, max_outage: float
+    sender: Sender,
+    updates: Updates,
+    *,
+    concurrency: int,
+    max_outage: float,
+    may_send: Callable[[], bool] | None,
 ) -> BulkUpdate:
     """The job of :meth:`ConversationClient.update_many`; ``max_outage`` may be infinite."""
     source = Input("updates", updates)
-    return BulkUpdate(Job(sender, source, SendUpdates(sender), concurrency, max_outage))
+    return BulkUpdate(Job(sender, source, SendUpdates(sender), concurrency, max_outage, may_send))
 
 
 def transform_many(
@@ -133,6 +139,7 @@ def transform_many(
     messages_source: MessagesSource | str | None,
     concurrency: int,
     max_outage: float,
+    may_send: Callable[[], bool] | None,
 ) -> BulkUpdate:
     """The job of :meth:`ConversationClient.transform_many`; ``max_outage`` may be infinite."""
     if isinstance(messages, str):
@@ -141,4 +148,4 @@ def transform_many(
         raise InvalidArgumentError("transform must be a function of a message")
     source = Input("messages", messages)
     work = TransformMessages(sender, transform, messages_source)
-    return BulkUpdate(Job(sender, source, work, concurrency, max_outage))
+    return BulkUpdate(Job(sender, source, work, concurrency, max_outage, may_send))

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Literal, NoReturn, Self, TypedDict, Unpack
 
@@ -328,6 +329,7 @@ class ConversationClient:
         *,
         concurrency: int | None = None,
         max_outage: float | None = MAX_OUTAGE,
+        may_send: Callable[[], bool] | None = None,
     ) -> BulkUpdate:
         """The outcomes of many updates, one for each, in order of completion.
 
@@ -337,13 +339,17 @@ class ConversationClient:
         or asynchronous iterable of any length. ``concurrency``: updates held at a time;
         the manager's ``max_connections`` when not given. ``max_outage``: seconds to wait for an API
         that takes no update, probing, before the job ends with its error; ``None``: for ever.
+        ``may_send``: called right before each request, for a job that is sent under a lease; when
+        it returns false, nothing is sent and the job ends with :class:`ClientStateError`.
 
         A failed update is an outcome with its ``error``. Use ``async with client.update_many(...)
         as outcomes`` to leave nothing running when the loop is left early. See :class:`BulkUpdate`
         for what is raised.
         """
         places, seconds = self._job_options(concurrency, max_outage)
-        return update_many(self._sender, updates, concurrency=places, max_outage=seconds)
+        return update_many(
+            self._sender, updates, concurrency=places, max_outage=seconds, may_send=may_send
+        )
 
     def transform_many(
         self,
@@ -353,6 +359,7 @@ class ConversationClient:
         messages_source: MessagesSource | str | None = None,
         concurrency: int | None = None,
         max_outage: float | None = MAX_OUTAGE,
+        may_send: Callable[[], bool] | None = None,
     ) -> BulkUpdate:
         """The outcomes of changing the metadata of many messages, depending on what is there.
 
@@ -360,8 +367,8 @@ class ConversationClient:
         asynchronous iterable of any length; such an object is not read again. ``transform``: a
         plain or asynchronous function that is called with each message and returns its new
         metadata. ``None``, or the text that the message has, leaves the message alone:
-        :class:`Unchanged`. ``messages_source``, ``concurrency``, ``max_outage``: as for
-        :meth:`update_message_metadata` and :meth:`update_many`.
+        :class:`Unchanged`. ``messages_source``, ``concurrency``, ``max_outage``, ``may_send``: as
+        for :meth:`update_message_metadata` and :meth:`update_many`.
 
         A read that failed is a :class:`NotUpdated` outcome, and its ``update.metadata`` is
         ``None``. So is a text of more than 1,024 characters, of which nothing is sent, and an
@@ -380,6 +387,7 @@ class ConversationClient:
             messages_source=messages_source,
             concurrency=places,
             max_outage=seconds,
+            may_send=may_send,
         )
 
     def _job_options(self, concurrency: int | None, max_outage: float | None) -> tuple[int, float]:

@@ -38,14 +38,20 @@ class Job:
     """What runs. It never refers to the :class:`BulkUpdate` that the user holds."""
 
     def __init__(
-        self, sender: Sender, source: Input, work: Work, concurrency: int, max_outage: float
+        self,
+        sender: Sender,
+        source: Input,
+        work: Work,
+        concurrency: int,
+        max_outage: float,
+        may_send: Callable[[], bool] | None,
     ) -> None:
         self._sender = sender
         self._input = source
         self._work = work
         self._state = JobState()
         self._outcomes = Outcomes(concurrency)
-        self._rounds = Rounds(sender, self._state, max_outage)
+        self._rounds = Rounds(sender, self._state, max_outage, may_send)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client_closed: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Final
 
 import attrs
@@ -44,7 +44,14 @@ TO_GO_ON: Final = "Updates that have no outcome can be given to a new job."
 class Rounds:
     """Sends the calls of one job."""
 
-    def __init__(self, sender: Sender, state: JobState, max_outage: float) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        state: JobState,
+        max_outage: float,
+        may_send: Callable[[], bool] | None,
+    ) -> None:
+        self._permitted = may_send
         self._sender = sender
         self._state = state
         self._api = ApiState(max_outage)
@@ -73,7 +80,9 @@ class Rounds:
             # 2. Send the call, with all its retries. A probe is a single attempt.
             trial.began, trial.attempts = self._sender.now(), call.attempts
             try:
-                message = await self._sender.send_round(call, single=probes is not None)
+                message = await self._sender.send_round(
+                    call, single=probes is not None, may_send=self._permitted
+                )
             except SinchError as caught:
                 error = caught
             else:

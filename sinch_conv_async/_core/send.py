@@ -28,6 +28,7 @@ given.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final, Generic, Literal, TypeVar
 
 import attrs
@@ -38,6 +39,7 @@ from ..enums import MessagesSource
 from ..errors import (
     ApiError,
     CallTimeoutError,
+    ClientStateError,
     RateLimitedError,
     ResponseFormatError,
     SinchError,
@@ -206,18 +208,21 @@ class Sender:
         self.ended(call, None)
         return result
 
-    async def send_round(self, call: Call[T], *, single: bool = False) -> T:
+    async def send_round(
+        self, call: Call[T], *, single: bool = False, may_send: Callable[[], bool] | None = None
+    ) -> T:
         """The same for a job, which may send a call again, and says by :meth:`ended` when it stops.
 
-        ``single``: one attempt, whatever becomes of it. A job never waits for the retry budget: a
-        budget that is used up tells it of an outage.
+        ``single``: one attempt, whatever becomes of it. ``may_send``: asked right before each
+        request; its no is a ClientStateError. A job never waits for the retry budget: a budget that
+        is used up tells it of an outage.
         """
         binding, policy = self._begin(call), self.policy
         if single:
             policy = attrs.evolve(policy, max_retries=0)
         elif policy.wait_for_budget:
             policy = attrs.evolve(policy, wait_for_budget=False)
-        result = await self._send(binding, call, policy, deadline=None)
+        result = await self._send(binding, call, policy, deadline=None, may_send=may_send)
         self.ended(call, None)
         return result
 
@@ -260,7 +265,13 @@ class Sender:
         raise CallTimeoutError(f"timeout of {timeout:g} s passed", call.attempts, call.sent, last)
 
     async def _send(
-        self, binding: Binding, call: Call[T], policy: RetryPolicy, *, deadline: float | None
+        self,
+        binding: Binding,
+        call: Call[T],
+        policy: RetryPolicy,
+        *,
+        deadline: float | None,
+        may_send: Callable[[], bool] | None = None,
     ) -> T:
         lifetime, project, authorization = self.lifetime, self.project, self.authorization
         admission, clock = binding.admission, binding.clock
@@ -284,6 +295,9 @@ class Sender:
                     permit.release()
                     lifetime.check_open()
                     continue
+                if may_send is not None and not may_send():
+                    permit.release()
+                    raise ClientStateError("the job may send no more")
                 # 3. One exchange
                 try:
                     outcome = await self._exchange(binding, call, token, permit)

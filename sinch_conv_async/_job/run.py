@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import Final, Literal, cast
+from typing import Final, Literal, TypedDict, cast
 
 import attrs
 
@@ -75,6 +75,14 @@ class Counts:
     def rate(self) -> float:
         """Records that ended, a second."""
         return self.sent / self.seconds if self.seconds else 0.0
+
+
+class _Options(TypedDict):
+    """Keywords of the client's two bulk updates."""
+
+    concurrency: int | None
+    max_outage: float | None
+    may_send: Callable[[], bool] | None
 
 
 class OtherRecordError(LedgerError):
@@ -149,17 +157,20 @@ class Run:
         records: Iterable[Record | BadLine] | AsyncIterable[Record | BadLine],
         *,
         concurrency: int | None,
-        max_outage: float,
+        max_outage: float | None,
+        may_send: Callable[[], bool] | None = None,
     ) -> None:
         """Runs until the input ends or :meth:`stop` is called.
 
+        ``may_send``: asked right before each request; its no ends the run with ClientStateError.
         Raises SinchError, InputError or LedgerError for what ends the run before.
         """
         updates = self._to_send(_each(records))
+        options = _Options(concurrency=concurrency, max_outage=max_outage, may_send=may_send)
         self._progress.start(self._total, self.done)
         began = time.monotonic()
         try:
-            async with self._outcomes(client, updates, concurrency, max_outage) as self._bulk:
+            async with self._outcomes(client, updates, options) as self._bulk:
                 if self._stopping:
                     self._bulk.stop_reading()
                 ticking = asyncio.create_task(self._tick())
@@ -177,16 +188,13 @@ class Run:
         self,
         client: ConversationClient,
         records: AsyncIterator[Record],
-        concurrency: int | None,
-        max_outage: float,
+        options: _Options,
     ) -> BulkUpdate:
         if self._merge:
             # Each record knows its own change.
             changes = cast("AsyncIterator[MergeRecord]", records)
-            return client.transform_many(
-                changes, _not_called, concurrency=concurrency, max_outage=max_outage
-            )
-        return client.update_many(records, concurrency=concurrency, max_outage=max_outage)
+            return client.transform_many(changes, _not_called, **options)
+        return client.update_many(records, **options)
 
     async def _to_send(self, records: AsyncIterator[Record | BadLine]) -> AsyncIterator[Record]:
         """The records that have no final outcome yet."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import os
 import shlex
@@ -14,22 +13,18 @@ from typing import Any, Final, Literal
 import click
 
 from .._job.failures import part_of
-from .._job.input import InputError, InputReason, Layout, Source
+from .._job.input import InputError, InputReason, Source
 from .._job.journal import JournalError, look
 from .._job.ledger import FINAL, Outcome
 from .._job.local import LocalJob, header_of, run_local
 from .._job.report import Report
-from .._job.run import SHARE_FROM, FailureLimit
 from .._job.signals import terminated_as_interrupted
 from .._job.states import States
 from .._job.survey import survey
-from .._wire import json as _json
-from .._wire.arguments import checked_metadata
 from ..bulk import MAX_OUTAGE
 from ..client import RATE_LIMIT
-from ..enums import MessagesSource
-from ..errors import InvalidArgumentError
 from .access import Access, Finite, access_of, with_access
+from .input import CONCURRENCY, Input, input_of, with_input
 from .output import REFUSED, SOME_FAILED, USAGE, Ended, PrintingCommand, put, put_json, say
 from .progress import duration, progress_on
 from .words import error_of, sentence, to_json, to_text
@@ -39,62 +34,10 @@ try:
 except ImportError:  # pragma: no cover  # Windows has no such module
     resource = None  # type: ignore[assignment]  # mypy sees a module
 
-__all__ = ["CONCURRENCY", "bulk", "tell"]
-
-CONCURRENCY: Final = 256
-"""Updates under way at a time: enough for 800 a second with answers that take 300 ms."""
+__all__ = ["bulk", "tell"]
 
 FILES: Final = 32
 """Files that a job has open beside its connections, and some to spare."""
-
-
-def _failure_limit(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> FailureLimit | None:
-    if value is None:
-        return None
-    number, percent, rest = value.partition("%")
-    if rest or not number.isascii() or not number.replace(".", "", int(bool(percent))).isdigit():
-        raise click.BadParameter("a whole number, or a percentage such as 2.5%")
-    if percent and float(number) > 100:
-        raise click.BadParameter("more than 100%")
-    return FailureLimit(float(number), bool(percent))
-
-
-def _delimiter(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    value = {"tab": "\t", "\\t": "\t"}.get(value, value) if value is not None else None
-    if value is not None and (len(value) != 1 or value in '\r\n"'):
-        raise click.BadParameter("one character, or 'tab'")
-    return value
-
-
-def _encoding(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """An encoding in which quotes, delimiters and line ends are those of ASCII."""
-    signs = "".join(map(chr, range(128)))
-    try:
-        name = codecs.lookup(value).name
-        if name == "utf-8-sig":
-            return "utf-8"  # a byte order mark is passed over anyway
-        fits = signs.encode(name) == signs.encode("ascii") and not name.startswith("iso2022")
-    except (LookupError, UnicodeError):
-        raise click.BadParameter(f"{value!r} is no encoding of text") from None
-    if not fits:
-        raise click.BadParameter(f"{value} does not contain ASCII; save the input as UTF-8")
-    return name
-
-
-def _constant(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """The metadata of every record: JSON, so that a shell that ate its quotes is noticed."""
-    if value is None:
-        return None
-    try:
-        _json.loads(value.encode())
-        checked_metadata(value)
-    except InvalidArgumentError as error:
-        raise click.BadParameter(str(error)) from None
-    except ValueError:
-        raise click.BadParameter("it is not JSON; put single quotes around it") from None
-    return value
 
 
 def _failures(
@@ -111,7 +54,6 @@ def _failures(
 
 
 @click.command(cls=PrintingCommand)
-@click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -130,92 +72,7 @@ def _failures(
     callback=_failures,
     help="Where to write the records that failed, in the input's own format.",
 )
-@click.option(
-    "--on-bad-line",
-    "bad_lines",
-    type=click.Choice(["stop", "skip"]),
-    default="stop",
-    show_default=True,
-    help="What to do about a line that is no update.",
-)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["csv", "jsonl"]),
-    help="By default told from the name, else from the first line.",
-)
-@click.option(
-    "--delimiter",
-    callback=_delimiter,
-    metavar="CHAR",
-    help="Between the fields of a CSV.  [default: a comma; a tab for .tsv]",
-)
-@click.option(
-    "--encoding",
-    default="utf-8",
-    show_default=True,
-    callback=_encoding,
-    metavar="NAME",
-    help="Of the input, such as latin-1 or cp1252.",
-)
-@click.option(
-    "--id-column",
-    metavar="NAME",
-    help="Column or key of the message id.  [default: message_id, or id if there is none]",
-)
-@click.option(
-    "--metadata-column",
-    default="metadata",
-    show_default=True,
-    metavar="NAME",
-    help="Column or key of the metadata.",
-)
-@click.option(
-    "--source-column",
-    default="messages_source",
-    show_default=True,
-    metavar="NAME",
-    help="Column or key of the messages source; may be missing.",
-)
-@click.option(
-    "--messages-source",
-    type=click.Choice([str(source) for source in MessagesSource]),
-    help="Where the messages are kept whose record does not say it. "
-    "The API assumes CONVERSATION_SOURCE.",
-)
-@click.option(
-    "--set",
-    "constant",
-    callback=_constant,
-    metavar="JSON",
-    help="The metadata of every record. The input then needs no metadata column.",
-)
-@click.option(
-    "--merge",
-    is_flag=True,
-    help="Read each message, and merge the JSON object of its record (or of --set) "
-    "into its metadata.",
-)
-@click.option(
-    "--rate",
-    type=Finite(min=0, min_open=True),
-    metavar="N",
-    help=f"Requests a second.  [default: {RATE_LIMIT:g}, what the API allows a project]",
-)
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1, 10_000),
-    metavar="N",
-    help=f"Updates under way at a time.  [default: {CONCURRENCY}]",
-)
-@click.option(
-    "--max-failures",
-    "limit",
-    callback=_failure_limit,
-    metavar="N|N%",
-    help="End the job when more than so many have failed; "
-    f"a percentage counts from {SHARE_FROM} updates on.",
-)
+@with_input
 @click.option(
     "--max-outage",
     type=Finite(min=0, min_open=True),
@@ -238,23 +95,9 @@ def _failures(
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @with_access
 def bulk(
-    file: str,
     dry_run: bool,
     journal: Path | None,
     failures: Path | None,
-    bad_lines: Literal["stop", "skip"],
-    form: Literal["csv", "jsonl"] | None,
-    delimiter: str | None,
-    encoding: str,
-    id_column: str | None,
-    metadata_column: str,
-    source_column: str,
-    messages_source: str | None,
-    constant: str | None,
-    merge: bool,
-    rate: float | None,
-    concurrency: int | None,
-    limit: FailureLimit | None,
     max_outage: float,
     fsync: bool,
     output: Literal["text", "json"],
@@ -270,49 +113,31 @@ def bulk(
     Exit code 0: all updated. 1: some failed. 2: bad arguments or input. 3: credentials or journal.
     130: interrupted.
     """
-    path = None if file == "-" else Path(file)
-    names = "" if path is None else path.name.removesuffix(".gz")
-    layout = Layout(
-        format=form or _format_of(names),
-        delimiter=delimiter or ("\t" if names.endswith(".tsv") else ","),
-        message_id=id_column,
-        metadata=metadata_column,
-        messages_source=source_column,
-        encoding=encoding,
-        source=messages_source,
-        constant=constant,
-        merge=merge,
-    )
-    if merge and constant is not None and not isinstance(_json.loads(constant.encode()), dict):
-        raise click.UsageError("--set must be a JSON object to be merged")
-    if len({id_column or "message_id", metadata_column, source_column}) < 3:
-        raise click.UsageError(
-            "--id-column, --metadata-column and --source-column must name different columns"
-        )
-    source = Source(path, layout)
+    given = input_of(options)
+    source, concurrency = given.source, given.concurrency or CONCURRENCY
     with _told(output):
         progress = progress_on(sys.stderr, quiet=quiet)
         access = access_of(options, tell=progress.say)
         is_pipe = source.is_pipe
         if journal is None and not is_pipe:
-            assert path is not None  # standard input is a pipe
-            journal = path.with_name(path.name + ".journal.jsonl")
+            assert source.path is not None  # standard input is a pipe
+            journal = source.path.with_name(source.path.name + ".journal.jsonl")
         _check_places(source, journal, failures)
         if dry_run:
-            return _dry_run(source, journal, access, bad_lines=bad_lines, rate=rate, output=output)
+            return _dry_run(given, journal, access, output=output)
         if journal is None:
             raise click.UsageError("what comes from a pipe needs --journal FILE")
-        manager = access.manager(max_connections=concurrency or CONCURRENCY)
-        client = access.client(manager, rate=rate)  # first: it needs credentials
-        _allow_files((concurrency or CONCURRENCY) + FILES)
+        manager = access.manager(max_connections=concurrency)
+        client = access.client(manager, rate=given.rate)  # first: it needs credentials
+        _allow_files(concurrency + FILES)
         job = LocalJob(
             source,
             access.known_project() or "",  # the client has refused to do without
             access.known_origin() or "",  # the same
             journal,
             failures=failures,
-            bad_lines=bad_lines,
-            limit=limit,
+            bad_lines=given.bad_lines,
+            limit=given.limit,
             concurrency=concurrency,
             max_outage=max_outage,
             fsync=fsync,
@@ -391,12 +216,6 @@ def _allow_files(number: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (number, most))
 
 
-def _format_of(name: str) -> Literal["csv", "jsonl"] | None:
-    if name.endswith((".csv", ".tsv")):
-        return "csv"
-    return "jsonl" if name.endswith((".jsonl", ".ndjson")) else None
-
-
 def _check_places(source: Source, journal: Path | None, failures: Path | None) -> None:
     """Raises UsageError unless the three files differ and failures can be written."""
     taken = [path for path in (source.path, journal) if path is not None]
@@ -423,15 +242,10 @@ def _are_one(path: Path, other: Path) -> bool:
 
 
 def _dry_run(
-    source: Source,
-    journal: Path | None,
-    access: Access,
-    *,
-    bad_lines: Literal["stop", "skip"],
-    rate: float | None,
-    output: Literal["text", "json"],
+    given: Input, journal: Path | None, access: Access, *, output: Literal["text", "json"]
 ) -> int:
     """Says what would be done. Locks nothing, writes nothing, sends nothing."""
+    source = given.source
     found = survey(source, say, ids=True)
     states = States(supersedes=not source.layout.merge)
     project, origin = access.known_project(), access.known_origin()
@@ -444,7 +258,7 @@ def _dry_run(
     counts = states.counts
     final = sum(counts[outcome] for outcome in FINAL - {Outcome.INVALID})
     to_send = max(found.records - found.invalid - final, 0)
-    seconds = to_send / (rate or RATE_LIMIT)
+    seconds = to_send / (given.rate or RATE_LIMIT)
     if output == "json":
         put_json(
             {
@@ -477,4 +291,4 @@ def _dry_run(
         put("Nothing was sent.")
     if not found.invalid:
         return 0
-    return USAGE if bad_lines == "stop" else SOME_FAILED
+    return USAGE if given.bad_lines == "stop" else SOME_FAILED

@@ -22,7 +22,8 @@ from .._job.progress import Progress
 from .._job.report import Report
 from .._job.signals import terminated_as_interrupted
 from ..client import ConversationClient
-from .bulk import CONCURRENCY, tell
+from .bulk import tell
+from .input import CONCURRENCY
 from .output import SOME_FAILED, Ended, PrintingCommand, put, say
 from .progress import progress_on
 

@@ -752,6 +752,26 @@ async def test_cancelled_at_any_moment_it_leaves_nothing(client, sandbox, moment
     assert not client._sender.lifetime.waiting
 
 
+@pytest.mark.parametrize("job", ["update_many", "transform_many"])
+async def test_a_job_that_may_send_no_more_sends_nothing_more_and_says_so(client, sandbox, job):
+    """A lease that ends while updates wait for their turn: none of them is sent."""
+    items = [update(number) if job == "update_many" else f"ID{number}" for number in range(20)]
+    more = (lambda message: "new",) if job == "transform_many" else ()
+    asked = []
+
+    def may_send() -> bool:
+        asked.append(len(sandbox.requests))
+        return len(asked) <= 5
+
+    done = []
+    with pytest.raises(ClientStateError, match="may send no more"):
+        await collect(getattr(client, job)(items, *more, may_send=may_send), done)
+    assert len(sandbox.requests) == 5
+    patched = [request for request in sandbox.requests if request.method == "PATCH"]
+    assert [outcome.ok for outcome in done] == [True] * len(patched)
+    assert not client.closed
+
+
 async def test_cancelling_one_who_asks_for_an_outcome_loses_none(client, sandbox):
     sandbox.hold()
     outcomes = client.update_many(Input(6), concurrency=2)
