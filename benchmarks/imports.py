@@ -23,8 +23,10 @@ else:
 """
 
 PACKAGES = "import aiohttp, attrs, cattrs, yarl"
+PACKAGES_ORJSON = PACKAGES + ", orjson"
 # A name as well: a package that put its imports off until a name is used would only move the cost.
 OURS = "from sinch_conv_async import ConversationClient"
+OURS_ORJSON = OURS + ", orjson installed"
 
 
 def measure(plan: Plan) -> Measurement:
@@ -33,7 +35,8 @@ def measure(plan: Plan) -> Measurement:
     wanted = {
         PACKAGES: (PACKAGES, True),
         OURS: (OURS, True),
-        OURS + ", orjson installed": (OURS, False),
+        PACKAGES_ORJSON: (PACKAGES_ORJSON, False),
+        OURS_ORJSON: (OURS, False),
         "import httpx": ("import httpx", True),
     }
     with tempfile.TemporaryDirectory(prefix="sinch-bench-") as directory:
@@ -52,15 +55,18 @@ def measure(plan: Plan) -> Measurement:
         process.interleaved(1, jobs)
         results = process.interleaved(rounds, jobs)
     base = results[PACKAGES]
+    # What else the machine does only ever adds to the time of one import.
+    least = {name: min(run["ms"] for run in found) for name, found in results.items() if found}
     return Measurement(
         name="imports",
         title="Import",
-        how=f"CPU ms in a fresh interpreter with compiled files in place; medians of {rounds} interleaved rounds.",
-        columns=("statement", "ms", "ratio", "modules loaded"),
+        how=f"CPU ms in a fresh interpreter with compiled files in place; {rounds} interleaved rounds.",
+        columns=("statement", "median ms", "least ms", "ratio of medians", "modules loaded"),
         rows=[
             (
                 name,
                 number(process.median(found, "ms")),
+                number(least.get(name)),
                 number(process.ratio(found, base, "ms"), 2),
                 number(process.median(found, "modules"), 0),
             )
@@ -68,9 +74,11 @@ def measure(plan: Plan) -> Measurement:
         ],
         goals=[
             Goal(
-                text="import against its four packages",
-                figure=process.ratio(results[OURS], base, "ms"),
-                bound=1.15,
+                text="least CPU of an import against its four packages, orjson with both",
+                figure=least[OURS_ORJSON] / least[PACKAGES_ORJSON]
+                if {OURS_ORJSON, PACKAGES_ORJSON} <= set(least)
+                else None,
+                bound=1.10,
             )
         ],
         plot=Plot(

@@ -49,7 +49,7 @@ def measure(plan: Plan) -> Measurement:
             Goal(
                 text="median latency at concurrency 1 against aiohttp by hand",
                 figure=process.ratio(results[OURS], base, "median_us"),
-                bound=1.00,
+                bound=0.60,
             )
         ],
         plot=Plot(

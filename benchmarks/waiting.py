@@ -54,7 +54,7 @@ def measure(plan: Plan) -> Measurement:
             Goal(
                 text=f"a waiting call in a gather of {waiting:,}",
                 figure=None if figure is None else figure / 1024,
-                bound=4,
+                bound=2.4,
                 unit="KiB",
                 count=True,
             )

@@ -7,6 +7,7 @@ from other environments import it.
 
 import argparse
 import asyncio
+import importlib
 import importlib.metadata
 import json
 import resource
@@ -36,6 +37,7 @@ class Arguments:
     rate: float | None
     variant: str
     latencies: bool
+    loop: str = "asyncio"
 
     @property
     def warmup(self) -> int:
@@ -56,6 +58,7 @@ def arguments() -> Arguments:
         "--variant", default="", help="which form of the client; each names its own"
     )
     parser.add_argument("--latencies", action="store_true", help="clock every single call")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     return Arguments(**vars(parser.parse_args()))
 
 
@@ -99,7 +102,12 @@ def run(
         return result(given.calls, stopwatch, latencies)
 
     with missing_is_reported():
-        report(asyncio.run(main()), distributions=distributions)
+        factory = (
+            importlib.import_module("uvloop").new_event_loop if given.loop == "uvloop" else None
+        )
+        with asyncio.Runner(loop_factory=factory) as runner:
+            found = runner.run(main())
+        report(found, distributions=[*distributions, *(["uvloop"] if factory else [])])
 
 
 def result(

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import attrs
 
@@ -112,8 +112,7 @@ class EndJob:
 Verdict = Failed | AnotherRound | WaitForApi | EndJob
 
 
-@attrs.frozen(kw_only=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What is known when one update has failed.
 
     Of the update: ``error`` of its last round and the ``failure`` it comes from, if an attempt was
@@ -277,14 +276,14 @@ class RetryYield:
             self.share += ((succeeded and not left) - self.share) / self._seen
 
 
-@attrs.define(eq=False)
 class Outage:
     """A time in which nothing gets through. It ``began``, and it ``ends`` the job."""
 
-    began: float
-    ends: float
-    not_before: float = attrs.field(init=False, default=-math.inf)
-    delays: Iterator[float] = attrs.field(init=False, factory=probe_delays)
+    def __init__(self, began: float, ends: float) -> None:
+        self.began = began
+        self.ends = ends
+        self.not_before = -math.inf
+        self.delays = probe_delays()
 
     def asked_to_wait(self, until: float) -> None:
         """The API asked not to be called before this time."""
@@ -296,7 +295,6 @@ class Outage:
         return max(min(at, self.ends) - now, 0.0)
 
 
-@attrs.define(eq=False)
 class ApiState:
     """What a job has seen of the API.
 
@@ -305,13 +303,14 @@ class ApiState:
     ``outage``: the one that the job waits for, if there is one.
     """
 
-    max_outage: float
-    answers: int = 0
-    answered_at: float = -math.inf
-    newest_success: float = -math.inf
-    failing: set[Hashable] = attrs.field(factory=set)
-    retries: RetryYield = attrs.field(factory=RetryYield)
-    outage: Outage | None = None
+    def __init__(self, max_outage: float) -> None:
+        self.max_outage = max_outage
+        self.answers = 0
+        self.answered_at = -math.inf
+        self.newest_success = -math.inf
+        self.failing: set[Hashable] = set()
+        self.retries = RetryYield()
+        self.outage: Outage | None = None
 
     def succeeded(self, *, sent_at: float, retries: int) -> None:
         """An update that was sent at ``sent_at`` was applied, after so many retries."""

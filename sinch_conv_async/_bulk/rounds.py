@@ -17,8 +17,6 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Final
 
-import attrs
-
 from .._core.log import INFO, WARNING, log
 from .._core.send import Call, Sender
 from ..errors import SinchError
@@ -147,7 +145,7 @@ class Rounds:
         if evidence.answered or evidence.spent:
             return evidence
         api.retries.record(trial.retries, succeeded=False)
-        return attrs.evolve(evidence, retries_help=api.retries.share)
+        return evidence._replace(retries_help=api.retries.share)
 
     def _give_up(
         self, trial: _Trial, error: SinchError, verdict: Failed | EndJob, out_for: float
@@ -245,7 +243,6 @@ def _wake(future: asyncio.Future[None]) -> bool:
     return True
 
 
-@attrs.define(eq=False)
 class _Trial:
     """One call of a job, as far as it has come.
 
@@ -254,12 +251,13 @@ class _Trial:
     and the attempts before it.
     """
 
-    call: Call[ConversationMessage]
-    key: Hashable
-    rounds: int = 0
-    answers_before: int | None = None
-    began: float = 0.0
-    attempts: int = 0
+    def __init__(self, call: Call[ConversationMessage], key: Hashable) -> None:
+        self.call = call
+        self.key = key
+        self.rounds = 0
+        self.answers_before: int | None = None
+        self.began = 0.0
+        self.attempts = 0
 
     @property
     def retries(self) -> int:

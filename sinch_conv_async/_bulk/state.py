@@ -8,12 +8,9 @@ from collections import deque
 from collections.abc import Generator, Hashable
 from typing import Any
 
-import attrs
-
 __all__ = ["JobState"]
 
 
-@attrs.define(eq=False)
 class JobState:
     """How far a job has come.
 
@@ -22,12 +19,13 @@ class JobState:
     ends the job. ``reader``: the task that reads the input. ``parked``: tasks that wait for long.
     """
 
-    held: dict[Hashable, deque[Any]] = attrs.field(factory=dict)
-    reading: bool = True
-    stopped: bool = False
-    error: BaseException | None = None
-    reader: asyncio.Task[None] | None = None
-    parked: set[asyncio.Task[Any]] = attrs.field(factory=set)
+    def __init__(self) -> None:
+        self.held: dict[Hashable, deque[Any]] = {}
+        self.reading = True
+        self.stopped = False
+        self.error: BaseException | None = None
+        self.reader: asyncio.Task[None] | None = None
+        self.parked: set[asyncio.Task[Any]] = set()
 
     def stop_reading(self) -> None:
         """End the reading, and what waits for long.

@@ -453,7 +453,8 @@ class Admission:
         if project.waiting and not project.queued:
             project.queued = True
             self._ready.append(project)
-        self.sooner(project)  # the turn may have been given back too
+        if self._ready or self._later or project.pace.due < project.later_at:
+            self.sooner(project)  # the turn may have been given back too
 
     def sooner(self, project: Project) -> None:
         """The project's next turn may have come nearer, or a slot has become free."""

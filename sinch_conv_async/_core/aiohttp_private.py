@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
-import attrs
+import aiohttp.http
 
 __all__ = ["FAST_ROUTE", "PUBLIC_ROUTE", "Part", "differences"]
 
 
-@attrs.frozen
-class Part:
+class Part(NamedTuple):
     """A class's attribute or method.
 
     ``arguments``: the names that a call gives, with ``=`` after those that it gives by name;
@@ -54,22 +53,31 @@ FAST_ROUTE: Final = (
     ),
     Part("client_proto.ResponseHandler.transport", "is written to, watched and closed"),
     Part(
-        "client_proto.ResponseHandler.set_response_params",
-        "makes a fresh parser for the next answer",
-        ("self", "read_until_eof=", "auto_decompress="),
-    ),
-    Part(
-        "client_proto.ResponseHandler.read",
-        "gives the parsed head and the body's stream",
-        ("self",),
-        awaited=True,
-    ),
-    Part(
         "client_proto.ResponseHandler.should_close",
-        "says whether the server, or what it sent, has ended the connection",
+        "says that a connection was closed, or has received something, while it was opened",
     ),
-    Part("http_parser.RawResponseMessage.code", "the status of what read() gave"),
-    Part("http_parser.RawResponseMessage.headers", "the header fields of what read() gave"),
+    Part("client_proto.ResponseHandler.close", "ends such a connection", ("self",)),
+    Part(
+        "http.HttpResponseParser.__init__",
+        "makes a parser for the next answer, which belongs to none of aiohttp's connections",
+        ("self", "protocol", "loop", "limit", "read_until_eof=", "auto_decompress="),
+    ),
+    Part(
+        "http.HttpResponseParser.feed_data",
+        "gives the heads that are complete, and their bodies' streams",
+        ("self", "data"),
+    ),
+    Part(
+        "http.HttpResponseParser.feed_eof",
+        "completes a body that ends with its connection",
+        ("self",),
+    ),
+    Part("http_parser.RawResponseMessage.code", "the status of what was parsed"),
+    Part("http_parser.RawResponseMessage.headers", "the header fields of what was parsed"),
+    Part(
+        "http_parser.RawResponseMessage.should_close",
+        "says that the server does not keep the connection",
+    ),
 )
 
 PUBLIC_ROUTE: Final = (
@@ -111,10 +119,45 @@ PUBLIC_ROUTE: Final = (
 )
 
 
+_SAMPLE: Final = b"HTTP/1.1 200 OK\r\nX-Sample: yes\r\nContent-Length: 2\r\n\r\n{}"
+
+
 def differences() -> list[str]:
     """What is not as the fast route needs it; empty where the fast route can be used."""
     found = (_difference(part, _looked_up(part.path)) for part in FAST_ROUTE)
-    return [f"{part.name} {what}" for part, what in zip(FAST_ROUTE, found, strict=True) if what]
+    named = [f"{part.name} {what}" for part, what in zip(FAST_ROUTE, found, strict=True) if what]
+    if named:
+        return named
+    problem = _reading_problem(aiohttp.http.HttpResponseParser)
+    return [] if problem is None else [f"HttpResponseParser reads a sample otherwise ({problem})"]
+
+
+class _Stream:
+    """Stands for the connection that a parser works for."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self, **_options: bool) -> None: ...
+
+
+@functools.cache
+def _reading_problem(parser_class: Any) -> str | None:
+    """What is wrong with how the parser reads a sample: it may be written in C and tell nothing."""
+    try:
+        parser = parser_class(
+            _Stream(), object(), len(_SAMPLE), read_until_eof=True, auto_decompress=False
+        )
+        ((message, body),), _, _ = parser.feed_data(_SAMPLE)
+        found = (
+            message.code,
+            message.headers.get("x-sample"),
+            message.should_close,
+            body.read_nowait(),
+            body.is_eof(),
+        )
+    except Exception as error:  # noqa: BLE001  # whatever a changed parser raises
+        return f"{type(error).__name__}: {error}"
+    return None if found == (200, "yes", False, b"{}", True) else f"got {found}"
 
 
 def _looked_up(path: str) -> Any:

@@ -21,8 +21,6 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-import attrs
-
 from ..errors import ClientStateError
 from .admission import Admission
 from .exchange import ConnectionOptions, Connections
@@ -34,16 +32,23 @@ SAME_CLOCK: Final = 1.0
 """Seconds that two loops' clocks may differ by and still be one clock, read twice."""
 
 
-@attrs.define(eq=False)
 class Binding:
     """What belongs to one event loop of one process. ``clock`` gives the loop's time in seconds."""
 
-    loop: asyncio.AbstractEventLoop
-    pid: int
-    clock: Callable[[], float] = attrs.field(repr=False)
-    connections: Connections = attrs.field(repr=False)
-    admission: Admission = attrs.field(repr=False)
-    closing: asyncio.Task[None] | None = attrs.field(default=None, repr=False)
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        pid: int,
+        clock: Callable[[], float],
+        connections: Connections,
+        admission: Admission,
+    ) -> None:
+        self.loop = loop
+        self.pid = pid
+        self.clock = clock
+        self.connections = connections
+        self.admission = admission
+        self.closing: asyncio.Task[None] | None = None
 
 
 class Clock:

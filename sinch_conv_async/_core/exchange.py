@@ -33,7 +33,6 @@ from typing import Any, Final, Literal
 
 import aiohttp
 import aiohttp.http
-import attrs
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
@@ -73,17 +72,25 @@ _UNVERIFIED: Final = (
 )
 
 
-@attrs.frozen
 class ConnectionOptions:
     """How a manager connects, the same on every event loop that it is used on.
 
     ``resolver``: an aiohttp resolver, or a function that makes one for each event loop.
     """
 
-    ssl: tls.SSLContext | aiohttp.Fingerprint | None = None
-    proxy: Proxy | None = None
-    resolver: AbstractResolver | Callable[[], AbstractResolver] | None = None
-    trace_configs: Sequence[aiohttp.TraceConfig] = ()
+    __slots__ = ("proxy", "resolver", "ssl", "trace_configs")
+
+    def __init__(
+        self,
+        ssl: tls.SSLContext | aiohttp.Fingerprint | None = None,
+        proxy: Proxy | None = None,
+        resolver: AbstractResolver | Callable[[], AbstractResolver] | None = None,
+        trace_configs: Sequence[aiohttp.TraceConfig] = (),
+    ) -> None:
+        self.ssl = ssl
+        self.proxy = proxy
+        self.resolver = resolver
+        self.trace_configs = trace_configs
 
     @classmethod
     def checked(

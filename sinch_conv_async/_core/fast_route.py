@@ -2,17 +2,17 @@
 
 What :class:`aiohttp.ClientSession` does for an exchange, without what this package does not use
 (cookies, redirects, header merging, a body that streams). aiohttp resolves the name, connects,
-makes TLS and parses the answer. What is done here, each because it was measured to pay:
+makes TLS; its parser reads the answer. What is done here, each because it was measured to pay:
 
 - Idle connections lie on a stack for each origin. The one used last is used next, so that those
   that are not needed grow old and are closed after ``KEEPALIVE`` seconds.
-- A :class:`_Line` stands between the transport and aiohttp's protocol. Anything that arrives
-  while the line is idle closes it: HTTP/1.1 tells which request an answer belongs to by their
-  order alone, so a late answer would be taken for the next one. Input that the event loop has not
-  read yet is found by asking the kernel before a line is used again.
-- One timer serves all exchanges (:class:`_Deadlines`). An exchange whose time is over has its
-  transport aborted; its read then fails. Only an exchange that opens a connection has a timeout
-  of its own, because opening must be cancelled.
+- A :class:`_Line` is the protocol of a connection's transport. It gives what arrives to a parser
+  that is made for one answer, and hands over the whole answer at once: a call waits once.
+  Anything that arrives while no answer is awaited closes the line: HTTP/1.1 tells which request an
+  answer belongs to by their order alone, so a late answer would be taken for the next one. Input
+  that the event loop has not read yet is found by asking the kernel before a line is used again.
+- One timer serves all exchanges (:class:`_Deadlines`). Only the opening of a connection has a
+  timeout of its own, because it must be cancelled.
 
 ``aiohttp_private`` lists what this needs of aiohttp. Where that differs, this file is not used.
 """
@@ -20,60 +20,108 @@ makes TLS and parses the answer. What is done here, each because it was measured
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
+import aiohttp.http
 from yarl import URL
 
-from .pool import Connector, Exchange, input_of, read_body
+from .pool import Connector, Exchange, input_of
 
 __all__ = ["FastRoute"]
 
+Answer = tuple[int, Mapping[str, str], bytes, bool]
+"""Status, headers, body, and whether that is all of the body."""
+
 
 class _Line(asyncio.Protocol):
-    """One connection.
+    """One connection, which carries one exchange at a time.
 
-    ``alive``: it can carry another request. ``carried``: it has carried an answer. ``expired``: the
-    time of its exchange was over, and its transport was aborted.
+    ``alive``: it can carry another request. ``carried``: it has carried an answer.
     """
 
     __slots__ = (
+        "_answer",
+        "_limit",
+        "_loop",
+        "_message",
+        "_parser",
+        "_payload",
+        "_pieces",
+        "_size",
         "alive",
         "carried",
-        "expired",
         "has_input",
-        "idle",
         "idle_since",
-        "protocol",
         "transport",
     )
 
-    def __init__(self, protocol: Any, transport: asyncio.Transport) -> None:
-        self.protocol = protocol
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self.transport = transport
         self.has_input = input_of(transport)
         self.alive = True
         self.carried = False
-        self.expired = False
-        self.idle = False
         self.idle_since = 0.0
+        self._loop = loop
+        self._answer: asyncio.Future[Answer] | None = None
+        self._message: Any = None
         transport.set_protocol(self)
 
-    def data_received(self, data: bytes) -> None:
-        if self.idle:
-            self.close()
-        else:
-            self.protocol.data_received(data)
+    def ask(self, data: bytes, limit: int) -> asyncio.Future[Answer]:
+        """Sends a request. The future's body may be longer than ``limit``: then it is not whole.
 
-    def eof_received(self) -> bool | None:
-        self.alive = False
-        kept: bool | None = self.protocol.eof_received()
-        return kept
+        Each answer has a parser of its own. Half a head that came behind the answer before would
+        be in the old one, and be taken for the beginning of this answer.
+        """
+        protocol: Any = self  # it has the two methods that a parser calls
+        self._parser = aiohttp.http.HttpResponseParser(
+            protocol, self._loop, limit, read_until_eof=True, auto_decompress=False
+        )
+        self._limit = limit
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._answer = answer = self._loop.create_future()
+        self.transport.write(data)
+        return answer
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:
+            self.close()
+            return
+        try:
+            messages, _, _ = self._parser.feed_data(data)
+        except Exception:  # noqa: BLE001  # whatever the parser says of a server's bytes
+            self._cut(aiohttp.http.HttpProcessingError())
+            self.close()
+            return
+        for message, payload in messages:
+            if self._message is not None:
+                self.alive = False  # a second answer, which nobody has asked for
+            # Interim answers (RFC 9110, section 15.2) come before the real one. 101 was not asked
+            # for, and ends the exchange.
+            elif message.code >= 200 or message.code == 101:
+                self._message = message
+                self._payload = payload
+        if self._message is not None:
+            self._take()
+            ended = self._payload.is_eof()
+            if ended or self._size > self._limit:
+                self._hand_over(whole=ended and self._size <= self._limit)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.alive = False
-        self.protocol.connection_lost(exc)
+        if self._message is not None and exc is None:
+            with contextlib.suppress(aiohttp.http.HttpProcessingError):  # the body has been cut
+                self._parser.feed_eof()  # the body may be one that ends with the connection
+        self._cut(exc if isinstance(exc, OSError) else aiohttp.ServerDisconnectedError())
+
+    def pause_reading(self) -> None:
+        """The parser asks for it. What has come is taken in the same step, so nothing piles up."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Answers :meth:`pause_reading`."""
 
     def close(self) -> None:
         """Ends the connection at once."""
@@ -82,38 +130,62 @@ class _Line(asyncio.Protocol):
 
     def expire(self) -> None:
         """The time of the exchange is over."""
-        self.expired = True
+        self._fail(TimeoutError())
         self.close()
+
+    def _take(self) -> None:
+        """Takes what has come of the body."""
+        piece = self._payload.read_nowait()
+        self._pieces.append(piece)
+        self._size += len(piece)
+
+    def _cut(self, error: Exception) -> None:
+        """Nothing more will come: what has come is the answer, or else there is an error."""
+        if self._message is None:
+            self._fail(error)
+            return
+        self._take()
+        self._hand_over(whole=self._payload.is_eof())
+
+    def _hand_over(self, *, whole: bool) -> None:
+        """Ends the exchange."""
+        message, self._message = self._message, None
+        answer, self._answer = self._answer, None
+        if not whole or message.should_close or message.code == 101:
+            self.alive = False
+        if answer is not None and not answer.done():  # it is done if the call was cancelled
+            answer.set_result((message.code, message.headers, b"".join(self._pieces), whole))
+
+    def _fail(self, error: Exception) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            answer.set_exception(error)
 
 
 class _Deadlines:
     """One timer for all exchanges.
 
-    Exchanges with the same timeout end their time in the order in which they began, so the first of
-    each timeout is the next. The timer stands at the earliest time that was ever known, and when it
-    fires it is set again: a busy client sets it once in each ``attempt_timeout``.
+    It stands at the earliest time that was ever known, and when it fires it is set again: a busy
+    client sets it once in each ``attempt_timeout``.
     """
 
     __slots__ = ("_at", "_loop", "_running", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._running: dict[float, dict[_Line, float]] = {}
+        self._running: dict[_Line, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._at = 0.0
 
-    def begin(self, line: _Line, now: float, timeout: float) -> None:
+    def begin(self, line: _Line, deadline: float) -> None:
         """The line's exchange begins."""
-        running = self._running.get(timeout)
-        if running is None:
-            running = self._running[timeout] = {}
-        running[line] = deadline = now + timeout
+        self._running[line] = deadline
         if self._timer is None or deadline < self._at:
             self._set(deadline)
 
-    def end(self, line: _Line, timeout: float) -> None:
+    def end(self, line: _Line) -> None:
         """The line's exchange has ended."""
-        del self._running[timeout][line]
+        del self._running[line]
 
     def stop(self) -> None:
         """Cancels the timer."""
@@ -129,13 +201,9 @@ class _Deadlines:
     def _fire(self) -> None:
         self._timer = None
         now = self._loop.time()
-        self._running = {timeout: running for timeout, running in self._running.items() if running}
-        later: list[float] = []
-        for running in self._running.values():
-            for line, deadline in running.items():
-                if deadline > now:
-                    later.append(deadline)
-                    break
+        later = [deadline for deadline in self._running.values() if deadline > now]
+        for line, deadline in self._running.items():
+            if deadline <= now:
                 line.expire()
         if later:
             self._set(min(later))
@@ -157,28 +225,37 @@ class FastRoute:
 
     async def exchange(
         self, origin: str, data: bytes, known: Exchange, *, limit: int, timeout: float
-    ) -> tuple[int, Mapping[str, str], bytes, bool]:
-        """Sends a serialized request: status, headers, body, and whether that is all of the body.
+    ) -> Answer:
+        """Sends a serialized request, and returns its answer.
 
         Raises TimeoutError, and what aiohttp raises.
         """
         now = self._loop.time()
         line = self._take(origin, now)
         if line is None:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(now + timeout):
                 line = await self._open(origin)
-                return await self._talk(origin, line, data, known, limit)
-        self._deadlines.begin(line, now, timeout)
+        known.transport = line.transport
+        known.connected = True
+        known.reused = line.carried
+        self._deadlines.begin(line, now + timeout)
         try:
-            answer = await self._talk(origin, line, data, known, limit)
-        except Exception:
-            if line.expired:
-                raise TimeoutError from None
+            future = line.ask(data, limit)
+            known.written()
+            answer = await future
+        except BaseException:
+            if self._loop.is_closed():
+                line.alive = False  # the collector ends this call, and frees the connection
+            else:
+                line.close()
             raise
         finally:
-            self._deadlines.end(line, timeout)
-        if line.expired and not answer[3]:
-            raise TimeoutError  # it broke off in the body
+            self._deadlines.end(line)
+        known.answered = True
+        if line.alive:
+            self._keep(origin, line)
+        else:
+            line.close()
         return answer
 
     def close(self) -> None:
@@ -201,7 +278,10 @@ class FastRoute:
             url = URL(origin)
             route = self._routes[origin] = aiohttp.ClientRequest("GET", url, loop=self._loop)
         protocol = await self._connector.open(route)
-        return _Line(protocol, protocol.transport)
+        if protocol.should_close:  # it is closed already, or has received what nobody asked for
+            protocol.close()
+            raise aiohttp.ServerDisconnectedError
+        return _Line(protocol.transport, self._loop)
 
     def _take(self, origin: str, now: float) -> _Line | None:
         """An idle connection on which nothing has arrived; ``None`` if one must be opened."""
@@ -209,43 +289,20 @@ class FastRoute:
         while stack:
             line = stack.pop()
             if line.alive and now - line.idle_since < self._keepalive and not line.has_input():
-                line.idle = False
                 return line
             line.close()
         return None
 
-    async def _talk(
-        self, origin: str, line: _Line, data: bytes, known: Exchange, limit: int
-    ) -> tuple[int, Mapping[str, str], bytes, bool]:
-        protocol, transport = line.protocol, line.transport
-        known.transport = transport
-        known.connected = True
-        known.reused = line.carried
-        whole = False
-        try:
-            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
-            transport.write(data)
-            known.written()
-            while True:
-                message, payload = await protocol.read()
-                # Interim answers (RFC 9110, section 15.2) come before the real one. 101 was not
-                # asked for, and ends the exchange.
-                if message.code >= 200 or message.code == 101:
-                    break
-            known.answered = True
-            body, whole = await read_body(payload, limit=limit)
-            return message.code, message.headers, body, whole
-        finally:
-            if self._loop.is_closed():
-                line.alive = False  # the collector ends this call, and frees the connection
-            elif whole and line.alive and not protocol.should_close:
-                line.carried = line.idle = True
-                line.idle_since = self._loop.time()
-                self._idle.setdefault(origin, []).append(line)
-                if self._sweeper is None:
-                    self._sweeper = self._loop.call_later(self._keepalive, self._sweep)
-            else:
-                line.close()
+    def _keep(self, origin: str, line: _Line) -> None:
+        """Puts a connection on the stack of those that are idle."""
+        line.carried = True
+        line.idle_since = self._loop.time()
+        stack = self._idle.get(origin)
+        if stack is None:
+            stack = self._idle[origin] = []
+        stack.append(line)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(self._keepalive, self._sweep)
 
     def _sweep(self) -> None:
         """Closes what has been idle for too long; the oldest of a stack lies at its bottom."""

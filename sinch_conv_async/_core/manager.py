@@ -22,7 +22,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 
 import aiohttp
-import attrs
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
@@ -50,16 +49,16 @@ FORGET_ABOVE: Final = 64
 """Projects and tokens that a manager keeps without asking itself whether they are still of use."""
 
 
-@attrs.define(eq=False)
 class Registry:
     """What the clients of one manager share, and the clients themselves as long as they live."""
 
-    senders: weakref.WeakSet[Sender] = attrs.field(factory=weakref.WeakSet)
-    projects: dict[tuple[str, str], Project] = attrs.field(factory=dict)
-    sources: dict[tuple[str, Credentials], TokenSource] = attrs.field(factory=dict)
-    endpoints: dict[str, EndpointPace] = attrs.field(factory=dict)
-    forget_above: int = FORGET_ABOVE
-    sharing: Sharing | None = None
+    def __init__(self) -> None:
+        self.senders: weakref.WeakSet[Sender] = weakref.WeakSet()
+        self.projects: dict[tuple[str, str], Project] = {}
+        self.sources: dict[tuple[str, Credentials], TokenSource] = {}
+        self.endpoints: dict[str, EndpointPace] = {}
+        self.forget_above = FORGET_ABOVE
+        self.sharing: Sharing | None = None
 
     def project(self, origin: str, project_id: str) -> Project:
         """The project, made if it is new."""

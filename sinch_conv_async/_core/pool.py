@@ -31,7 +31,6 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 import aiohttp
-import attrs
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 __all__ = [
@@ -53,7 +52,6 @@ def _nothing() -> None:
     """For a request whose departure nobody counts."""
 
 
-@attrs.define(eq=False)
 class Exchange:
     """What is known of one exchange's connection, for the send loop to judge a failure by.
 
@@ -63,11 +61,14 @@ class Exchange:
     connection, kept because it is idle again before anybody has read the answer.
     """
 
-    written: Callable[[], None] = _nothing
-    connected: bool = False
-    reused: bool = False
-    answered: bool = False
-    transport: asyncio.Transport | None = None
+    __slots__ = ("answered", "connected", "reused", "transport", "written")
+
+    def __init__(self, written: Callable[[], None] = _nothing) -> None:
+        self.written = written
+        self.connected = False
+        self.reused = False
+        self.answered = False
+        self.transport: asyncio.Transport | None = None
 
     def abort(self) -> None:
         """Closes the connection at once: what comes next on it cannot be trusted."""

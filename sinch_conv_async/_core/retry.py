@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 import attrs
 
@@ -120,8 +120,7 @@ class RetryPolicy:
         )
 
 
-@attrs.frozen
-class Tries:
+class Tries(NamedTuple):
     """What has been tried for one call, as far as it decides what comes next.
 
     ``retries``: attempts after a failure, without those after a 429. ``throttled``: answers 429 in
@@ -135,8 +134,7 @@ class Tries:
     reconnected: bool = False
 
 
-@attrs.frozen
-class Again:
+class Again(NamedTuple):
     """Send the call again after ``delay`` seconds.
 
     ``budgeted``: the repeat comes out of the project's retry budget.
@@ -147,22 +145,19 @@ class Again:
     budgeted: bool = False
 
 
-@attrs.frozen
-class Renew:
+class Renew(NamedTuple):
     """Send the call again with another access token, if there is one to be had."""
 
     tries: Tries
 
 
-@attrs.frozen
-class WaitForBudget:
+class WaitForBudget(NamedTuple):
     """Ask again what to do after ``delay`` seconds: the retry budget may have room by then."""
 
     delay: float
 
 
-@attrs.frozen
-class GiveUp:
+class GiveUp(NamedTuple):
     """End the call with ``error``."""
 
     error: SinchError
@@ -193,7 +188,7 @@ def next_step(
     status = error.http_status if isinstance(error, ApiError) else None
     if status == 401:
         # Whatever WWW-Authenticate says: the API refuses an expired token in more than one way.
-        return GiveUp(error) if tries.replayed else Renew(attrs.evolve(tries, replayed=True))
+        return GiveUp(error) if tries.replayed else Renew(tries._replace(replayed=True))
     if (
         not policy.max_retries
         or not policy.allows(failure, safe=safe)
@@ -208,7 +203,7 @@ def next_step(
         return GiveUp(error)
     elif failure.stale_connection and not tries.reconnected:
         # It says nothing about the server.
-        again = Again(0.0, attrs.evolve(tries, retries=tries.retries + 1, reconnected=True))
+        again = Again(0.0, tries._replace(retries=tries.retries + 1, reconnected=True))
     elif not budget_left:
         delay = rng.uniform(*BUDGET_LOOKS)
         if policy.wait_for_budget and (deadline is None or now + delay <= deadline):
@@ -217,7 +212,7 @@ def next_step(
         return GiveUp(error)
     else:
         delay = policy.delay(retries=tries.retries, retry_after=failure.retry_after, rng=rng)
-        tries = attrs.evolve(tries, retries=tries.retries + 1, throttled=0)
+        tries = tries._replace(retries=tries.retries + 1, throttled=0)
         again = Again(delay, tries, budgeted=True)
     if deadline is not None and again.delay and now + again.delay > deadline:
         return GiveUp(CallTimeoutError("no other attempt can be made before the timeout"))
@@ -234,7 +229,7 @@ def _after_429(failure: Failure, tries: Tries, policy: RetryPolicy, rng: Random)
     delay = 0.0
     if times > 1 and failure.retry_after is None:
         delay = policy.throttled_delay(times, rng=rng)
-    return Again(delay, attrs.evolve(tries, throttled=times))
+    return Again(delay, tries._replace(throttled=times))
 
 
 class RetryBudget:

@@ -73,7 +73,6 @@ T = TypeVar("T")
 NOTHING_TRIED: Final = Tries()
 
 
-@attrs.define(eq=False, weakref_slot=False)
 class Call(Generic[T]):
     """One operation on its way, as far as it has come.
 
@@ -85,17 +84,32 @@ class Call(Generic[T]):
     took, and all of them.
     """
 
-    operation: Operation[T]
-    began: float | None = None
-    attempts: int = 0
-    tries: Tries = NOTHING_TRIED
-    reserved: bool = False
-    maybe_sent: bool = False
-    failure: Failure | None = None
-    last: SinchError | None = None
-    failed_since: float | None = None
-    seconds: float = 0.0
-    exchange_seconds: float = 0.0
+    __slots__ = (
+        "attempts",
+        "began",
+        "exchange_seconds",
+        "failed_since",
+        "failure",
+        "last",
+        "maybe_sent",
+        "operation",
+        "reserved",
+        "seconds",
+        "tries",
+    )
+
+    def __init__(self, operation: Operation[T]) -> None:
+        self.operation = operation
+        self.began: float | None = None
+        self.attempts = 0
+        self.tries = NOTHING_TRIED
+        self.reserved = False
+        self.maybe_sent = False
+        self.failure: Failure | None = None
+        self.last: SinchError | None = None
+        self.failed_since: float | None = None
+        self.seconds = 0.0
+        self.exchange_seconds = 0.0
 
     def failed(self, failure: Failure, now: float) -> None:
         """Notes what became of an attempt.
@@ -125,7 +139,6 @@ class Call(Generic[T]):
         return "maybe" if self.maybe_sent else "no"
 
 
-@attrs.define(eq=False)
 class Sender:
     """One client's way to the API: where it sends to, as whom, how patiently; and the send loop.
 
@@ -133,16 +146,29 @@ class Sender:
     manager; ``binder`` gives what the manager has on the running event loop.
     """
 
-    project_id: str
-    origin: str
-    path: str = attrs.field(repr=False)
-    policy: RetryPolicy
-    attempt_timeout: float
-    project: Project = attrs.field(repr=False)
-    authorization: Authorization = attrs.field(repr=False)
-    binder: Binder = attrs.field(repr=False)
-    counters: Counters = attrs.field(repr=False)
-    lifetime: Lifetime = attrs.field(factory=Lifetime, repr=False)
+    def __init__(
+        self,
+        *,
+        project_id: str,
+        origin: str,
+        path: str,
+        policy: RetryPolicy,
+        attempt_timeout: float,
+        project: Project,
+        authorization: Authorization,
+        binder: Binder,
+        counters: Counters,
+    ) -> None:
+        self.project_id = project_id
+        self.origin = origin
+        self.path = path
+        self.policy = policy
+        self.attempt_timeout = attempt_timeout
+        self.project = project
+        self.authorization = authorization
+        self.binder = binder
+        self.counters = counters
+        self.lifetime = Lifetime()
 
     def update(
         self, message_id: str, metadata: str | None, messages_source: MessagesSource | str | None
@@ -152,7 +178,7 @@ class Sender:
 
     def now(self) -> float:
         """Monotonic seconds, by the clock that paces calls and expires tokens."""
-        return self.binder.clock.now()
+        return self.binder.clock.read()
 
     def long_delay(self) -> float:
         """Seconds that a job waits after the last of a call's retries, before it tries again."""
@@ -281,16 +307,20 @@ class Sender:
         try:
             while True:
                 # 1. A token
-                if authorization.current(clock()) is None:
+                now = clock()
+                token = authorization.current(now)
+                if token is None:
                     await authorization.get(lifetime)
+                    continue
                 # 2. Permission
-                permit = admission.admit_now(project, clock())
+                permit = admission.admit_now(project, now)
                 if permit is None:
                     permit = await admission.admit(
                         project, lifetime, again=again, deadline=deadline
                     )
-                again = self._count(call, again=again, now=clock())
-                token = authorization.current(clock())
+                    now = clock()
+                    token = authorization.current(now)
+                again = self._count(call, again=again, now=now)
                 if token is None or lifetime.closed:
                     permit.release()
                     lifetime.check_open()
@@ -300,7 +330,7 @@ class Sender:
                     raise ClientStateError("the job may send no more")
                 # 3. One exchange
                 try:
-                    outcome = await self._exchange(binding, call, token, permit)
+                    outcome = await self._exchange(binding, call, token, permit, now)
                     # 4. A report
                     self._report(admission, outcome, token, permit)
                 finally:
@@ -331,22 +361,21 @@ class Sender:
         return True
 
     async def _exchange(
-        self, binding: Binding, call: Call[T], token: Token, permit: Permit
+        self, binding: Binding, call: Call[T], token: Token, permit: Permit, now: float
     ) -> T | Failure:
         """One HTTP exchange: what the API answered, or how there came to be no answer."""
-        operation, counters, clock = call.operation, self.counters, binding.clock
+        operation, counters = call.operation, self.counters
         call.attempts += 1
         call.failure = None
         counters.attempts += 1
         counters.retries += call.attempts > 1
         known = Exchange(permit.written)
-        began = clock()
         try:
             response = await binding.connections.exchange(
                 operation.request, token, known, timeout=self.attempt_timeout
             )
         finally:
-            call.seconds = clock() - began
+            call.seconds = binding.clock() - now
             call.exchange_seconds += call.seconds
             if known.connected:
                 call.maybe_sent = True

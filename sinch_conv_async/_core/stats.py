@@ -80,19 +80,19 @@ class SessionStats:
     exchange_seconds: float
 
 
-@attrs.define
 class Counters:
     """What a manager and its clients count, for :class:`SessionStats` to show."""
 
-    calls: int = 0
-    attempts: int = 0
-    retries: int = 0
-    throttled: int = 0
-    token_requests: int = 0
-    token_failures: int = 0
-    succeeded: int = 0
-    failed: Counter[str] = attrs.field(factory=Counter)
-    timed_out_waiting: int = 0
-    budget_refusals: int = 0
-    wait_seconds: float = 0.0
-    exchange_seconds: float = 0.0
+    def __init__(self) -> None:
+        self.calls = 0
+        self.attempts = 0
+        self.retries = 0
+        self.throttled = 0
+        self.token_requests = 0
+        self.token_failures = 0
+        self.succeeded = 0
+        self.failed: Counter[str] = Counter()
+        self.timed_out_waiting = 0
+        self.budget_refusals = 0
+        self.wait_seconds = 0.0
+        self.exchange_seconds = 0.0

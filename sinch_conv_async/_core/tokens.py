@@ -29,8 +29,6 @@ from collections.abc import Awaitable, Callable, Hashable
 from random import Random
 from typing import Final
 
-import attrs
-
 from .._wire.arguments import Credentials, basic_authorization
 from .._wire.failure import Failure
 from .._wire.requests import Head, Request, request_head
@@ -70,22 +68,21 @@ ENDPOINT_RATE: Final = 9.5
 _RETRY: Final = RetryPolicy()
 
 
-@attrs.define(eq=False)
 class Token:
     """An access token in use.
 
     ``accepted_for``: the projects for which the API has accepted it at least once.
     """
 
-    authorization: str = attrs.field(repr=False)
-    expires_at: float
-    renew_at: float
-    accepted_for: set[Hashable] = attrs.field(factory=set, repr=False)
-    _heads: dict[str, Head] = attrs.field(factory=dict, init=False, repr=False)
-    _forms: tuple[str, ...] = attrs.field(init=False, repr=False)
+    __slots__ = ("_forms", "_heads", "accepted_for", "authorization", "expires_at", "renew_at")
 
-    def __attrs_post_init__(self) -> None:
-        self._forms = forms(self.authorization.partition(" ")[2])
+    def __init__(self, authorization: str, expires_at: float, renew_at: float) -> None:
+        self.authorization = authorization
+        self.expires_at = expires_at
+        self.renew_at = renew_at
+        self.accepted_for: set[Hashable] = set()
+        self._heads: dict[str, Head] = {}
+        self._forms = forms(authorization.partition(" ")[2])
 
     def head(self, request: Request, *, user_agent: str) -> Head:
         """What the heads of all requests to the request's origin have in common; made once."""

@@ -84,12 +84,14 @@ def _searched(credentials: Credentials) -> tuple[str, ...]:
     return forms(credentials.key_secret, basic, url_safe)
 
 
-@attrs.frozen
 class Proxy:
     """An HTTP proxy and the credentials that it asks for."""
 
-    url: URL
-    authorization: str | None = attrs.field(repr=False)
+    __slots__ = ("authorization", "url")
+
+    def __init__(self, url: URL, authorization: str | None) -> None:
+        self.url = url
+        self.authorization = authorization
 
     @property
     def on_this_machine(self) -> bool:

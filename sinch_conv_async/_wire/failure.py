@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import attrs
+from typing import NamedTuple
 
 from ..errors import SinchError
 
 __all__ = ["Failure"]
 
 
-@attrs.frozen
-class Failure:
+class Failure(NamedTuple):
     """One attempt that did not give what its operation asks for.
 
     ``retryable``: whether trying again can change anything. ``maybe_applied``: whether the server

@@ -35,6 +35,9 @@ MAX_DEPTH: Final = 100
 """Arrays and objects within each other. A message with all its contents has about ten, a page of
 messages two more."""
 
+_DECODER: Final = json.JSONDecoder()
+"""Reads a text that begins and ends with its value, as nearly all do, faster than ``json.loads``."""
+
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 # Possessive quantifiers give nothing back, and a string that is never closed ends with the text:
 # hostile text takes no longer.
@@ -66,7 +69,12 @@ def _decoded(data: bytes) -> Any:
     It is UTF-8 (RFC 8259, section 8.1). :mod:`json` alone would also guess at other encodings.
     """
     # Not "utf-8-sig": that codec is written in Python, and costs a fifth of the reading.
-    return json.loads(data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogatepass"))
+    text = data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogatepass")
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except ValueError:  # it may only begin with a space
+        return json.loads(text)
+    return value if end == len(text) else json.loads(text)
 
 
 def _loads_orjson(data: bytes) -> Any:

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from typing import ClassVar, Final
 from urllib.parse import quote
 
-import attrs
-
 from ..enums import Channel, Direction, MessagesSource, MessagesView
 from ..errors import InvalidArgumentError
 from ..models import ConversationMessage, MessagePage
@@ -34,11 +32,13 @@ MAX_PAGE: Final = 16 * 1024 * 1024
 """Bytes of a page: a thousand messages with contents of some KiB each."""
 
 
-@attrs.frozen
 class _Operation:
-    """What the operations have in common: one attrs class, since each costs import time."""
+    """What the operations have in common."""
 
-    request: Request
+    __slots__ = ("request",)
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
 
 
 class UpdateMetadata(_Operation):
@@ -153,19 +153,23 @@ class ListMessages(_Operation):
             + "?"
             + "&".join(f"{name}={quote(text, safe='')}" for name, text in query.items())
         )
-        return cls(Request("GET", origin, target, max_response=MAX_PAGE))
+        return cls(_page_request(origin, target))
 
     def next(self, page_token: str) -> ListMessages:
         """The operation for the page that the ``next_page_token`` of this one names."""
         first = self.request.target.partition("&page_token=")[0]
         target = f"{first}&page_token={quote(page_token, safe='')}"
-        return ListMessages(attrs.evolve(self.request, target=target))
+        return ListMessages(_page_request(self.request.origin, target))
 
     def read(
         self, response: Response, *, scrub: Callable[[str], str], reused: bool
     ) -> MessagePage | Failure:
         """The page, or a Failure."""
         return read_page(response, self.request, scrub=scrub)
+
+
+def _page_request(origin: str, target: str) -> Request:
+    return Request("GET", origin, target, max_response=MAX_PAGE)
 
 
 def _message_target(path: str, message_id: object, messages_source: object) -> str:

@@ -71,16 +71,21 @@ MAX_MEMBERS: Final = 100
 """Members of a gzip body. A bound, because each one costs a copy of what follows it."""
 
 
-@attrs.frozen
 class Response:
     """What the server sent.
 
     The status, the headers (looked up in any case) and the body, as far as it was read.
     """
 
-    status: int
-    headers: Mapping[str, str] = attrs.field(repr=False)
-    body: bytes = attrs.field(repr=False)
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def __repr__(self) -> str:
+        return f"Response(status={self.status})"
 
 
 @attrs.frozen
@@ -216,6 +221,8 @@ def _content(response: Response, limit: int) -> tuple[bytes, str | None]:
     meet it again.
     """
     body, problem = response.body, None
+    if "Content-Encoding" not in response.headers:
+        return body, None  # nearly always
     codings = _codings(response.headers)
     if len(codings) > MAX_CODINGS or not _CODINGS.issuperset(codings):
         return b"", "its Content-Encoding is not one that can be undone"
@@ -236,8 +243,6 @@ def _codings(headers: Mapping[str, str]) -> list[str]:
 
     Several Content-Encoding lines mean the same as one with commas (RFC 9110, section 5.3).
     """
-    if "Content-Encoding" not in headers:
-        return []
     # Headers that keep equal names apart have `getall`; for a plain mapping, one line is all there
     # can be.
     getall = getattr(headers, "getall", None)

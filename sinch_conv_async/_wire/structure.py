@@ -230,10 +230,11 @@ def _keeping_extra(cls: type[Any], base: Hook) -> Hook:
         if type(value) is not dict:
             raise TypeError("expected an object")
         model = base(value, cls)
-        extra = model.extra
-        for name, field in value.items():
-            if name not in named:
-                extra[name] = field
+        if not named.issuperset(value):
+            extra = model.extra
+            for name, field in value.items():
+                if name not in named:
+                    extra[name] = field
         return model
 
     return structure

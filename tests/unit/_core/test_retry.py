@@ -6,7 +6,6 @@ import copy
 import pickle
 from random import Random
 
-import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -462,7 +461,7 @@ PATIENT = RetryPolicy(wait_for_budget=True)
     ],
 )
 def test_what_comes_after_a_failed_attempt(failure, tries, options, expected):
-    failure = attrs.evolve(failure, error=copy.copy(failure.error))
+    failure = failure._replace(error=copy.copy(failure.error))
     found = step(failure, tries, **options)
     if isinstance(expected, str):
         assert isinstance(found, GiveUp)

@@ -19,6 +19,7 @@ import random
 import signal
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -79,8 +80,22 @@ async def sample(tally: Tally, began: float) -> None:
         await asyncio.sleep(1)
 
 
+def crossing(port: int, sign: Path) -> str:
+    """nginx in front of the sandbox; while ``sign`` is there, its answers are about another message.
+
+    Only on connections that have carried an answer. On a new one nothing can have been shifted, so
+    such an answer ends the call, by contract.
+    """
+    crossed = f"""
+        set $crossed $carried;
+        if (!-f {sign}) {{ set $crossed ""; }}
+        if ($crossed) {{ return 200 '{{"id":"01ANOTHER"}}'; }}
+    """
+    return f'map $connection_requests $carried {{ default 1; 1 ""; }} {proxied(port, crossed)}'
+
+
 async def disturb(
-    tally: Tally, began: float, sandbox: Backend, front: Nginx, rng: random.Random
+    tally: Tally, began: float, sandbox: Backend, front: Nginx, sign: Path, rng: random.Random
 ) -> None:
     """One fault after another, at random, of all that is not too rough for a minute's average."""
 
@@ -101,6 +116,11 @@ async def disturb(
 
         return fault
 
+    def cross() -> None:
+        sign.touch()
+        time.sleep(LASTS)
+        sign.unlink()
+
     faults = {
         "reload": front.reload,
         "restart": restart,
@@ -109,7 +129,7 @@ async def disturb(
         "429 with Retry-After": scripted("fail_next", 429, retry_after=1),
         "dropped": scripted("drop_next"),
         "cut in the middle": scripted("drop_next", when="mid_body", applied=True),
-        "swapped": scripted("swap_next"),
+        "swapped": cross,
         "slow": scripted("delay_next", 1.0),
         "revoked": lambda: tell("revoke_tokens"),
         "token endpoint 500": lambda: (
@@ -160,7 +180,11 @@ async def soak(seconds: float, rate: float) -> tuple[Tally, int]:
     # time.
     ids = [f"01SOAK{number:06d}" for number in range(20_000)]
 
-    with backend(keep_requests=0) as sandbox, nginx(proxied(sandbox.port)) as front:
+    with (
+        tempfile.TemporaryDirectory(prefix="soak-") as directory,
+        backend(keep_requests=0) as sandbox,
+        nginx(crossing(sandbox.port, sign := Path(directory, "cross"))) as front,
+    ):
         options = {**sandbox.options, "conversation_origin": front.origin, "attempt_timeout": 2.0}
         async with SessionManager() as manager:
             async with ConversationClient(
@@ -185,7 +209,7 @@ async def soak(seconds: float, rate: float) -> tuple[Tally, int]:
 
                 others = [
                     asyncio.create_task(sample(tally, began)),
-                    asyncio.create_task(disturb(tally, began, sandbox, front, rng)),
+                    asyncio.create_task(disturb(tally, began, sandbox, front, sign, rng)),
                     asyncio.create_task(nuisance(tally, client, rng)),
                 ]
                 for other in others:

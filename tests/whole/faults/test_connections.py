@@ -48,13 +48,14 @@ async def test_keep_alive_connections_that_the_server_closes_cost_no_call(table)
         table.add("idle connections closed after 50 ms", "single", ours, naive=bitten)
 
 
-def proxied(port: int) -> str:
-    """nginx in front of a sandbox: the one that is killed is not the one that keeps count."""
+def proxied(port: int, first: str = "") -> str:
+    """nginx in front of a sandbox: the one that is killed is not the one that keeps count.
+
+    ``first``: directives of nginx that may answer instead of the sandbox.
+    """
     upstream = f"upstream sandbox {{ server 127.0.0.1:{port}; keepalive 64; }}"
     pass_on = 'proxy_pass http://sandbox; proxy_http_version 1.1; proxy_set_header Connection "";'
-    return (
-        f"{upstream} server {{ listen 127.0.0.1:@port backlog=1024; location / {{ {pass_on} }} }}"
-    )
+    return f"{upstream} server {{ listen 127.0.0.1:@port backlog=1024; location / {{ {first} {pass_on} }} }}"
 
 
 RELOADS = 12
