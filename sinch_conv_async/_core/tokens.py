@@ -339,9 +339,14 @@ class TokenSource:
                 return answer.error
             left = began + FETCH_FOR - now
             asked = answer.retry_after or 0.0
-            if not answer.retryable or left <= 0:
+            if not answer.retryable:
+                return answer.error
+            if left <= 0:
+                times = f"{retries + 1} times in {now - began:.0f} s"
+                answer.error.give_up(f"the token endpoint was asked {times}")
                 return answer.error
             if asked > left:
+                answer.error.give_up(f"the token endpoint asks for a wait of {asked:.0f} s")
                 self._remember(answer.error, asked)
                 return answer.error
             delay = _RETRY.delay(retries=retries, retry_after=answer.retry_after, rng=self._rng)

@@ -93,7 +93,8 @@ class InputError(Exception):
 
     The text says where and why, and quotes no metadata. ``column`` names the column that is missing
     (``message_id`` or ``metadata``), ``columns`` those that are there, and ``delimiter`` one that
-    would give the header its columns. ``count``: how many bad lines there are.
+    would give the header its columns; ``split`` names these if the missing one is not among them.
+    ``count``: how many bad lines there are. ``undecodable``: whether one is in another encoding.
     """
 
     def __init__(
@@ -104,14 +105,18 @@ class InputError(Exception):
         column: Literal["message_id", "metadata"] | None = None,
         columns: str = "",
         delimiter: str | None = None,
+        split: str = "",
         count: int = 1,
+        undecodable: bool = False,
     ) -> None:
         super().__init__(text)
         self.reason = reason
         self.column = column
         self.columns = columns
         self.delimiter = delimiter
+        self.split = split
         self.count = count
+        self.undecodable = undecodable
 
 
 @attrs.frozen(kw_only=True)
@@ -156,12 +161,16 @@ class MergeRecord(Record):
 
 @attrs.frozen(kw_only=True)
 class BadLine:
-    """A record that cannot be sent, and why. ``raw`` is empty if it was too long to be kept."""
+    """A record that cannot be sent, and why. ``raw`` is empty if it was too long to be kept.
+
+    ``undecodable``: it is not in the input's encoding.
+    """
 
     number: int
     line: int
     reason: str
     raw: bytes = attrs.field(repr=False)
+    undecodable: bool = False
 
     @property
     def digest(self) -> str:
@@ -403,6 +412,7 @@ class RecordReader:
         self._layout = layout
         self._name = name
         self._pieces = codecs.getincrementaldecoder(layout.encoding)("surrogateescape")
+        self._undecodable = f"not {layout.encoding.upper()}"
         self._in_pieces = False  # whether the last piece was a part of a line that is too long
         self.header = b""
         self.columns: tuple[str, ...] = ()
@@ -442,10 +452,17 @@ class RecordReader:
                 continue
             found = fields if isinstance(fields, str) else self._checked(fields, number, taken)
             if isinstance(found, str):
+                undecodable = found == self._undecodable
                 last = self._lines.number
                 if last > taken.line and not found.startswith("not CSV"):
                     found = f"{found} (lines {taken.line:,} to {last:,})"
-                yield BadLine(number=number, line=taken.line, reason=found, raw=taken.raw)
+                yield BadLine(
+                    number=number,
+                    line=taken.line,
+                    reason=found,
+                    raw=taken.raw,
+                    undecodable=undecodable,
+                )
             else:
                 yield found
             number += 1
@@ -488,12 +505,14 @@ class RecordReader:
             wanted.append(("metadata", layout.metadata))
         for column, name in wanted:
             if name not in columns:
+                delimiter, split = self._better_delimiter(first)
                 raise InputError(
                     f"{place}: the header has no column {name!r}",
                     InputReason.NO_COLUMN,
                     column=column,
                     columns=_shown(columns),
-                    delimiter=self._better_delimiter(first),
+                    delimiter=delimiter,
+                    split=split,
                 )
         for name in (id_name, layout.metadata, layout.messages_source):
             if columns.count(name) > 1:
@@ -506,9 +525,13 @@ class RecordReader:
         has_source = layout.messages_source in columns
         self._source_at = columns.index(layout.messages_source) if has_source else None
 
-    def _better_delimiter(self, header: bytes) -> str | None:
-        """A delimiter with which the header has the wanted columns."""
+    def _better_delimiter(self, header: bytes) -> tuple[str | None, str]:
+        """A delimiter with which the header has the wanted columns.
+
+        Or else one that parts a single column into names, and these names.
+        """
         layout = self._layout
+        likely: tuple[str | None, str] = None, ""
         text = header.decode(layout.encoding, "replace")
         for delimiter in _DELIMITERS:
             columns = [
@@ -517,8 +540,12 @@ class RecordReader:
             if self._id_name(columns) in columns and (
                 layout.constant is not None or layout.metadata in columns
             ):
-                return delimiter
-        return None
+                return delimiter, ""
+            if len(self.columns) == 1 < len(columns) and all(
+                _LOOKS_LIKE_A_NAME.fullmatch(column) for column in columns
+            ):
+                likely = delimiter, _shown(tuple(columns))
+        return likely
 
     def _id_name(self, columns: tuple[str, ...] | list[str] | dict[str, Any]) -> str:
         """The column or key of the message id: as given, else ``message_id``, else ``id``."""
@@ -643,7 +670,7 @@ class RecordReader:
         try:
             return piece.decode(self._layout.encoding)
         except UnicodeDecodeError:
-            taken.problem = taken.problem or f"not {self._layout.encoding.upper()}"
+            taken.problem = taken.problem or self._undecodable
             return piece.decode(self._layout.encoding, "surrogateescape")
 
     def _checked(self, fields: _Fields, number: int, taken: _Taken) -> Record | str:

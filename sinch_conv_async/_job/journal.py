@@ -108,8 +108,7 @@ class Header:
         if journal.layout != self.layout:
             names = sorted(journal.layout.keys() | self.layout.keys())
             told = ", ".join(
-                f"{name} {_or_none(journal.layout.get(name))}, "
-                f"not {_or_none(self.layout.get(name))}"
+                f"{name} {_option(journal.layout, name)}, not {_option(self.layout, name)}"
                 for name in names
                 if journal.layout.get(name) != self.layout.get(name)
             )
@@ -127,7 +126,9 @@ class Header:
         )
 
 
-def _or_none(value: str | None) -> str:
+def _option(layout: Mapping[str, str], name: str) -> str:
+    """An option as an error shows it. The layout leaves out the usual encoding."""
+    value = layout.get(name, "utf-8" if name == "encoding" else None)
     return "none" if value is None else repr(value)
 
 

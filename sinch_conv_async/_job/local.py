@@ -166,7 +166,10 @@ def _check(job: LocalJob, size: int, progress: Progress) -> Survey:
     if found.invalid and job.bad_lines == "stop":
         lines = "1 bad line" if found.invalid == 1 else f"{found.invalid:,} bad lines"
         raise InputError(
-            f"{name} has {lines}, so nothing was sent", InputReason.BAD_LINE, count=found.invalid
+            f"{name} has {lines}, so nothing was sent",
+            InputReason.BAD_LINE,
+            count=found.invalid,
+            undecodable=found.undecodable > 0,
         )
     if not found.records:
         progress.say(f"{name} has no records.")

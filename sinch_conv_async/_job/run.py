@@ -222,7 +222,9 @@ class Run:
     async def _left_out(self, line: BadLine, state: Outcome | None) -> None:
         if self._bad_lines == "stop":
             raise InputError(
-                f"line {line.line}: {line.reason}; nothing after it was sent", InputReason.BAD_LINE
+                f"line {line.line}: {line.reason}; nothing after it was sent",
+                InputReason.BAD_LINE,
+                undecodable=line.undecodable,
             )
         if self._total is None:
             self._progress.say(f"line {line.line}: {line.reason}")

@@ -21,6 +21,7 @@ class Survey:
 
     ``beginning``: the fingerprint of a pipe. ``emptied``: records with empty metadata, which clear
     what the message has. ``repeated``: records whose message id an earlier record has.
+    ``undecodable``: bad lines that are not in the input's encoding.
     """
 
     records: int
@@ -29,6 +30,7 @@ class Survey:
     beginning: str
     emptied: int = 0
     repeated: int = 0
+    undecodable: int = 0
 
 
 def survey(source: Source, say: Callable[[str], None], *, ids: bool = False) -> Survey:
@@ -36,13 +38,14 @@ def survey(source: Source, say: Callable[[str], None], *, ids: bool = False) -> 
 
     ``ids``: look at each message id too, which takes up to 36 bytes of memory a record.
     """
-    records = invalid = emptied = repeated = 0
+    records = invalid = emptied = repeated = undecodable = 0
     seen = IdMap()
     with source.open() as reader:
         for item in reader:
             records += 1
             if isinstance(item, BadLine):
                 invalid += 1
+                undecodable += item.undecodable
                 if invalid <= MOST_BAD_LINES_SHOWN:
                     say(f"line {item.line}: {item.reason}")
             elif ids:
@@ -51,4 +54,5 @@ def survey(source: Source, say: Callable[[str], None], *, ids: bool = False) -> 
                 seen[item.message_id] = 1
     if invalid > MOST_BAD_LINES_SHOWN:
         say(f"and {invalid - MOST_BAD_LINES_SHOWN:,} more bad lines")
-    return Survey(records, invalid, reader.layout, reader.fingerprint, emptied, repeated)
+    layout, fingerprint = reader.layout, reader.fingerprint
+    return Survey(records, invalid, layout, fingerprint, emptied, repeated, undecodable)

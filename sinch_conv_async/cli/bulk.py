@@ -27,7 +27,7 @@ from .access import Access, Finite, access_of, with_access
 from .input import CONCURRENCY, Input, input_of, with_input
 from .output import REFUSED, SOME_FAILED, USAGE, Ended, PrintingCommand, put, put_json, say
 from .progress import duration, progress_on
-from .words import error_of, sentence, to_json, to_text
+from .words import OTHER_ENCODING, error_of, sentence, to_json, to_text
 
 try:
     import resource
@@ -247,6 +247,8 @@ def _dry_run(
     """Says what would be done. Locks nothing, writes nothing, sends nothing."""
     source = given.source
     found = survey(source, say, ids=True)
+    if found.undecodable:
+        say(f"{OTHER_ENCODING}.")
     states = States(supersedes=not source.layout.merge)
     project, origin = access.known_project(), access.known_origin()
     if journal is not None and journal.exists():

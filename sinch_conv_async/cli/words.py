@@ -15,7 +15,9 @@ from ..errors import AuthenticationError, InvalidArgumentError, SinchError, Toke
 from .output import INTERRUPTED, REFUSED, SOME_FAILED, USAGE
 from .progress import duration
 
-__all__ = ["error_of", "exit_code_of", "sentence", "to_json", "to_text"]
+__all__ = ["OTHER_ENCODING", "error_of", "exit_code_of", "sentence", "to_json", "to_text"]
+
+OTHER_ENCODING: Final = "--encoding names another encoding, such as cp1252"
 
 _JOURNAL_ADVICE: Final = {
     JournalReason.OTHER_TARGET: "; name another with --journal",
@@ -58,12 +60,17 @@ def sentence(error: SinchError | InputError | LedgerError) -> str:
 
 def _input_advice(error: InputError) -> str:
     if error.reason is InputReason.BAD_LINE:
-        return f"; --on-bad-line skip leaves {'it' if error.count == 1 else 'them'} out"
+        encoding = f"{OTHER_ENCODING}, and " if error.undecodable else ""
+        return f"; {encoding}--on-bad-line skip leaves {'it' if error.count == 1 else 'them'} out"
     if error.reason is InputReason.NO_COLUMN:
         option = "--id-column" if error.column == "message_id" else "--metadata-column"
         if error.delimiter is None:
             return f"; it has {error.columns}; {option} names another one"
         delimiter = "tab" if error.delimiter == "\t" else error.delimiter
+        if error.split:
+            return (
+                f"; with --delimiter '{delimiter}' it has {error.split}; {option} names another one"
+            )
         return f"; --delimiter '{delimiter}' would find it"
     return ""
 

@@ -1469,6 +1469,10 @@ async def test_an_encoding_may_be_named(sandbox: Sandbox, tmp_path: Path) -> Non
         "bulk", "ids.csv", "--encoding", "CP1252", folder=tmp_path, sandbox=sandbox
     )
     assert (ended.code, sandbox.messages["A"].metadata) == (0, "café €")
+    for options in ([], ["--dry-run", "--journal", "none"]):
+        ended = await sinch_conv("bulk", "ids.csv", *options, folder=tmp_path, sandbox=sandbox)
+        assert "line 2: not UTF-8\n" in ended.err
+        assert "--encoding names another encoding, such as cp1252" in ended.err
 
 
 @pytest.mark.parametrize(

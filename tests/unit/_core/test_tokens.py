@@ -312,8 +312,11 @@ async def test_a_failing_endpoint_is_asked_again_with_backoff(time):
 
 async def test_after_60_s_of_failing_those_who_wait_are_told(time):
     endpoint = Endpoint(UNAVAILABLE)
-    with pytest.raises(TokenError, match="down"):
+    with pytest.raises(TokenError) as caught:
         await source(endpoint, time).get(Lifetime())
+    assert str(caught.value) == (
+        f"down; not tried again: the token endpoint was asked {endpoint.requests} times in 60 s"
+    )
     assert 1 < endpoint.requests < 60
     assert (
         time.now == 1060
@@ -330,7 +333,7 @@ async def test_a_retry_after_beyond_60_s_ends_the_wait_at_once(time):
     endpoint = Endpoint(
         Failure(TokenError("down", http_status=429), retryable=True, retry_after=3600)
     )
-    with pytest.raises(TokenError):
+    with pytest.raises(TokenError, match=r"the token endpoint asks for a wait of 3600 s$"):
         await source(endpoint, time).get(Lifetime())
     assert endpoint.requests == 1
     assert time.slept == []

@@ -374,13 +374,23 @@ def test_a_header_that_will_not_do_is_refused(data: bytes, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "layout", "column", "columns", "delimiter"),
+    ("header", "layout", "column", "columns", "delimiter", "split"),
     [
-        (b"note,metadata", Layout(), "message_id", "'note', 'metadata'", None),
-        (b"id,note", Layout(), "metadata", "'id', 'note'", None),
-        (b"message_id;metadata", Layout(), "message_id", "one that is no name", ";"),
-        (b"id\tmetadata", Layout(), "message_id", "one that is no name", "\t"),
-        (b"id|x", Layout(constant="1"), "message_id", "one that is no name", "|"),
+        (b"note,metadata", Layout(), "message_id", "'note', 'metadata'", None, ""),
+        (b"id,note", Layout(), "metadata", "'id', 'note'", None, ""),
+        (b"message_id;metadata", Layout(), "message_id", "one that is no name", ";", ""),
+        (
+            b"MSG_ID;NOTE;META DATA",
+            Layout(),
+            "message_id",
+            "one that is no name",
+            ";",
+            "'MSG_ID', 'NOTE', 'META DATA'",
+        ),
+        (b"MSG_ID;NOTE,a", Layout(), "message_id", "one that is no name, 'a'", None, ""),
+        (b"id\tmetadata", Layout(), "message_id", "one that is no name", "\t", ""),
+        (b"id|x", Layout(constant="1"), "message_id", "one that is no name", "|", ""),
+        (b"01A;secret;{1}", Layout(), "message_id", "one that is no name", None, ""),
         # Data is no header, and is not shown.
         (
             b'01ABC,"{""secret"": 1}"',
@@ -388,18 +398,20 @@ def test_a_header_that_will_not_do_is_refused(data: bytes, reason: str) -> None:
             "message_id",
             "one that is no name, one that is no name",
             None,
+            "",
         ),
-        (b"a" + b",b" * 20, Layout(), "message_id", "'a'" + ", 'b'" * 11 + " and 9 more", None),
+        (b"a" + b",b" * 20, Layout(), "message_id", "'a'" + ", 'b'" * 11 + " and 9 more", None, ""),
     ],
 )
 def test_a_header_without_the_wanted_columns_says_what_there_is(
-    header: bytes, layout: Layout, column: str, columns: str, delimiter: str | None
+    header: bytes, layout: Layout, column: str, columns: str, delimiter: str | None, split: str
 ) -> None:
     with pytest.raises(InputError) as raised:
         read(header + b"\nA,b\n", layout)
     error = raised.value
     assert error.reason is InputReason.NO_COLUMN
     assert (error.column, error.columns, error.delimiter) == (column, columns, delimiter)
+    assert error.split == split
 
 
 def test_a_json_array_is_not_taken_for_a_csv() -> None:

@@ -167,6 +167,10 @@ def test_a_header_of_another_kind_is_refused(changes: dict[str, Any], reason: st
         ),
         ({"layout": {"format": "csv", "delimiter": ";"}}, "was begun with delimiter ',', not ';'$"),
         (
+            {"layout": {"format": "csv", "delimiter": ",", "encoding": "cp1252"}},
+            "was begun with encoding 'utf-8', not 'cp1252'$",
+        ),
+        (
             {"layout": {"format": "csv", "delimiter": ",", "change": "merge"}},
             "with change none, not 'merge'$",
         ),

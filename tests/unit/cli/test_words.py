@@ -84,6 +84,22 @@ REPORT = Report(
             2,
             "no column; --delimiter 'tab' would find it",
         ),
+        (
+            InputError(
+                *("no column", InputReason.NO_COLUMN),
+                column="metadata",
+                delimiter=";",
+                split="'a', 'b'",
+            ),
+            2,
+            "no column; with --delimiter ';' it has 'a', 'b'; --metadata-column names another one",
+        ),
+        (
+            InputError("2 bad lines", InputReason.BAD_LINE, count=2, undecodable=True),
+            2,
+            "2 bad lines; --encoding names another encoding, such as cp1252, "
+            "and --on-bad-line skip leaves them out",
+        ),
         (JournalError("j", JournalReason.IN_USE), 3, "j"),
         (JournalError("j", JournalReason.OTHER_TARGET), 3, "j; name another with --journal"),
         (OtherRecordError("line 2"), 3, "line 2"),
