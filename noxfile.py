@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -39,6 +40,12 @@ PYTHONS = SUPPORTED if HERE in SUPPORTED else [*SUPPORTED, HERE]
 # Coverage is held to the figure of pyproject.toml where these Pythons and all programs of `.ci/run` are: CI has them.
 GATE = ("3.11", "3.12", "3.13")
 ALL = ".[cli,jobs,redis,speedups]"  # the package with all its extras
+# What runs on each Python: every module's own tests, and those of the whole that depend on the Python.
+EACH = ("tests/unit", "tests/whole/test_bulk.py", "tests/whole/test_calls.py")
+# What the Python that runs nox runs besides: the files of the project, and the pages' snippets.
+HERE_TOO = ("tests/project", "tests/whole/test_secrets.py", "README.rst", "docs")
+# By files, since a page's snippets follow one another.
+QUICK = ("-m", "not full and not once", "--numprocesses=auto", "--dist=loadfile")
 CODE = ["sinch_conv_async", "tests", "docs", "examples", "benchmarks", "noxfile.py", "conftest.py"]
 
 # Hundreds of processes of the command line are started: none shall compile the package anew.
@@ -96,44 +103,77 @@ def run_pytest(session: nox.Session, name: str, *runs: tuple[str, ...]) -> None:
     for old in ROOT.glob(f".coverage.{name}.*"):
         old.unlink()
     # The whole path, since the command line's processes are started in other folders.
-    data = str(ROOT / f".coverage.{name}")
+    env = {"COVERAGE_FILE": str(ROOT / f".coverage.{name}")}
+    if name not in (HERE, "once") and "HYPOTHESIS_PROFILE" not in os.environ:
+        env["HYPOTHESIS_PROFILE"] = "quick"  # a hundred examples each, on one Python, are enough
     run = ("coverage", "run", "-m", "pytest")
     failed = ROOT / ".pytest_cache/v/cache/lastfailed"
     for arguments in runs:
         failed.unlink(missing_ok=True)
-        session.run(*run, *arguments, env={"COVERAGE_FILE": data}, success_codes=[0, 1])
+        session.run(*run, *arguments, env=env, success_codes=[0, 1])
         if failed.exists():
             # Tests with real servers run side by side and share two cores. One that fails runs
             # once more, alone, and must pass then. Both runs are in the log.
             session.warn("some tests failed beside others; they run once more, alone")
             again = [word for word in arguments if not word.startswith(("--numproc", "--dist"))]
-            session.run(*run, *again, "--last-failed", env={"COVERAGE_FILE": data})
+            session.run(*run, *again, "--last-failed", env=env)
     covered.append(name)
     session.notify("coverage")
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests and the pages' snippets on each Python, but for those that ``once`` runs."""
-    # By files, since a page's snippets follow one another.
-    which = ("-m", "not full and not once", "--numprocesses=auto", "--dist=loadfile")
-    run_pytest(session, str(session.python), (*which, *ONLY))
+    """The tests of each module on each Python; on the one that runs nox, the project's and the pages' too."""
+    where = ONLY or [*EACH, *(HERE_TOO if session.python == HERE else ())]
+    run_pytest(session, str(session.python), (*QUICK, *where))
 
 
-@nox.session
+# The environment of the tests on this Python has all that ``once`` and ``busy`` need.
+TESTS_HERE = str(ROOT / ".nox" / f"tests-{HERE.replace('.', '-')}")
+# Most of these tests wait for a server or a process, so that several share a core. Those that use
+# up a core come last.
+SHARED = (
+    *("-m", "once and not full and not alone"),
+    *(f"--numprocesses={3 * (os.cpu_count() or 1)}", "--dist=worksteal"),
+)
+ALONE = ("-m", "once and not full and alone")
+
+
+@nox.session(venv_location=TESTS_HERE)
 def once(session: nox.Session) -> None:
     """The tests whose subject is a server, a process or a load, and not the Python: on one Python only."""
-    # Most of these wait for a server or a process, so that several share a core. Those that use up
-    # a core come last.
-    workers = str(3 * (os.cpu_count() or 1))
     where = ONLY or ["tests/whole"]
-    shared = (
-        "-m",
-        "once and not full and not alone",
-        f"--numprocesses={workers}",
-        "--dist=worksteal",
-    )
-    run_pytest(session, "once", (*shared, *where), ("-m", "once and not full and alone", *where))
+    run_pytest(session, "once", (*SHARED, *where), (*ALONE, *where))
+
+
+@nox.session(venv_location=TESTS_HERE)
+def busy(session: nox.Session) -> None:
+    """The tests five times (``-- 2``: twice) beside processes that keep every core busy (by hand)."""
+    session.install("-e", ALL, *group("tests"), *group("examples"))
+    runs = int(session.posargs[0]) if session.posargs else 5
+    hogs = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(os.cpu_count() or 1)
+    ]
+    failed = []
+    try:
+        for run in range(1, runs + 1):
+            for what in (
+                (*QUICK, *EACH, *HERE_TOO),
+                (*SHARED, "tests/whole"),
+                (*ALONE, "tests/whole"),
+            ):
+                session.log(f"run {run} of {runs}")
+                try:
+                    session.run("python", "-m", "pytest", "-q", *what)
+                except nox.command.CommandFailed:
+                    failed.append(run)
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    if failed:
+        session.error(f"runs with failures: {failed}")
 
 
 @nox.session
@@ -388,8 +428,3 @@ def release_check(session: nox.Session) -> None:
     left = [*Path(str(site).strip()).glob("sinch_conv*"), *Path(session.bin).glob("sinch-conv*")]
     if left:
         session.error(f"left behind by the uninstall: {left}")
-
-
-if os.environ.get("CI") == "true":
-    # CI keeps nothing between runs, and its log is read by people without a terminal.
-    nox.options.reuse_venv = "no"

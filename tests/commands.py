@@ -1,4 +1,9 @@
-"""The real command in a process of its own, as a person or a scheduler starts it."""
+"""The real command in a process of its own, as a person or a scheduler starts it.
+
+A Python that starts and imports takes most of a second, and hundreds are started. So most are forked from one that has
+imported everything (tests/whole/forker.py): processes with descriptors, a folder and an environment of their own.
+Those that a shell starts, or whose environment Python itself reads, start as usual.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +33,8 @@ if sys.version_info < (3, 12):
     asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 SECRET_METADATA = "metadata-that-nobody-may-see"
-COMMAND = (sys.executable, "-W", "error", "-m", "sinch_conv_async")
+PYTHON = (sys.executable, "-W", "error", "-m")
+COMMAND = (*PYTHON, "sinch_conv_async")
 
 
 def environment_of(sandbox: Sandbox | None, **more: str) -> dict[str, str]:
@@ -69,11 +77,139 @@ class Ended:
 
 
 def _takes_interrupts() -> None:
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and whatever they start
+    # too.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class _Report(asyncio.Protocol):
+    """What the forker says of a child: its process id, and how it ended."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.pid: asyncio.Future[int] = loop.create_future()
+        self.status: asyncio.Future[int] = loop.create_future()
+        self._said = b""
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._said = (self._said + data).split(b"\n")
+        for line in lines:
+            (self.status if self.pid.done() else self.pid).set_result(int(line))
+
+
+class Forked:
+    """A child of the forker, with the parts of asyncio's ``Process`` that the tests use."""
+
+    stdin: asyncio.StreamWriter
+    stdout: asyncio.StreamReader
+    stderr: asyncio.StreamReader
+    pid: int
+
+    async def start(self, forker: Forker, request: dict[str, Any]) -> None:
+        given, standard_input = socket.socketpair()
+        out, standard_output = os.pipe()
+        err, standard_error = os.pipe()
+        told, report = os.pipe()
+        theirs = [standard_input.detach(), standard_output, standard_error, report]
+        forker.send(request, theirs)
+        for descriptor in theirs:
+            os.close(descriptor)
+        _, self.stdin = await asyncio.open_connection(sock=given)
+        self._transports: list[asyncio.BaseTransport] = [self.stdin.transport]
+        self.stdout, self.stderr = [await self._reader(descriptor) for descriptor in (out, err)]
+        self._report = _Report()
+        await self._connect(told, self._report)
+        self.pid = await self._report.pid
+
+    async def _connect(self, descriptor: int, protocol: asyncio.Protocol) -> None:
+        loop = asyncio.get_running_loop()
+        pipe = open(descriptor, "rb", buffering=0)  # noqa: SIM115  # closed by its transport
+        self._transports.append((await loop.connect_read_pipe(lambda: protocol, pipe))[0])
+
+    async def _reader(self, descriptor: int) -> asyncio.StreamReader:
+        reader = asyncio.StreamReader()
+        await self._connect(descriptor, asyncio.StreamReaderProtocol(reader))
+        return reader
+
+    @property
+    def returncode(self) -> int | None:
+        status = self._report.status
+        return os.waitstatus_to_exitcode(status.result()) if status.done() else None
+
+    async def wait(self) -> int:
+        return os.waitstatus_to_exitcode(await asyncio.shield(self._report.status))
+
+    async def communicate(self, given: bytes = b"") -> tuple[bytes, bytes]:
+        with contextlib.suppress(ConnectionError):
+            self.stdin.write(given)
+            await self.stdin.drain()
+        self.stdin.close()
+        out, err, _ = await asyncio.gather(self.stdout.read(), self.stderr.read(), self.wait())
+        return out, err
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        for transport in self._transports:
+            transport.close()
+
+
+class Forker:
+    """A Python that has imported the command line, and its children: ``with Forker(...) as forker``."""
+
+    # Python, the C library and coverage read these when a process starts.
+    READ_AT_START = ("COVERAGE", "LANG", "LC_", "LD_", "PYTHON", "TZ")
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def __enter__(self) -> Self:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [*PYTHON, "tests.whole.forker", str(theirs.fileno())],
+                cwd=Path(__file__).parent.parent,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                preexec_fn=_takes_interrupts,
+            )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._requests.close()
+        assert self._process.wait() == 0
+
+    def send(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        socket.send_fds(self._requests, [json.dumps(request).encode()], descriptors)
+
+    def may_run(self, command: Sequence[str], environment: Mapping[str, str]) -> bool:
+        """Whether a fork differs in nothing from a Python that is started so."""
+        return command is COMMAND and self._at_start(environment) == self._at_start(
+            self._environment
+        )
+
+    def _at_start(self, environment: Mapping[str, str]) -> dict[str, str]:
+        return {
+            name: value
+            for name, value in environment.items()
+            if name.startswith(self.READ_AT_START)
+        }
+
+
+# The one of this run, if there is one: tests/whole/conftest.py.
+forkers: list[Forker] = []
 
 
 class Running:
     """A command under way: ``async with Running(...) as command``. One that is left early is killed."""
+
+    process: asyncio.subprocess.Process | Forked
 
     def __init__(
         self,
@@ -81,23 +217,36 @@ class Running:
         environment: Mapping[str, str],
         folder: Path,
         command: Sequence[str] = COMMAND,
+        *,
+        forker: Forker | None = None,
     ) -> None:
-        self._arguments = [*command, *map(str, arguments)]
+        self._arguments = [str(argument) for argument in arguments]
         self._environment = environment
         self._folder = folder
+        self._command = command
+        self._forkers = forkers if forker is None else [forker]
         self._err: list[str] = []
 
     async def __aenter__(self) -> Self:
+        for forker in self._forkers:
+            if forker.may_run(self._command, self._environment):
+                self.process = Forked()
+                request = {
+                    "arguments": self._arguments,
+                    "folder": str(self._folder),
+                    "environment": dict(self._environment),
+                }
+                await self.process.start(forker, request)
+                return self
         pipe = asyncio.subprocess.PIPE
         self.process = await asyncio.create_subprocess_exec(
+            *self._command,
             *self._arguments,
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
             env=self._environment,
             cwd=self._folder,
-            # A shell that runs the tests in the background has them ignore Ctrl-C, and whatever
-            # they start too.
             preexec_fn=_takes_interrupts,
         )
         return self
@@ -108,7 +257,10 @@ class Running:
                 self.process.kill()
         await self.process.communicate()
         # Its pipes are closed by the loop, a pass after the process has ended.
-        self.process._transport.close()  # type: ignore[attr-defined]
+        if isinstance(self.process, Forked):
+            self.process.close()
+        else:
+            self.process._transport.close()  # type: ignore[attr-defined]
         await asyncio.sleep(0)
 
     async def says(self, words: str) -> str:

@@ -208,6 +208,8 @@ class Time:
     def clock(self) -> float:
         return self.now
 
+    __call__ = clock
+
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.now += seconds

@@ -1467,7 +1467,7 @@ async def test_an_update_waits_only_for_its_turn_and_not_for_its_reading(sandbox
         while ", 0 unread" not in repr(outcomes):
             await anext(outcomes)
         await turns()
-        (project,) = client._manager.stats().projects
+        (project,) = stats_of(client).projects
         assert project.waiting + project.in_flight == 39  # and one outcome is in the reader's hand
         sandbox.release()
 

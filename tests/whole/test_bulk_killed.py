@@ -19,7 +19,7 @@ import attrs
 import pytest
 
 from sinch_conv_async.sandbox import Sandbox
-from tests.commands import COMMAND, Running, csv, environment_of, sinch_conv, unmeasured
+from tests.commands import COMMAND, Forker, Running, csv, environment_of, sinch_conv, unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +31,6 @@ OF_A_PYTHON = (
 )
 
 
-ROOT = Path(__file__).parent.parent.parent
-FORKER = (sys.executable, "-W", "error", "-m", "tests.whole.forker")
 TOO_LATE = "the job was over before all kills were dealt"
 
 
@@ -84,22 +82,17 @@ class Victim:
         slowly = (*arguments, "--rate", "250")
         number_of = {row: number for number, row in enumerate(self.rows, 1)}
         done: set[int] = set()
-        tests_too = {"PYTHONPATH": os.pathsep.join([environment["PYTHONPATH"], str(ROOT)])}
-        async with Running([], {**environment, **tests_too}, self.folder, FORKER) as forker:
+        with Forker(environment) as forker:
             for kill in range(kills):
                 sent = len(sandbox.requests)
-                if kill < OF_A_PYTHON:
-                    async with Running(slowly, environment, self.folder) as command:
-                        await self.moment(sandbox, sent, begin=0.5)
-                        assert command.process.returncode is None, TOO_LATE
-                        command.send(signal.SIGKILL)
-                        await command.process.wait()
-                else:
-                    forker.write(json.dumps(slowly).encode() + b"\n")
-                    child = int(await forker.line())
-                    await self.moment(sandbox, sent, begin=0.05)
-                    os.kill(child, signal.SIGKILL)
-                    assert os.WTERMSIG(int(await forker.line())) == signal.SIGKILL, TOO_LATE
+                a_python = kill < OF_A_PYTHON
+                command = list(COMMAND) if a_python else COMMAND
+                async with Running(
+                    slowly, environment, self.folder, command, forker=forker
+                ) as victim:
+                    await self.moment(sandbox, sent, begin=0.5 if a_python else 0.05)
+                    victim.send(signal.SIGKILL)
+                    assert await victim.process.wait() == -signal.SIGKILL, TOO_LATE
                 assert not self.sent_again(sandbox, sent, number_of, done)
                 done = updated_in(journal)
                 applied = {

@@ -25,6 +25,7 @@ import trustme
 
 from sinch_conv_async import ConversationClient, NotFoundError, SessionManager, TokenError
 from sinch_conv_async.sandbox import Sandbox
+from tests.commands import unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -118,6 +119,7 @@ async def running(*arguments: str) -> AsyncIterator[Program]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=ROOT,
+        env=unmeasured(os.environ),
     )
     program = Program(process)
     try:

@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from sinch_conv_async.sandbox import Sandbox
-from tests.commands import COMMAND, Running, environment_of
+from tests.commands import COMMAND, Running, environment_of, unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +102,7 @@ async def test_the_page_can_be_followed_word_for_word(tmp_path: Path) -> None:
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shlex.join(COMMAND)} "$@"\n')
     program.chmod(0o755)
-    environment = environment_of(None)
+    environment = unmeasured(environment_of(None))
     environment["PATH"] = f"{program.parent}:{environment['PATH']}"
     # A reader sees both streams in one place; `mark` keeps the exit code for the reader's `echo
     # $?`.

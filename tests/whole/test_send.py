@@ -32,7 +32,7 @@ from sinch_conv_async import (
 )
 from sinch_conv_async._core.binding import clock_of
 from sinch_conv_async.sandbox import Sandbox
-from tests.servers import ID, NEVER, client_of
+from tests.servers import ID, NEVER, client_of, stats_of
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ async def test_a_call_that_is_refused_before_it_begins_is_not_counted(sandbox):
     await client.close()
     with pytest.raises(ClientStateError):
         await client.update_message_metadata(ID, "x")
-    stats = client._manager.stats()
+    stats = stats_of(client)
     assert (stats.calls, dict(stats.failed)) == (0, {})
 
 
@@ -160,7 +160,7 @@ async def test_a_call_that_the_retry_budget_ended_says_so(sandbox):
         assert str(caught.value).endswith(
             "(after 101 attempts); not tried again: the project's retry budget is used up"
         )
-        assert client._manager.stats().budget_refusals == 1
+        assert stats_of(client).budget_refusals == 1
 
 
 async def test_calls_of_a_gather_that_meet_a_few_503s_are_not_lost_to_the_budget(
@@ -172,7 +172,7 @@ async def test_calls_of_a_gather_that_meet_a_few_503s_are_not_lost_to_the_budget
     retry = RetryPolicy(base_delay=0.01)
     async with client_of(sandbox, auth="basic", retry=retry, rate_limit=400) as client:
         await asyncio.gather(*(client.update_message_metadata(f"m{n}", "x") for n in range(2000)))
-        assert client._manager.stats().retries >= 90
+        assert stats_of(client).retries >= 90
 
 
 async def test_an_outage_during_a_gather_costs_a_fifth_more_requests_and_no_multiple(sandbox):
@@ -201,7 +201,7 @@ async def test_a_patient_call_waits_for_room_in_the_budget(sandbox, monkeypatch,
             return_exceptions=True,
         )
         failed = sum(isinstance(result, ServerError) for result in results)
-        assert client._manager.stats().budget_refusals == failed
+        assert stats_of(client).budget_refusals == failed
     assert (failed == 0) is patient
 
 
@@ -300,7 +300,7 @@ async def test_a_record_factory_that_sets_common_names_breaks_no_call(sandbox, c
         for _ in range(3):
             with pytest.raises(TokenError):
                 await client.update_message_metadata(ID, "x")
-        assert client._manager.stats().token_requests == 1  # invalid_client is remembered
+        assert stats_of(client).token_requests == 1  # invalid_client is remembered
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -335,7 +335,7 @@ async def test_a_pace_that_falls_below_half_of_its_limit_is_logged_and_so_is_its
     async with client_of(sandbox, auth="basic", rate_limit=40) as client:
         sandbox.fail_next(429, times=6, retry_after=0.01)
         await client.update_message_metadata(ID, "x")
-        assert client._manager.stats().projects[0].pace < 20
+        assert stats_of(client).projects[0].pace < 20
         ahead += 1000  # it has climbed back since
         for _ in range(3):
             await client.update_message_metadata(ID, "x")
@@ -384,7 +384,7 @@ async def test_a_call_that_times_out_before_anything_is_sent_is_counted_as_such(
         await client.update_message_metadata(ID, "x")
         with pytest.raises(CallTimeoutError):
             await client.update_message_metadata(ID, "y", timeout=0.1)
-        stats = client._manager.stats()
+        stats = stats_of(client)
         assert stats.timed_out_waiting == 1
         assert dict(stats.failed) == {"CallTimeoutError": 1}
 
@@ -393,7 +393,7 @@ async def test_a_failed_token_request_is_counted(sandbox):
     async with client_of(sandbox, key_secret="wrong") as client:
         with pytest.raises(TokenError):
             await client.update_message_metadata(ID, "x")
-        stats = client._manager.stats()
+        stats = stats_of(client)
         assert (stats.token_requests, stats.token_failures, dict(stats.failed)) == (
             1,
             1,
@@ -413,7 +413,7 @@ async def test_a_pause_and_an_outage_show(sandbox, caplog, monkeypatch):
             ((f"m{n}", "x") for n in range(30)), concurrency=10
         ):
             assert outcome.ok
-            outages.add(client._manager.stats().projects[0].in_outage)
+            outages.add(stats_of(client).projects[0].in_outage)
         assert outages == {False}
     records = [record for record in caplog.records if "API" in record.getMessage()]
     assert [record.levelname for record in records] == ["WARNING", "INFO"]
@@ -431,12 +431,12 @@ async def test_a_job_that_ends_in_an_outage_leaves_none_behind(sandbox, monkeypa
         sandbox.fail_next(503, times=1_000_000)
         job = client.update_many(((f"m{n}", "x") for n in range(30)), concurrency=10)
         reading = asyncio.create_task(anext(job))
-        while not client._manager.stats().projects[0].in_outage:
+        while not stats_of(client).projects[0].in_outage:
             await asyncio.sleep(0.005)
         await job.aclose()
         with pytest.raises(StopAsyncIteration):
             await reading
-        assert not client._manager.stats().projects[0].in_outage
+        assert not stats_of(client).projects[0].in_outage
     assert "a job no longer waits for the API" in caplog.text
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sinch_conv_async.sandbox import Sandbox
+from tests.commands import unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,7 @@ def running(*command: str, until: int | None = None) -> Iterator[subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env=unmeasured(os.environ),
     )
     try:
         if until is not None:
@@ -152,7 +154,7 @@ def test_celerys_threads_share_one_client(sandbox, tmp_path, monkeypatch):
             f"for number in range({CALLS}):\n"
             "    tag.delay(f'm{number}', 'new')\n"
         )
-        environment = {**os.environ, "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{ROOT}"}
+        environment = {**unmeasured(os.environ), "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{ROOT}"}
         subprocess.run([sys.executable, "-c", send], env=environment, check=True, timeout=60)
         with running(*worker, "-P", "threads", "-c", "8", "--without-gossip", "--without-mingle"):
             sandbox.run(sandbox.wait_for_requests(CALLS), timeout=120)
@@ -181,7 +183,7 @@ async def main():
 
 asyncio.run(main())
 """
-    environment = {**os.environ, "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{ROOT}"}
+    environment = {**unmeasured(os.environ), "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,

@@ -202,11 +202,11 @@ VICTIM = b"VICTIM,overwritten,\n"
         # Two doubled quotes that stand on both sides of the place where a long line is cut into
         # pieces.
         (
-            b'm1,"' + b'""' * MAX_LINE + b"\n" + VICTIM + b'thanks",\n',
+            b'm1,"' + b'""' * (MAX_LINE // 2 + 9) + b"\n" + VICTIM + b'thanks",\n',
             "longer than 1,048,576 bytes",
         ),
         (
-            b'mm1,"' + b'""' * MAX_LINE + b"\n" + VICTIM + b'thanks",\n',
+            b'mm1,"' + b'""' * (MAX_LINE // 2 + 9) + b"\n" + VICTIM + b'thanks",\n',
             "longer than 1,048,576 bytes",
         ),
         (b'm1,"order:\n' + VICTIM * 100_000 + b'thanks",\n', "longer than 1,048,576 bytes"),
@@ -258,11 +258,11 @@ def test_a_record_without_end_takes_no_memory() -> None:
     """Each line closes one quoted field and opens the next."""
 
     class Endless(io.RawIOBase):
-        lines = 300_000
+        lines = 8_000
 
         def readline(self, size: int | None = -1) -> bytes:
             self.lines -= 1
-            return b'","\n' if self.lines else b""
+            return b"x" * 1020 + b'","\n' if self.lines else b""
 
     stream = Endless()
     reader = RecordReader(io.BytesIO(HEADER), CSV)

@@ -108,12 +108,12 @@ def test_states_agree_with_the_plain_rule(events: list[tuple[int, Outcome, int]]
     assert sum(states.counts.values()) == len(plain)
 
 
-def test_a_hundred_thousand_failures_are_each_found_by_their_id() -> None:
+def test_ten_thousand_failures_are_each_found_by_their_id() -> None:
     states = States()
-    for record in range(1, 100_001):
-        states.apply(line(record, FAILED, f"id-{record % 90_000}"))
-    assert [found.record for found in states.superseded(100_001, "id-7")] == [7, 90_007]
-    assert [found.record for found in states.superseded(100_001, "id-80000")] == [80_000]
+    for record in range(1, 10_001):
+        states.apply(line(record, FAILED, f"id-{record % 9_000}"))
+    assert [found.record for found in states.superseded(10_001, "id-7")] == [7, 9_007]
+    assert [found.record for found in states.superseded(10_001, "id-8000")] == [8_000]
 
 
 def test_digests_tell_another_record_from_the_one_that_was_sent() -> None:

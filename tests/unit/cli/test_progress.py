@@ -7,19 +7,12 @@ import io
 import pytest
 
 from sinch_conv_async.cli.progress import Bar, Lines, Quiet, Rate, duration, progress_on
+from tests.servers import Time
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.mark.parametrize(
@@ -50,8 +43,8 @@ def test_a_rate_is_that_of_the_last_half_minute() -> None:
     assert rate.per_second() == pytest.approx(10.0)
 
 
-def lines(total: int | None) -> tuple[Lines, io.StringIO, Clock]:
-    stream, clock = io.StringIO(), Clock()
+def lines(total: int | None) -> tuple[Lines, io.StringIO, Time]:
+    stream, clock = io.StringIO(), Time(100.0)
     progress = Lines(stream, clock=clock)
     progress.start(total, 0)
     return progress, stream, clock
@@ -80,7 +73,7 @@ def test_of_a_pipe_nobody_knows_how_much_is_left() -> None:
 
 
 def test_what_cannot_fail_counts_no_failures() -> None:
-    stream, clock = io.StringIO(), Clock()
+    stream, clock = io.StringIO(), Time(100.0)
     progress = Lines(stream, failures=False, clock=clock)
     progress.start(10, 0)
     clock.now += 5
@@ -127,7 +120,7 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_a_bar_keeps_its_clock_going_in_an_outage_and_says_what_it_waits_for(
     total: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, stream = Clock(), Terminal()
+    clock, stream = Time(100.0), Terminal()
     monkeypatch.setattr("tqdm.std.time", clock)
     bar = Bar(stream)
     bar.start(total, 1305)

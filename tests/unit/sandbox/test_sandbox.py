@@ -18,6 +18,7 @@ import trustme
 
 from sinch_conv_async.sandbox import Sandbox, SandboxMessage
 from sinch_conv_async.sandbox.faults import Gate
+from tests.servers import Time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -41,8 +42,8 @@ class Answer:
         return json.loads(self.body)
 
 
-class Peer:
-    """One connection to the sandbox, and what a caller of the API does with it."""
+class Caller:
+    """A caller of the API on one connection to the sandbox."""
 
     def __init__(self, sandbox: Sandbox, *, ssl: ssl.SSLContext | None = None) -> None:
         self.sandbox = sandbox
@@ -114,14 +115,6 @@ class Peer:
         return await self.reader.read()
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def has_ipv6() -> bool:
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))
@@ -148,8 +141,8 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 
 @pytest.fixture
-async def peer(sandbox: Sandbox) -> AsyncIterator[Peer]:
-    async with Peer(sandbox) as peer:
+async def peer(sandbox: Sandbox) -> AsyncIterator[Caller]:
+    async with Caller(sandbox) as peer:
         await peer.fetch_token()
         yield peer
 
@@ -286,7 +279,7 @@ class TestAnswers:
         assert answer.json["error"]["status"] == "NOT_FOUND"
 
     async def test_auto_create_answers_for_any_id_of_a_known_project(self):
-        async with Sandbox(auto_create=True) as sandbox, Peer(sandbox) as peer:
+        async with Sandbox(auto_create=True) as sandbox, Caller(sandbox) as peer:
             await peer.fetch_token()
             assert (await peer.update("anybody")).json["id"] == "anybody"
             assert sandbox.messages["anybody"].metadata == "new"
@@ -343,7 +336,7 @@ class TestAnswers:
         ids=["broken off", "not chunked"],
     )
     async def test_a_request_that_does_not_arrive_in_full_is_none(self, sandbox, sent, caplog):
-        async with Peer(sandbox) as peer:
+        async with Caller(sandbox) as peer:
             peer.writer.write(sent)
             peer.writer.write_eof()
             await peer.rest()
@@ -361,7 +354,7 @@ class TestAnswers:
 
 class TestCredentials:
     async def test_basic_authentication_is_accepted(self, sandbox):
-        async with Peer(sandbox) as peer:
+        async with Caller(sandbox) as peer:
             headers = {
                 "Authorization": basic("sandbox-key-id", "sandbox-key-secret"),
                 "Content-Type": "application/json",
@@ -384,7 +377,7 @@ class TestCredentials:
         ],
     )
     async def test_bad_credentials_get_401_with_a_challenge(self, sandbox, authorization):
-        async with Peer(sandbox) as peer:
+        async with Caller(sandbox) as peer:
             answer = await peer.ask("PATCH", PATH, {"Authorization": authorization}, b"{}")
         assert answer.status == 401
         assert answer.headers["www-authenticate"]
@@ -435,7 +428,7 @@ class TestCredentials:
 
 class TestTokens:
     async def test_a_token_is_issued_as_the_endpoint_does(self, sandbox):
-        async with Peer(sandbox) as peer:
+        async with Caller(sandbox) as peer:
             answer = await peer.fetch_token()
         assert answer.status == 200
         assert answer.headers["cache-control"] == "no-store"
@@ -461,22 +454,22 @@ class TestTokens:
         ],
     )
     async def test_a_bad_token_request_gets_its_oauth_error(self, sandbox, changes, status, error):
-        async with Peer(sandbox) as peer:
+        async with Caller(sandbox) as peer:
             answer = await peer.fetch_token(**changes)
         assert (answer.status, answer.json["error"]) == (status, error)
         assert sandbox.token_requests[0].status == status
 
     async def test_a_head_request_for_a_token_gets_no_body(self, sandbox):
-        async with Peer(sandbox) as peer:
+        async with Caller(sandbox) as peer:
             assert (await peer.fetch_token(method="HEAD")).status == 405
             assert (await peer.fetch_token(headers={**FORM, "Connection": "close"})).status == 200
             assert await peer.rest() == b""
 
     async def test_the_endpoint_is_a_token_bucket_without_retry_after(self):
-        clock = Clock()
+        clock = Time()
         async with (
             Sandbox(token_burst=3, token_rate=10, clock=clock) as sandbox,
-            Peer(sandbox) as peer,
+            Caller(sandbox) as peer,
         ):
             assert [(await peer.fetch_token()).status for _ in range(4)] == [200, 200, 200, 429]
             clock.now += 0.2
@@ -487,12 +480,12 @@ class TestTokens:
             assert [(await peer.fetch_token()).status for _ in range(4)] == [200, 200, 200, 429]
 
     async def test_the_endpoint_may_be_without_a_limit(self):
-        async with Sandbox(token_burst=1, token_rate=None) as sandbox, Peer(sandbox) as peer:
+        async with Sandbox(token_burst=1, token_rate=None) as sandbox, Caller(sandbox) as peer:
             assert {(await peer.fetch_token()).status for _ in range(5)} == {200}
 
     async def test_a_token_expires_by_the_clock(self):
-        clock = Clock()
-        async with Sandbox(token_lifetime=1.5, clock=clock) as sandbox, Peer(sandbox) as peer:
+        clock = Time()
+        async with Sandbox(token_lifetime=1.5, clock=clock) as sandbox, Caller(sandbox) as peer:
             sandbox.add_message(ID)
             assert (await peer.fetch_token()).json["expires_in"] == 1.5
             clock.now += 1.4
@@ -574,8 +567,8 @@ class TestTokens:
 
     async def test_a_scripted_token_answer_costs_the_bucket_nothing_and_needs_no_credentials(self):
         async with (
-            Sandbox(token_burst=1, token_rate=0, clock=Clock()) as sandbox,
-            Peer(sandbox) as peer,
+            Sandbox(token_burst=1, token_rate=0, clock=Time()) as sandbox,
+            Caller(sandbox) as peer,
         ):
             sandbox.fail_next_token(500)
             answer = await peer.ask("POST", "/oauth2/token", {})
@@ -601,7 +594,7 @@ class TestTokens:
         sandbox.delay_next_token(3600)
         asking = asyncio.create_task(peer.fetch_token())
         await sandbox.wait_for_token_requests(3)
-        async with Peer(sandbox) as other:
+        async with Caller(sandbox) as other:
             assert (await other.fetch_token()).status == 200
         assert sandbox.token_requests[2].status is None
         await sandbox.close()
@@ -620,16 +613,16 @@ class TestTokens:
         sandbox.release_tokens()
 
 
-async def other_update(sandbox: Sandbox, peer: Peer) -> Answer:
-    async with Peer(sandbox) as other:
+async def other_update(sandbox: Sandbox, peer: Caller) -> Answer:
+    async with Caller(sandbox) as other:
         other.token = peer.token
         return await other.update()
 
 
 class TestRateLimit:
     async def test_no_window_of_a_second_takes_more_and_the_refused_do_not_count(self):
-        clock = Clock()
-        async with Sandbox(rate_limit=2, clock=clock) as sandbox, Peer(sandbox) as peer:
+        clock = Time()
+        async with Sandbox(rate_limit=2, clock=clock) as sandbox, Caller(sandbox) as peer:
             sandbox.add_message(ID)
             await peer.fetch_token()
             assert (await peer.update()).status == 200
@@ -643,7 +636,7 @@ class TestRateLimit:
             assert sandbox.messages[ID].updates == 3
 
     async def test_each_project_has_its_own_and_bad_credentials_do_not_count(self):
-        async with Sandbox(rate_limit=1, clock=Clock()) as sandbox, Peer(sandbox) as peer:
+        async with Sandbox(rate_limit=1, clock=Time()) as sandbox, Caller(sandbox) as peer:
             sandbox.add_project(
                 "second", key_id="sandbox-key-id", key_secret="sandbox-key-secret", rate_limit=1
             )
@@ -678,7 +671,7 @@ class TestRecord:
         assert first.time <= second.time
 
     async def test_headers_are_kept_when_asked_for(self):
-        async with Sandbox(keep_headers=True) as sandbox, Peer(sandbox) as peer:
+        async with Sandbox(keep_headers=True) as sandbox, Caller(sandbox) as peer:
             await peer.ask("PATCH", PATH, {"X-Own": "1"})
             assert sandbox.requests[0].headers == {
                 "host": "sandbox",
@@ -688,7 +681,7 @@ class TestRecord:
 
     @pytest.mark.parametrize(("keep", "numbers"), [(2, [2, 3]), (0, [])])
     async def test_only_the_latest_are_kept_when_asked_for(self, keep, numbers):
-        async with Sandbox(keep_requests=keep) as sandbox, Peer(sandbox) as peer:
+        async with Sandbox(keep_requests=keep) as sandbox, Caller(sandbox) as peer:
             for _ in range(3):
                 await peer.update()
                 await peer.fetch_token()
@@ -697,7 +690,7 @@ class TestRecord:
 
     async def test_no_repr_shows_a_secret_a_token_or_metadata(self):
         options = {"key_secret": "canary-secret"}
-        async with Sandbox(keep_headers=True, **options) as sandbox, Peer(sandbox) as peer:
+        async with Sandbox(keep_headers=True, **options) as sandbox, Caller(sandbox) as peer:
             sandbox.add_message(ID, metadata="canary-old", extra={"metadata": "canary-extra"})
             sandbox.next_token = "canary-token"
             await peer.fetch_token()
@@ -718,7 +711,7 @@ class TestRecord:
         assert repr(sandbox) == f"<Sandbox closed {shown}"
 
     async def test_connections_and_requests_in_flight_are_counted(self, sandbox, peer):
-        async with Peer(sandbox) as second, sandbox.holding():
+        async with Caller(sandbox) as second, sandbox.holding():
             second.token = peer.token
             peer.send_update()
             second.send_update()
@@ -745,7 +738,7 @@ class TestRecord:
 
 class TestHolding:
     async def test_held_answers_are_given_on_release_in_order_of_arrival(self, sandbox, peer):
-        async with Peer(sandbox) as second:
+        async with Caller(sandbox) as second:
             second.token = peer.token
             sandbox.hold()
             sandbox.hold()
@@ -771,7 +764,7 @@ class TestHolding:
         self, sandbox, peer
     ):
         async with sandbox.holding():
-            async with Peer(sandbox) as second:
+            async with Caller(sandbox) as second:
                 second.token = peer.token
                 second.send_update()
                 await sandbox.wait_for_requests(1)
@@ -783,7 +776,7 @@ class TestHolding:
     async def test_a_connection_that_has_gone_cannot_be_reset(self, sandbox, peer):
         sandbox.drop_next(reset=True)
         async with sandbox.holding():
-            async with Peer(sandbox) as second:
+            async with Caller(sandbox) as second:
                 second.send_update()
                 await sandbox.wait_for_requests(1)
             await until(lambda: sandbox.open_connections == 1)
@@ -1003,7 +996,7 @@ class TestWireFaults:
 
     async def test_a_trickle_ends_when_the_caller_has_gone(self, sandbox, peer):
         sandbox.trickle_next(0.01)
-        async with Peer(sandbox) as second:
+        async with Caller(sandbox) as second:
             second.token = peer.token
             second.send_update()
             await second.reader.readuntil(b"\r\n\r\n")
@@ -1057,14 +1050,14 @@ class TestWireFaults:
 
     async def test_an_unsolicited_answer_for_a_caller_who_has_gone_is_lost(self, sandbox, peer):
         sandbox.unsolicited_next(after=0.05)
-        async with Peer(sandbox) as second:
+        async with Caller(sandbox) as second:
             second.token = peer.token
             await second.update()
         await sandbox.wait_for_unsolicited(1)
         assert (await peer.update()).status == 200
 
     async def test_unsolicited_answers_can_be_sent_on_idle_connections_at_once(self, sandbox, peer):
-        async with Peer(sandbox) as second, sandbox.holding():
+        async with Caller(sandbox) as second, sandbox.holding():
             second.token = peer.token
             second.send_update()
             await sandbox.wait_for_requests(1)
@@ -1075,7 +1068,7 @@ class TestWireFaults:
             assert (await second.read()).json["metadata"] == "new"
 
     async def test_idle_connections_can_be_closed_at_once(self, sandbox, peer):
-        async with Peer(sandbox) as second, sandbox.holding():
+        async with Caller(sandbox) as second, sandbox.holding():
             second.token = peer.token
             second.send_update()
             await sandbox.wait_for_requests(1)
@@ -1120,7 +1113,7 @@ class TestLife:
 
     async def test_closing_resets_idle_and_waiting_connections(self, sandbox, peer):
         sandbox.hold()
-        async with Peer(sandbox) as waiting:
+        async with Caller(sandbox) as waiting:
             waiting.send_update()
             await sandbox.wait_for_requests(1)
             await sandbox.close()
@@ -1143,7 +1136,7 @@ class TestLife:
         sandbox = Sandbox()
         serving = asyncio.create_task(sandbox.serve_forever())
         await until(lambda: "closed" not in repr(sandbox))
-        async with Peer(sandbox) as peer:
+        async with Caller(sandbox) as peer:
             assert (await peer.fetch_token()).status == 200
         serving.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -1179,7 +1172,7 @@ class TestLife:
                 == f"https://127.0.0.1:{sandbox.port}"
             )
             sandbox.add_message(ID)
-            async with Peer(sandbox, ssl=client) as peer:
+            async with Caller(sandbox, ssl=client) as peer:
                 await peer.fetch_token()
                 assert (await peer.update()).status == 200
                 sandbox.drop_next(reset=True)
@@ -1234,7 +1227,7 @@ async def test_a_word_that_is_none_is_refused_with_those_that_are(sandbox, misus
 
 async def test_each_request_that_is_over_is_told(caplog):
     told = []
-    async with Sandbox(on_request=told.append) as sandbox, Peer(sandbox) as peer:
+    async with Sandbox(on_request=told.append) as sandbox, Caller(sandbox) as peer:
         await peer.fetch_token()
         await peer.update("nobody")
         sandbox.drop_next()
@@ -1252,7 +1245,7 @@ async def test_an_error_of_the_function_is_logged_and_changes_no_answer(caplog):
     def fail(request):
         raise LookupError(request.number)
 
-    async with Sandbox(on_request=fail, auto_create=True) as sandbox, Peer(sandbox) as peer:
+    async with Sandbox(on_request=fail, auto_create=True) as sandbox, Caller(sandbox) as peer:
         await peer.fetch_token()
         assert (await peer.update()).status == 200
         assert (await peer.update()).status == 200
@@ -1276,7 +1269,7 @@ async def test_a_script_may_be_for_one_method(sandbox, peer):
 
 async def test_a_share_of_the_requests_fails_the_same_ones_for_a_seed():
     async def statuses(seed: int) -> list[int]:
-        async with Sandbox(auto_create=True) as sandbox, Peer(sandbox) as peer:
+        async with Sandbox(auto_create=True) as sandbox, Caller(sandbox) as peer:
             await peer.fetch_token()
             sandbox.at_random(0.2, lambda: sandbox.fail_next(429), seed=seed)
             return [(await peer.update()).status for _ in range(200)]
@@ -1288,10 +1281,10 @@ async def test_a_share_of_the_requests_fails_the_same_ones_for_a_seed():
 
 
 async def test_the_rate_limit_may_be_a_token_bucket():
-    clock = Clock()
+    clock = Time()
     async with (
         Sandbox(rate_limit=2, rate_burst=3, auto_create=True, clock=clock) as sandbox,
-        Peer(sandbox) as peer,
+        Caller(sandbox) as peer,
     ):
         await peer.fetch_token()
         assert [(await peer.update()).status for _ in range(4)] == [200, 200, 200, 429]
@@ -1300,10 +1293,10 @@ async def test_the_rate_limit_may_be_a_token_bucket():
 
 
 async def test_the_limit_is_one_for_all_connections():
-    async with Sandbox(rate_limit=3, auto_create=True, clock=Clock()) as sandbox:
+    async with Sandbox(rate_limit=3, auto_create=True, clock=Time()) as sandbox:
         statuses = []
         for _ in range(5):
-            async with Peer(sandbox) as peer:
+            async with Caller(sandbox) as peer:
                 await peer.fetch_token()
                 statuses.append((await peer.update()).status)
     assert statuses == [200, 200, 200, 429, 429]
@@ -1311,7 +1304,7 @@ async def test_the_limit_is_one_for_all_connections():
 
 async def test_a_caller_who_goes_while_the_answer_is_held_is_not_in_the_way(sandbox, peer):
     sandbox.hold()
-    async with Peer(sandbox) as gone:
+    async with Caller(sandbox) as gone:
         gone.token = peer.token
         gone.send_update()
         await sandbox.wait_for_requests(1)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sinch_conv_async import SinchError
+from tests.commands import unmeasured
 from tests.whole.faults import naive
 from tests.whole.faults.matrix import Side, bulk, single, updates
 from tests.whole.faults.programs import ROOT
@@ -65,7 +66,7 @@ async def caller(
     process = await asyncio.create_subprocess_exec(
         *(*before, sys.executable, "-m", "tests.whole.faults.caller", how, given),
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
+        env={**unmeasured(os.environ), **(environment or {})},
         stdout=subprocess.PIPE,
     )
     try:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from tests.commands import unmeasured
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -329,7 +331,7 @@ def backend(*, environment: dict[str, str] | None = None, **keywords: Any) -> It
             json.dumps({"auto_create": True, **keywords}),
         ],
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
+        env={**unmeasured(os.environ), **(environment or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

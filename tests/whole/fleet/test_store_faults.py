@@ -19,6 +19,7 @@ from sinch_conv_async import SessionManager
 from sinch_conv_async.fleet.postgres import PostgresFleet
 from sinch_conv_async.fleet.redis import RedisFleet
 from sinch_conv_async.sandbox import Sandbox
+from tests.commands import unmeasured
 from tests.servers import client_of
 from tests.whole.fleet.stores import Postgres, Redis, Store
 
@@ -352,6 +353,7 @@ async def another_process(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WORKER, store.url, json.dumps(sandbox.client_options())),
         stdout=asyncio.subprocess.PIPE,
+        env=unmeasured(os.environ),
     )
     assert process.stdout is not None
     try:
