@@ -128,8 +128,6 @@ def tests(session: nox.Session) -> None:
     run_pytest(session, str(session.python), (*QUICK, *where))
 
 
-# The environment of the tests on this Python has all that ``once`` and ``busy`` need.
-TESTS_HERE = str(ROOT / ".nox" / f"tests-{HERE.replace('.', '-')}")
 # Most of these tests wait for a server or a process, so that several share a core. Those that use
 # up a core come last.
 SHARED = (
@@ -139,14 +137,14 @@ SHARED = (
 ALONE = ("-m", "once and not full and alone")
 
 
-@nox.session(venv_location=TESTS_HERE)
+@nox.session
 def once(session: nox.Session) -> None:
     """The tests whose subject is a server, a process or a load, and not the Python: on one Python only."""
     where = ONLY or ["tests/whole"]
     run_pytest(session, "once", (*SHARED, *where), (*ALONE, *where))
 
 
-@nox.session(venv_location=TESTS_HERE)
+@nox.session
 def busy(session: nox.Session) -> None:
     """The tests five times (``-- 2``: twice) beside processes that keep every core busy (by hand)."""
     session.install("-e", ALL, *group("tests"), *group("examples"))
