@@ -14,12 +14,9 @@ ELSEWHERE = {
     "*__init__.py": "tests/project/test_exported_members.py",
     # A command is tested as a process.
     "__main__.py": "tests/whole/test_cli.py",
-    "cli/bulk.py": "tests/whole/test_cli.py",
-    "cli/demo.py": "tests/whole/test_cli.py",
-    "cli/main.py": "tests/whole/test_cli.py",
-    "cli/update.py": "tests/whole/test_cli.py",
     "cli/read.py": "tests/whole/test_cli_read.py",
     "cli/sandbox.py": "tests/whole/test_sandbox_elsewhere.py",
+    "cli/*.py": "tests/whole/test_cli.py",
     # They send, so that their tests need a server.
     "_bulk/*.py": "tests/whole/test_bulk.py",
     "_core/send.py": "tests/whole/test_send.py",
