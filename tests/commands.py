@@ -162,8 +162,8 @@ class Forked:
 class Forker:
     """A Python that has imported the command line, and its children: ``with Forker(...) as forker``."""
 
-    # Python, the C library and coverage read these when a process starts.
-    READ_AT_START = ("COVERAGE", "LANG", "LC_", "LD_", "PYTHON", "TZ")
+    # Python, the C library, coverage and OpenSSL (for aiohttp) read these before a command begins.
+    READ_AT_START = ("COVERAGE", "LANG", "LC_", "LD_", "PYTHON", "SSL_", "TZ")
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import secrets
@@ -87,8 +86,6 @@ class Members:
             task.cancel()
         await asyncio.wait(self._tasks)
         await self._stack.aclose()
-        # A connection attempt that was given up is freed, and its socket closed, by the collector.
-        gc.collect()
 
     async def _send(self, manager: SessionManager) -> None:
         def endless() -> Iterator[tuple[str, str]]:
