@@ -121,8 +121,9 @@ def fleet_at(url: str) -> Fleet:
             return PostgresFleet(url)
     except ModuleNotFoundError as missing:
         extra = "redis" if scheme not in ("postgres", "postgresql") else "jobs"
+        package = str(missing.name).partition(".")[0]
         raise Ended(
-            f"--fleet needs {missing.name}: pip install 'sinch-conv-async[{extra}]'", USAGE
+            f"--fleet needs {package}: pip install 'sinch-conv-async[{extra}]'", USAGE
         ) from None
     raise Ended(
         "--fleet: the URL must begin with redis://, rediss://, unix:// or postgresql://", USAGE

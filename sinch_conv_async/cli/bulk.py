@@ -157,6 +157,8 @@ def _say_what_to_do(report: Report, *, is_pipe: bool) -> None:
         )
     if report.remaining == 0 and not report.failed:
         return
+    if report.failed and report.failures is None:
+        say("--failures FILE writes what failed, each with its reason.")
     what = "To try again what failed" if report.remaining == 0 else "To go on"
     how = ", with the same input" if is_pipe else ""
     given = sys.argv[1:]

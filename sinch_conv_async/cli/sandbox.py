@@ -30,8 +30,8 @@ class Failing:
     """``--fail 503:100``: every hundredth request. ``--fail 429:1%``: 1 % of them, at random."""
 
     status: int
-    number: int | None
-    share: float | None
+    number: int = 0
+    share: float = 0.0
 
 
 def _failing(
@@ -41,16 +41,13 @@ def _failing(
     for value in values:
         status, _, often = value.partition(":")
         try:
-            percent = float(often[:-1]) if often.endswith("%") else None
-            each = Failing(
-                int(status),
-                int(often) if percent is None else None,
-                None if percent is None else percent / 100,
-            )
+            if often.endswith("%"):
+                each = Failing(int(status), share=float(often[:-1]) / 100)
+            else:
+                each = Failing(int(status), number=int(often))
         except ValueError:
-            each = Failing(0, None, None)
-        often_enough = (each.number or 0) > 0 or 0 < (each.share or 0) <= 1
-        if not (400 <= each.status <= 599 and often_enough):
+            each = Failing(0)
+        if not (400 <= each.status <= 599 and (each.number > 0 or 0 < each.share <= 1)):
             raise click.BadParameter("STATUS:N or STATUS:P%, such as 503:100 or 429:1%")
         found.append(each)
     return tuple(found)
@@ -238,9 +235,9 @@ def _seed(box: Sandbox, files: tuple[str, ...]) -> None:
 
 def _fail(box: Sandbox, each: Failing, random_seed: int) -> None:
     fault: Callable[[], None] = functools.partial(box.fail_next, each.status)
-    if each.share is not None:
+    if each.share:
         box.at_random(each.share, fault, seed=random_seed)
-    elif each.number is not None:
+    else:
         box.every(each.number, fault)
 
 

@@ -1438,9 +1438,14 @@ async def test_a_wrong_region_is_guessed_when_everything_is_404(tmp_path: Path) 
         assert ended.code == 1
         assert "Every update was answered 404. " in ended.err
         assert "is --region the region that the Conversation API app lives in?" in ended.err
+        hint = "--failures FILE writes what failed, each with its reason."
+        assert hint in ended.err
         sandbox.add_message("ID1")
-        ended = await sinch_conv("bulk", csv(tmp_path, 3), folder=tmp_path, sandbox=sandbox)
+        failures = ("--failures", "failed.csv")
+        file = csv(tmp_path, 3)
+        ended = await sinch_conv("bulk", file, *failures, folder=tmp_path, sandbox=sandbox)
         assert "Every update was answered 404" not in ended.err
+        assert hint not in ended.err
 
 
 async def test_one_metadata_and_one_source_for_a_whole_file(

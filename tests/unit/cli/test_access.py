@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 
-from sinch_conv_async.cli.access import Access, access_of, log_to, read_credentials
+from sinch_conv_async.cli.access import Access, access_of, fleet_at, log_to, read_credentials
+from sinch_conv_async.cli.output import USAGE, Ended
 
 OPTIONS = {
     "verbose": 0,
@@ -64,6 +66,29 @@ def test_a_file_of_credentials_may_begin_with_a_byte_order_mark(tmp_path: Path) 
     path = tmp_path / "credentials"
     path.write_bytes("SINCH_PROJECT_ID=p\n".encode("utf-8-sig"))
     assert read_credentials(path) == {"project_id": "p"}
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [
+        ("redis://u:secret@h/0", "redis", "redis"),
+        ("postgresql://u:secret@h/d", "psycopg", "jobs"),
+    ],
+)
+def test_a_fleet_without_its_package_names_the_extra(
+    url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    store = "redis" if module == "redis" else "postgres"
+    monkeypatch.delitem(sys.modules, f"sinch_conv_async.fleet.{store}", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(Ended) as ended:
+        fleet_at(url)
+    assert ended.value.exit_code == USAGE
+    assert ended.value.message == (
+        f"--fleet needs {module}: pip install 'sinch-conv-async[{extra}]'"
+    )
 
 
 @pytest.mark.parametrize(
