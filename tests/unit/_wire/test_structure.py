@@ -68,7 +68,7 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
     ),
-    max_leaves=12,
+    max_leaves=8,
 )
 STAMPS = st.datetimes(
     timezones=st.sampled_from([UTC, datetime.timezone(datetime.timedelta(hours=5.5))])
@@ -152,11 +152,11 @@ def test_every_field_of_the_specification_is_read():
     )
 
 
-@pytest.mark.parametrize("name", MESSAGE)
-def test_any_field_may_be_missing_or_null(name):
-    others = {other: value for other, value in MESSAGE.items() if other != name}
-    assert getattr(read(others), name) is None
-    assert read({**others, name: None}) == read(others)
+def test_any_field_may_be_missing_or_null():
+    for name in MESSAGE:
+        others = {other: value for other, value in MESSAGE.items() if other != name}
+        assert getattr(read(others), name) is None
+        assert read({**others, name: None}) == read(others)
 
 
 @pytest.mark.parametrize("name", IDENTITY_FIELDS)
@@ -192,11 +192,12 @@ def test_a_known_word_becomes_its_member(text, member):
     assert getattr(read({place: text}), place) is word
 
 
-@pytest.mark.parametrize("channel", Channel)
-def test_a_known_channel_becomes_its_member(channel):
-    assert (
-        read({"channel_identity": {"channel": channel.value}}).channel_identity.channel is channel
-    )
+def test_a_known_channel_becomes_its_member():
+    for channel in Channel:
+        assert (
+            read({"channel_identity": {"channel": channel.value}}).channel_identity.channel
+            is channel
+        )
 
 
 @pytest.mark.parametrize(
@@ -212,16 +213,14 @@ def test_an_unknown_word_stays_as_its_text(word):
 
 
 @pytest.mark.parametrize(
-    "value", [None, {}, {"text_message": {"text": "hi"}}, [1, [2.5]], "text", 0, False, 2**70]
-)
-@pytest.mark.parametrize(
     "name", ["app_message", "extra", "self", "cls", "__init__", "", "0", "é", "\ud800"]
 )
-def test_a_field_that_the_models_do_not_name_is_kept_as_it_came(name, value):
-    message = read({"id": "01", name: value, "channel_identity": {name: value}})
-    assert message.extra == message.channel_identity.extra == {name: value}
-    assert type(message.extra) is dict
-    assert to_dict(message) == {"id": "01", name: value, "channel_identity": {name: value}}
+def test_a_field_that_the_models_do_not_name_is_kept_as_it_came(name):
+    for value in [None, {}, {"text_message": {"text": "hi"}}, [1, [2.5]], "text", 0, False, 2**70]:
+        message = read({"id": "01", name: value, "channel_identity": {name: value}})
+        assert message.extra == message.channel_identity.extra == {name: value}
+        assert type(message.extra) is dict
+        assert to_dict(message) == {"id": "01", name: value, "channel_identity": {name: value}}
 
 
 @pytest.mark.parametrize(
@@ -350,28 +349,28 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("value", [0, 1.5, True, "canary", ["canary"], {"canary": "canary"}])
 @pytest.mark.parametrize("name", MESSAGE)
-def test_a_value_of_the_wrong_type_is_named_by_its_place(name, value):
-    right = {
-        "a string": str,
-        "an RFC 3339 timestamp": str,
-        "an object": dict,
-        "true or false": bool,
-    }
-    if isinstance(value, right[EXPECTED[name]]):
-        assert isinstance(read({name: value}), ConversationMessage)
-    else:
-        assert read({**MESSAGE, name: value}) == f"expected {EXPECTED[name]} @ $.{name}"
+def test_a_value_of_the_wrong_type_is_named_by_its_place(name):
+    for value in [0, 1.5, True, "canary", ["canary"], {"canary": "canary"}]:
+        right = {
+            "a string": str,
+            "an RFC 3339 timestamp": str,
+            "an object": dict,
+            "true or false": bool,
+        }
+        if isinstance(value, right[EXPECTED[name]]):
+            assert isinstance(read({name: value}), ConversationMessage)
+        else:
+            assert read({**MESSAGE, name: value}) == f"expected {EXPECTED[name]} @ $.{name}"
 
 
-@pytest.mark.parametrize("value", [0, 1.5, True, ["canary"], {"canary": "canary"}])
 @pytest.mark.parametrize("name", IDENTITY_FIELDS)
-def test_a_wrong_value_in_the_channel_identity_is_named_by_its_place(name, value):
-    assert (
-        read({"channel_identity": {name: value}})
-        == f"expected a string @ $.channel_identity.{name}"
-    )
+def test_a_wrong_value_in_the_channel_identity_is_named_by_its_place(name):
+    for value in [0, 1.5, True, ["canary"], {"canary": "canary"}]:
+        assert (
+            read({"channel_identity": {name: value}})
+            == f"expected a string @ $.channel_identity.{name}"
+        )
 
 
 def test_every_wrong_value_is_named():
@@ -741,7 +740,7 @@ def test_a_detail_that_is_no_object_is_a_value(value):
     assert detail.value == (value if isinstance(value, str) else None)
 
 
-@given(st.lists(objects(["type_url", "value", "@type", "type"], JSON)))
+@given(st.lists(objects(["type_url", "value", "@type", "type"], JSON), max_size=4))
 def test_nothing_that_the_server_says_in_details_is_lost(details):
     error = failed(500, {"error": {"details": details}})
     assert to_dict(error)["details"] == details
@@ -828,10 +827,10 @@ def test_a_credential_that_is_a_known_name_hides_no_field(name):
 
 
 @pytest.mark.parametrize("filler", ["x", "é", "\N{GRINNING FACE}"])
-@pytest.mark.parametrize("before", range(2038, 2050))
-def test_a_credential_on_the_edge_of_what_is_kept_leaves_no_half(filler, before):
-    error = failed(500, (filler * before + SECRET * 200).encode(), scrub)
-    assert error.body == (filler * before + "[redacted]" * 200)[:2048]
+def test_a_credential_on_the_edge_of_what_is_kept_leaves_no_half(filler):
+    for before in range(2038, 2050):
+        error = failed(500, (filler * before + SECRET * 200).encode(), scrub)
+        assert error.body == (filler * before + "[redacted]" * 200)[:2048]
 
 
 def test_a_body_without_a_credential_is_kept_to_the_letter():
