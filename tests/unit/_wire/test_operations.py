@@ -161,9 +161,9 @@ def test_a_flag_is_written_as_json_writes_it(value):
     )
 
 
-@pytest.mark.parametrize("channel", [*Channel, *(channel.value.lower() for channel in Channel)])
-def test_every_channel_is_a_filter(channel):
-    assert query(listed(channel=channel))["channel"] == str(channel).upper()
+def test_every_channel_is_a_filter():
+    for channel in [*Channel, *(channel.value.lower() for channel in Channel)]:
+        assert query(listed(channel=channel))["channel"] == str(channel).upper()
 
 
 REFUSED = {
