@@ -21,7 +21,7 @@ from sinch_conv_async.fleet import Fleet, FleetError, ProjectKey, Share, TokenKe
 from sinch_conv_async.fleet.conformance import check_shares, check_tokens
 from sinch_conv_async.fleet.memory import MemoryFleet
 from sinch_conv_async.sandbox import Sandbox
-from tests.servers import ID, client_of
+from tests.servers import ID, Time, client_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -274,6 +274,40 @@ def test_a_new_event_loop_joins_anew():
     for _ in range(2):
         asyncio.run(use())
     assert len(set(members)) == 2
+
+
+def test_a_manager_joins_anew_on_another_event_loop():
+    manager = SessionManager(fleet=(fleet := Told()))
+    members = set()
+
+    async def use(*, last: bool) -> None:
+        async with Sandbox(auto_create=True) as sandbox:
+            await client_of(sandbox, session_manager=manager).update_message_metadata(ID, "x")
+            fleet.asked = asyncio.Event()
+            await fleet.asked.wait()
+            members.add(fleet.wishes[-1].member)
+            if last:
+                await manager.close()
+
+    asyncio.run(use(last=False))
+    asyncio.run(use(last=True))
+    assert len(members) == 2
+
+
+async def test_a_project_that_the_manager_forgets_is_asked_for_no_more(sandbox, fleet, monkeypatch):
+    time = Time()
+    monkeypatch.setattr("sinch_conv_async._core.binding.clock_of", lambda loop: time.clock)
+    async with SessionManager(fleet=fleet) as manager:
+        async with client_of(sandbox, session_manager=manager) as client:
+            await client.update_message_metadata(ID, "x")
+        for number in range(200):
+            async with client_of(sandbox, session_manager=manager, project_id=f"p{number}"):
+                time.now += 3700
+        kept = len(manager.stats().projects)
+        assert kept < 100
+        await asyncio.sleep(0)  # those that were cancelled end
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        assert names.count("sinch_conv_async share of a project") == kept
 
 
 async def test_a_manager_that_is_forgotten_stops_asking(sandbox, fleet):
