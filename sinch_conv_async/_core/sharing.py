@@ -165,24 +165,22 @@ class Sharing:
 
     def stop(self) -> None:
         """Ends the tasks without a word to the store: the manager was forgotten, and not closed."""
-        for shared in self.projects.values():
-            if shared.task is not None:
-                shared.task.cancel()
+        for task in self._tasks():
+            task.cancel()
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [shared.task for shared in self.projects.values() if shared.task is not None]
 
     async def close(self) -> None:
         """Gives the shares back and closes the fleet's connections."""
-        tasks = [shared.task for shared in self.projects.values() if shared.task is not None]
         self.stop()
-        if tasks:
-            await asyncio.wait(tasks)
-            await asyncio.gather(*map(self._leave, self.projects.values()))
+        await asyncio.gather(*self._tasks(), return_exceptions=True)
+        await asyncio.gather(*map(self._leave, self.projects.values()))
         await self.fleet.close()
 
     def stats(self, origin: str, project_id: str) -> dict[str, Any]:
         """What :class:`ProjectStats` shows of a project in the fleet."""
-        shared = self.projects.get((origin, project_id))
-        if shared is None:
-            return {}
+        shared = self.projects[origin, project_id]
         answers = not shared.unanswered and shared.holding is not None
         return {"share": shared.project.share, "members": shared.members, "store_answers": answers}
 

@@ -205,9 +205,14 @@ async def test_closing_gives_the_share_back_and_closes_the_fleet(sandbox, fleet)
     assert len({wish.member for wish in fleet.wishes}) == 1
 
 
-async def test_a_manager_that_was_never_used_asks_the_fleet_nothing(fleet, sandbox):
+async def test_a_manager_that_was_never_used_asks_the_fleet_nothing(fleet, sandbox, monkeypatch):
+    time = Time()
+    monkeypatch.setattr("sinch_conv_async._core.binding.clock_of", lambda loop: time.clock)
     async with SessionManager(fleet=fleet) as manager:
-        client_of(sandbox, session_manager=manager)
+        for number in range(200):
+            async with client_of(sandbox, session_manager=manager, project_id=f"p{number}"):
+                time.now += 3700
+        assert len(manager.stats().projects) < 100
     assert (fleet.wishes, fleet.closed) == ([], 0)
 
 
@@ -300,9 +305,10 @@ async def test_a_project_that_the_manager_forgets_is_asked_for_no_more(sandbox, 
     async with SessionManager(fleet=fleet) as manager:
         async with client_of(sandbox, session_manager=manager) as client:
             await client.update_message_metadata(ID, "x")
-        for number in range(200):
-            async with client_of(sandbox, session_manager=manager, project_id=f"p{number}"):
-                time.now += 3700
+        async with client_of(sandbox, session_manager=manager, project_id="kept"):
+            for number in range(200):
+                async with client_of(sandbox, session_manager=manager, project_id=f"p{number}"):
+                    time.now += 3700
         kept = len(manager.stats().projects)
         assert kept < 100
         await asyncio.sleep(0)  # those that were cancelled end
