@@ -34,7 +34,6 @@ ELSEWHERE = {
     "_wire/failure.py": "tests/unit/_core/test_retry.py",
     # What tokens and shares go through is a server, or the reference that all are compared with.
     "fleet/_seal.py": "tests/whole/fleet/test_stores.py",
-    "fleet/_tokens.py": "tests/whole/fleet/test_stores.py",
     "fleet/conformance.py": "tests/whole/fleet/test_stores.py",
     "fleet/memory.py": "tests/unit/fleet/test_fleet.py",
     "fleet/postgres.py": "tests/whole/fleet/test_store_faults.py",

@@ -56,6 +56,7 @@ def serve(requests: socket.socket) -> None:
                 continue
             said, descriptors, _, _ = socket.recv_fds(requests, LONGEST, 4)
             if not said:
+                requests.close()
                 sys.exit()
             *standard, report = descriptors
             if (child := os.fork()) == 0:

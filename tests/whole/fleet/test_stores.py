@@ -309,6 +309,17 @@ class TestPostgres:
                 await fleet.look("name", "owner")
             await fleet.close()
 
+    async def test_tables_that_are_dropped_again_at_once_are_an_error(self):
+        class Dropped(PostgresFleet):
+            async def create_schema(self) -> None:
+                """Nothing is left of it."""
+
+        with Postgres() as store:
+            fleet = Dropped(store.url, timeout=5.0)
+            with pytest.raises(FleetError, match="other tables"):
+                await fleet.look("name", "owner")
+            await fleet.close()
+
 
 def test_a_forked_child_joins_anew_and_leaves_the_parents_connection_alone(make):
     fleet = make()
