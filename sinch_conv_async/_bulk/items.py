@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 from .._core.send import Call, Sender
-from .._wire.operations import GetMessage
+from .._wire.operations import CheckedUpdate, GetMessage, UpdateMetadata
 from ..enums import MessagesSource
 from ..errors import InvalidArgumentError, SinchError
 from ..models import (
@@ -146,9 +146,7 @@ class TransformMessages:
         update, message = item.update, item.read
         attempts = 0
         try:
-            operation = GetMessage.of(
-                self._sender.origin, self._sender.path, update.message_id, update.messages_source
-            )
+            operation = _read(self._sender, update)
             if message is None:
                 read = Call(operation)
                 result = await send(read, self.key(item))
@@ -186,7 +184,7 @@ async def _updated(
 ) -> Updated | NotUpdated:
     """The outcome of an update, after so many attempts to read the message."""
     try:
-        call = Call(sender.update(update.message_id, update.metadata, update.messages_source))
+        call = Call(_update(sender, update))
     except InvalidArgumentError as refused:
         return NotUpdated(update, error=refused, attempts=attempts)
     result = await send(call, _key(update.message_id))
@@ -194,6 +192,21 @@ async def _updated(
     if isinstance(result, SinchError):
         return NotUpdated(update, error=result, attempts=attempts)
     return Updated(update, message=result, attempts=attempts)
+
+
+def _read(sender: Sender, update: MetadataUpdate) -> GetMessage:
+    """The operation that reads the message of an update, or InvalidArgumentError."""
+    origin, path = sender.origin, sender.path
+    if isinstance(update, CheckedUpdate):
+        return update.read(origin, path)
+    return GetMessage.of(origin, path, update.message_id, update.messages_source)
+
+
+def _update(sender: Sender, update: MetadataUpdate) -> UpdateMetadata:
+    """The operation that sends an update, or InvalidArgumentError."""
+    if isinstance(update, CheckedUpdate):
+        return update.update(sender.origin, sender.path)
+    return sender.update(update.message_id, update.metadata, update.messages_source)
 
 
 def _key(message_id: object) -> Hashable:

@@ -32,9 +32,9 @@ from typing import Any, BinaryIO, Final, Literal, Self, cast
 import attrs
 
 from .._wire import json as _json
-from .._wire.arguments import checked_id, checked_metadata, checked_word
+from .._wire.arguments import checked_id, checked_metadata
 from .._wire.merge import merge_json
-from ..enums import MessagesSource
+from .._wire.operations import CheckedUpdate, checked_source
 from ..errors import InvalidArgumentError
 from ..models import ConversationMessage, MetadataUpdate
 from .quoting import Place, RecordEnd
@@ -120,12 +120,24 @@ class InputError(Exception):
 
 
 @attrs.frozen(kw_only=True)
-class Record(MetadataUpdate):
-    """One update, its ``number`` among the records, its ``line`` of the file, and its bytes."""
+class Record(CheckedUpdate, MetadataUpdate):
+    """One update, its ``number`` among the records, its ``line`` of the file, and its bytes.
+
+    Raises InvalidArgumentError if it cannot be sent. The job sends it without another check.
+    """
 
     number: int
     line: int
     raw: bytes = attrs.field(repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        checked_id("message_id", self.message_id)
+        self.check_metadata()
+        if self.messages_source is not None:
+            object.__setattr__(self, "messages_source", checked_source(self.messages_source))
+
+    def check_metadata(self) -> None:
+        checked_metadata(self.metadata)
 
     @property
     def digest(self) -> str:
@@ -142,6 +154,9 @@ class MergeRecord(Record):
     """A change to be merged into what the message has. ``metadata`` is the change until then."""
 
     change: str = attrs.field(repr=False)
+
+    def check_metadata(self) -> None:
+        """The change may be longer than metadata. ``merge_json`` checks the result."""
 
     @property
     def digest(self) -> str:
@@ -683,18 +698,13 @@ class RecordReader:
             if change is None:
                 return f"{layout.metadata} must be a JSON object to be merged"
             metadata = change
+        place: dict[str, Any] = {"number": number, "line": taken.line, "raw": taken.raw}
         try:
-            checked_id("message_id", fields.message_id)
-            if not layout.merge:
-                checked_metadata(metadata)
-            if source is not None:
-                checked_word("messages_source", MessagesSource, source)
+            if layout.merge:
+                return MergeRecord(fields.message_id, metadata, source, change=metadata, **place)
+            return Record(fields.message_id, metadata, source, **place)
         except InvalidArgumentError as refused:
             return str(refused)
-        place: dict[str, Any] = {"number": number, "line": taken.line, "raw": taken.raw}
-        if layout.merge:
-            return MergeRecord(fields.message_id, metadata, source, change=metadata, **place)
-        return Record(fields.message_id, metadata, source, **place)
 
 
 def _change(found: object) -> str | None:

@@ -1,7 +1,8 @@
 """The operations of the API: what is asked, how the response is read, and whether a repeat is safe.
 
 Each class implements the protocol ``Operation`` of ``_core/seams.py``. ``of`` checks the arguments
-and raises :class:`InvalidArgumentError` for one that cannot be right.
+and raises :class:`InvalidArgumentError` for one that cannot be right. :class:`CheckedUpdate` was
+checked when it was made, and makes its operations without another check.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .failure import Failure
 from .requests import Request
 from .responses import Response, read_message, read_page
 
-__all__ = ["GetMessage", "ListMessages", "UpdateMetadata"]
+__all__ = ["CheckedUpdate", "GetMessage", "ListMessages", "UpdateMetadata", "checked_source"]
 
 MAX_PAGE: Final = 16 * 1024 * 1024
 """Bytes of a page: a thousand messages with contents of some KiB each."""
@@ -61,9 +62,9 @@ class UpdateMetadata(_Operation):
         messages_source: object = None,
     ) -> UpdateMetadata:
         """The operation for a message under ``path`` (:func:`messages_path`)."""
-        target = _message_target(path, message_id, messages_source)
-        body = b'{"metadata": ' + _json.dump_text(checked_metadata(metadata)) + b"}"
-        return cls(Request("PATCH", origin, target, body, message_id=str(message_id)))
+        checked = checked_id("message_id", message_id)
+        source = None if messages_source is None else checked_source(messages_source)
+        return cls(_patch(origin, path, checked, checked_metadata(metadata), source))
 
     def read(
         self, response: Response, *, scrub: Callable[[str], str], reused: bool
@@ -83,8 +84,9 @@ class GetMessage(_Operation):
         cls, origin: str, path: str, message_id: object, messages_source: object = None
     ) -> GetMessage:
         """The operation for a message under ``path`` (:func:`messages_path`)."""
-        target = _message_target(path, message_id, messages_source)
-        return cls(Request("GET", origin, target, message_id=str(message_id)))
+        checked = checked_id("message_id", message_id)
+        source = None if messages_source is None else checked_source(messages_source)
+        return cls(_get(origin, path, checked, source))
 
     def read(
         self, response: Response, *, scrub: Callable[[str], str], reused: bool
@@ -172,12 +174,55 @@ def _page_request(origin: str, target: str) -> Request:
     return Request("GET", origin, target, max_response=MAX_PAGE)
 
 
-def _message_target(path: str, message_id: object, messages_source: object) -> str:
-    target = path + checked_id("message_id", message_id)
-    if messages_source is None:
-        return target
-    source = checked_word("messages_source", MessagesSource, messages_source)
-    return f"{target}?messages_source={source}"
+class CheckedUpdate:
+    """Makes the operations of an update whose values were checked when it was made.
+
+    The reader of a job's input makes such updates (``Record``), so they are not checked again. Not
+    an attrs class, because each of those costs import time.
+    """
+
+    __slots__ = ()
+
+    message_id: str
+    metadata: str | None
+    messages_source: MessagesSource | str | None
+
+    def update(self, origin: str, path: str) -> UpdateMetadata:
+        """The operation that sends it."""
+        assert self.metadata is not None  # it was checked
+        return UpdateMetadata(
+            _patch(origin, path, self.message_id, self.metadata, self.messages_source)
+        )
+
+    def read(self, origin: str, path: str) -> GetMessage:
+        """The operation that reads its message."""
+        return GetMessage(_get(origin, path, self.message_id, self.messages_source))
+
+
+# Requests of values that were checked
+
+
+def _patch(
+    origin: str, path: str, message_id: str, metadata: str, messages_source: str | None
+) -> Request:
+    body = b'{"metadata": ' + _json.dump_text(metadata) + b"}"
+    target = _message_target(path, message_id, messages_source)
+    return Request("PATCH", origin, target, body, message_id=message_id)
+
+
+def _get(origin: str, path: str, message_id: str, messages_source: str | None) -> Request:
+    target = _message_target(path, message_id, messages_source)
+    return Request("GET", origin, target, message_id=message_id)
+
+
+def _message_target(path: str, message_id: str, messages_source: str | None) -> str:
+    target = path + message_id
+    return target if messages_source is None else f"{target}?messages_source={messages_source}"
+
+
+def checked_source(value: object) -> MessagesSource:
+    """The member that a word names, or InvalidArgumentError."""
+    return checked_word("messages_source", MessagesSource, value)
 
 
 def _period(start_time: object, end_time: object) -> dict[str, str]:

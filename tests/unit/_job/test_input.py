@@ -27,6 +27,7 @@ from sinch_conv_async._job.input import (
     RecordReader,
     Source,
 )
+from sinch_conv_async._wire.operations import GetMessage, UpdateMetadata
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -634,3 +635,32 @@ def test_standard_input_is_a_pipe_and_a_file_is_none(tmp_path: Path) -> None:
     assert Source(None, CSV).is_pipe
     assert Source(None, CSV).name == "-"
     assert not Source(path, CSV).is_pipe
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (("../other", "x"), "message_id must be"),
+        (("01", "x" * 1025), "metadata must be at most 1,024 characters"),
+        (("01", None), "metadata must be a str"),
+        (("01", "x", "ELSEWHERE"), "messages_source must be one of"),
+    ],
+)
+def test_a_record_is_checked_when_it_is_made(values: tuple[str, str], problem: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=problem):
+        Record(*values, number=1, line=2, raw=b"")
+
+
+@pytest.mark.parametrize("source", [None, "dispatch_source"])
+def test_a_record_makes_the_requests_of_its_values(source: str | None) -> None:
+    origin, path = "https://eu.conversation.api.sinch.com", "/v1/projects/p/messages/"
+    record = Record("01", "näive", source, number=1, line=2, raw=b"")
+    made = (
+        (record.update(origin, path), UpdateMetadata.of(origin, path, "01", "näive", source)),
+        (record.read(origin, path), GetMessage.of(origin, path, "01", source)),
+    )
+    for operation, same in made:
+        assert operation.request.url == same.request.url
+        assert operation.request.body == same.request.body
+        assert operation.request.method == same.request.method
+        assert operation.request.message_id == same.request.message_id

@@ -24,7 +24,11 @@ from sinch_conv_async import (
     TransportError,
 )
 from sinch_conv_async._wire.failure import Failure
-from sinch_conv_async._wire.operations import GetMessage, ListMessages, UpdateMetadata
+from sinch_conv_async._wire.operations import (
+    GetMessage,
+    ListMessages,
+    UpdateMetadata,
+)
 from sinch_conv_async._wire.responses import Response
 from sinch_conv_async.models import MessagePage
 
