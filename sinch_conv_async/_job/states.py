@@ -150,12 +150,19 @@ class States:
 
     With ``digests`` (four bytes a record more) also which record each was, and with ``reasons``
     (two bytes) why each failed. ``supersedes`` False: an update supersedes no earlier record of
-    its message, because it does not replace the whole metadata.
+    its message, because it does not replace the whole metadata. ``max_gap``: records without an
+    entry before one that has an entry; ``None``: any number.
     """
 
     def __init__(
-        self, *, digests: bool = False, reasons: bool = False, supersedes: bool = True
+        self,
+        *,
+        digests: bool = False,
+        reasons: bool = False,
+        supersedes: bool = True,
+        max_gap: int | None = MAX_GAP,
     ) -> None:
+        self._max_gap = max_gap
         self._states = bytearray()
         self._digests = array("I") if digests else None
         self._reasons = _Reasons() if reasons else None
@@ -192,7 +199,7 @@ class States:
 
     def apply(self, entry: Entry) -> None:
         """Takes an entry into account. Raises ValueError for a number that cannot be right."""
-        if entry.record > self.last + MAX_GAP:
+        if self._max_gap is not None and entry.record > self.last + self._max_gap:
             raise ValueError(f"record {entry.record:,} cannot follow record {self.last:,}")
         if self[entry.record] is Outcome.SUPERSEDED:
             return  # final; only a journal that was edited by hand has such an entry

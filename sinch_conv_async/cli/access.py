@@ -24,7 +24,16 @@ from ..errors import InvalidArgumentError
 from ..fleet import Fleet
 from .output import REFUSED, USAGE, Ended, say
 
-__all__ = ["Access", "Finite", "access_of", "log_to", "read_credentials", "with_access"]
+__all__ = [
+    "Access",
+    "Finite",
+    "access_of",
+    "credentials_option",
+    "fleet_at",
+    "log_to",
+    "read_credentials",
+    "with_access",
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -67,16 +76,7 @@ class Access:
 
     def client(self, manager: SessionManager, *, rate: float | None = None) -> ConversationClient:
         """A client for these options. A missing or wrong one ends the command with exit code 3."""
-        options: ClientOptions = {"session_manager": manager, "auth": self.auth}
-        options.update(self.credentials)  # type: ignore[typeddict-item]  # its keys are a client's
-        for name, value in (
-            ("project_id", self.project_id),
-            ("conversation_region", self.region),
-            ("conversation_origin", self.conversation_origin),
-            ("auth_origin", self.auth_origin),
-        ):
-            if value is not None:
-                options[name] = value  # type: ignore[literal-required]  # the four names above
+        options: ClientOptions = {**self.client_options(), "session_manager": manager}
         if rate is not None:
             options["rate_limit"] = rate
         try:
@@ -86,6 +86,26 @@ class Access:
         # A misspelt name in the file is passed over, and nobody would look for it there.
         looked = "" if self.file is None else f" (credentials were read from {self.file}, too)"
         raise Ended(refusal + looked, REFUSED)
+
+    def client_options(self, further: Path | None = None) -> ClientOptions:
+        """What these options say to a client; with the credentials of a ``further`` project."""
+        options: ClientOptions = {"auth": self.auth}
+        given = {
+            "conversation_origin": self.conversation_origin,
+            "auth_origin": self.auth_origin,
+        }
+        if further is None:
+            options.update(self.credentials)  # type: ignore[typeddict-item]  # a client's keys
+            given |= {"project_id": self.project_id, "conversation_region": self.region}
+        else:
+            found = read_credentials(further)
+            if "project_id" not in found:
+                raise Ended(f"{further} names no SINCH_PROJECT_ID", REFUSED)
+            options.update(found)  # type: ignore[typeddict-item]  # a client's keys
+        for name, value in given.items():
+            if value is not None:
+                options[name] = value  # type: ignore[literal-required]  # the four names above
+        return options
 
     def known_project(self) -> str | None:
         """The project, if that much is known."""
@@ -167,13 +187,15 @@ def _origin(context: click.Context, parameter: click.Parameter, value: str | Non
         raise click.BadParameter(str(error)) from None
 
 
+credentials_option: Final = click.option(
+    "--credentials",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="File with lines such as SINCH_KEY_ID=...; it wins over the environment.",
+)
+
 _OPTIONS: Final = (
-    click.option(
-        "--credentials",
-        type=click.Path(readable=False, path_type=Path),
-        metavar="FILE",
-        help="File with lines such as SINCH_KEY_ID=...; it wins over the environment.",
-    ),
+    credentials_option,
     click.option("--project-id", metavar="ID", help="Instead of SINCH_PROJECT_ID."),
     click.option(
         "--region",

@@ -9,6 +9,7 @@ import click
 from .._wire.requests import VERSION
 from .bulk import bulk
 from .demo import demo
+from .jobs import jobs
 from .output import INTERRUPTED, PrintingGroup, say
 from .read import get, list_
 from .sandbox import sandbox
@@ -27,7 +28,7 @@ def main() -> None:
     """
 
 
-for command in (update, get, list_, bulk, sandbox, demo):
+for command in (update, get, list_, bulk, jobs, sandbox, demo):
     main.add_command(command)
 
 

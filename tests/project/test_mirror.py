@@ -14,6 +14,7 @@ ELSEWHERE = {
     "*__init__.py": "tests/project/test_exported_members.py",
     # A command is tested as a process.
     "__main__.py": "tests/whole/test_cli.py",
+    "cli/jobs.py": "tests/whole/jobs/test_command.py",
     "cli/read.py": "tests/whole/test_cli_read.py",
     "cli/sandbox.py": "tests/whole/test_sandbox_elsewhere.py",
     "cli/*.py": "tests/whole/test_cli.py",
@@ -38,6 +39,8 @@ ELSEWHERE = {
     "fleet/memory.py": "tests/unit/fleet/test_fleet.py",
     "fleet/postgres.py": "tests/whole/fleet/test_store_faults.py",
     "fleet/redis.py": "tests/whole/fleet/test_store_faults.py",
+    # Jobs are tested with a real PostgreSQL, whichever of their files does the work.
+    "jobs/*.py": "tests/whole/jobs/test_jobs.py",
     # The sandbox is tested by requests, whichever of its files answers.
     "sandbox/listing.py": "tests/unit/sandbox/test_reading.py",
     "sandbox/pytest.py": "tests/whole/test_sandbox_elsewhere.py",
