@@ -20,7 +20,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "typing", "tests", "once", "docs"]
+nox.options.sessions = ["lint", "typing", "tests", "uvloop", "once", "docs"]
 # A machine has the Pythons that it has, CI's included; none is fetched, and none that is missing is
 # a failure.
 nox.options.download_python = "never"
@@ -244,16 +244,16 @@ MODES = {
 }
 
 
-def run_mode(session: nox.Session, mode: str) -> None:
+# All that a call runs through, down to the socket: what another event loop may change.
+CALLS = ("tests/unit/_core", "tests/whole/test_calls.py")
+
+
+def run_mode(session: nox.Session, mode: str, *which: str) -> None:
     session.install(
         "-e", ALL, *group("tests"), *group("examples"), *(["uvloop"] if mode == "uvloop" else [])
     )
-    options = list(session.posargs) or [
-        "--numprocesses=auto",
-        "--dist=loadfile",
-        "-m",
-        "not full and not once",
-    ]
+    options = list(session.posargs or which) or ["--dist=loadfile", "-m", "not full and not once"]
+    options.append("--numprocesses=auto")
     if mode == "optimised":
         # Said of assertions in files that pytest does not rewrite: the tests' own are rewritten.
         options += ["-W", "ignore::pytest.PytestConfigWarning"]
@@ -263,8 +263,10 @@ def run_mode(session: nox.Session, mode: str) -> None:
 
 @nox.session
 def uvloop(session: nox.Session) -> None:
-    """The suite on uvloop, in its processes too."""
-    run_mode(session, "uvloop")
+    """Calls on uvloop, on one Python; ``nox -s uvloop -- tests`` runs the whole suite on it."""
+    if sys.platform == "win32":
+        session.skip("uvloop is not for Windows")
+    run_mode(session, "uvloop", "-m", "not full", *CALLS)
 
 
 @nox.session

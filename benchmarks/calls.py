@@ -38,6 +38,7 @@ def measure(plan: Plan) -> Measurement:
         OURS: functools.partial(client, "ours", "--variant", "plain"),
         OURS_SPEEDUPS: functools.partial(client, "ours", "--variant", "speedups"),
         f"httpx, {wide} at a time": functools.partial(client, "httpx_async", share=0.1),
+        f"{OURS}, by aiohttp's session": functools.partial(client, "ours", "--variant", "session"),
         f"{HANDWRITTEN}, uvloop": functools.partial(client, "handwritten", *uvloop),
         f"{OURS}, uvloop": functools.partial(client, "ours", "--variant", "plain", *uvloop),
         f"{OURS_SPEEDUPS}, uvloop": functools.partial(

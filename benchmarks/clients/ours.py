@@ -1,7 +1,8 @@
 """This project's client with everything on: token cache, admission, pacing, retry, typed answers.
 
 Variant ``plain`` hides orjson, so that a machine that has it measures the core; variant
-``speedups`` requires it.
+``speedups`` requires it. Variant ``session`` is ``plain`` with requests that go by aiohttp's session,
+as they do with trace hooks and with an aiohttp that the fast route does not know.
 """
 
 import contextlib
@@ -39,10 +40,16 @@ def client_options(origin: str, rate_limit: float = UNREACHED_RATE) -> dict[str,
 @contextlib.asynccontextmanager
 async def opened(given: workload.Arguments) -> AsyncIterator[workload.Call]:
     choose_json(given.variant)
-    from sinch_conv_async import ConversationClient
+    import aiohttp
+
+    from sinch_conv_async import ConversationClient, SessionManager
 
     options = client_options(given.origin, given.rate or UNREACHED_RATE)
-    async with ConversationClient(**options) as client:  # type: ignore[arg-type]  # keywords of several types
+    traces = [aiohttp.TraceConfig()] if given.variant == "session" else []
+    async with (
+        SessionManager(trace_configs=traces) as manager,
+        ConversationClient(**options, session_manager=manager) as client,  # type: ignore[arg-type]  # keywords of several types
+    ):
         yield client.update_message_metadata
 
 

@@ -337,7 +337,8 @@ class Sender:
                     permit.release()
                 # 5. The next step
                 if not isinstance(outcome, Failure):
-                    self._log_attempt(call, None, None)
+                    if logs(DEBUG):
+                        self._log_attempt(call, None, None)
                     return outcome
                 await self._next(call, outcome, token, policy, deadline)
         except SinchError as error:
@@ -379,7 +380,8 @@ class Sender:
             call.exchange_seconds += call.seconds
             if known.connected:
                 call.maybe_sent = True
-                permit.written()  # for the case that nobody can say whether it was
+                if permit.departed is None:
+                    permit.written()  # nobody could say whether it was
         if isinstance(response, Failure):
             return response
         outcome = operation.read(
@@ -458,7 +460,8 @@ class Sender:
             step = self._step(call, failure, policy, self.now(), deadline)
         if isinstance(step, Renew) and not self.authorization.refused(token, project, now):
             step = GiveUp(failure.error)
-        self._log_attempt(call, failure, step)
+        if logs(DEBUG):
+            self._log_attempt(call, failure, step)
         if isinstance(step, GiveUp):
             raise step.error
         call.tries = step.tries
@@ -494,8 +497,6 @@ class Sender:
         )
 
     def _log_attempt(self, call: Call[Any], failure: Failure | None, step: Step | None) -> None:
-        if not logs(DEBUG):
-            return
         error = None if failure is None else failure.error
         status = 200 if error is None else getattr(error, "http_status", None)
         name = None if error is None else type(error).__name__

@@ -176,7 +176,8 @@ def _api_failure(response: Response, body: bytes, scrub: Scrub) -> Failure:
 def _request_id(headers: Mapping[str, str], extra: Mapping[str, Any], scrub: Scrub) -> str | None:
     """The id from the headers; without one, the ``traceId`` of the body."""
     for name in _REQUEST_ID_HEADERS:
-        value = headers.get(name)
+        # Of several lines of one name the first; aiohttp 4 joins them with commas.
+        value = headers.get(name, "").partition(",")[0].strip()
         if value:
             return scrub(value)[:256]
     traced = extra.get("traceId")

@@ -183,6 +183,8 @@ def test_retry_after_is_told_to_the_caller_and_to_those_who_wait(status):
         ({}, None),
         ({"X_Request_Id": "r-1"}, "r-1"),
         ({"x_request_id": "r-1"}, "r-1"),
+        ({"x_request_id": "r-1, r-2"}, "r-1"),
+        ({"x_request_id": " , r-2", "cf_ray": "r-3"}, "r-3"),
         ({"X_Request_Id": "", "CF_RAY": "ray"}, "ray"),
         ({"Traceparent": "00-1-2-00", "X_Correlation_Id": "c-1"}, "c-1"),
         ({"X_Request_Id": "r" * 5000}, "r" * 256),
