@@ -27,6 +27,9 @@ RATE_OVER: Final = 30.0
 WAITING: Final = "waiting for the API"
 """What a bar says in an outage."""
 
+_CLEAR_LINE: Final = "\r\x1b[K"
+"""Carriage return, and ECMA-48's EL: what stands on the terminal's line goes."""
+
 ERROR_SHOWN: Final = 60
 """Characters of an error that a bar has room for."""
 
@@ -87,13 +90,18 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """A line every few seconds, without control characters: for a log."""
+    """A line every few seconds, without control characters: for a log.
+
+    With a ``unit``, such as ``messages``, nothing can fail. On a terminal such a line takes the
+    place of the bar that the next command of the pipe draws there.
+    """
 
     def __init__(
-        self, stream: TextIO, *, failures: bool = True, clock: Callable[[], float] = time.monotonic
+        self, stream: TextIO, *, unit: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(stream)
-        self._failures = failures
+        self._unit = unit
+        self._clear = _CLEAR_LINE if unit and stream.isatty() else ""
         self._clock = clock
         self._rate = Rate()
         self._total: int | None = None
@@ -113,19 +121,25 @@ class Lines(Quiet):
             return
         self._next = now + LINE_EVERY
         self._rate.see(now, done)
-        shown = failed if self._failures else None
-        self._print(_line(done, self._total, shown, self._rate.per_second(), outage=outage))
+        rate = self._rate.per_second()
+        if self._unit:
+            line = _line(f"{done:,} {self._unit}", done, self._total, None, rate, outage=outage)
+        else:
+            line = _line(f"{done:,}", done, self._total, failed, rate, outage=outage)
+        self._print(self._clear + line)
 
 
 def _line(
-    done: int, total: int | None, failed: int | None, rate: float, *, outage: str | None
+    what: str,
+    done: int,
+    total: int | None,
+    failed: int | None,
+    rate: float,
+    *,
+    outage: str | None,
 ) -> str:
-    parts = [
-        f"{done:,}"
-        if total is None
-        else f"{done:,} of {total:,} ({100 * done / max(total, 1):.1f} %)"
-    ]
-    parts.append(f"{rate:,.0f}/s")
+    of = "" if total is None else f" of {total:,} ({100 * done / max(total, 1):.1f} %)"
+    parts = [f"{what}{of}", f"{rate:,.0f}/s"]
     if failed is not None:
         parts.append(f"{failed:,} failed")
     if outage is not None:

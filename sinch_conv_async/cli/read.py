@@ -149,7 +149,7 @@ def list_(limit: int | None, output: Literal["jsonl", "csv"], quiet: bool, **opt
     access = access_of(options)
     errors = sys.stderr
     hidden = quiet or sys.stdout is None or sys.stdout.isatty()
-    progress = Quiet(errors) if hidden or errors is None else Lines(errors, failures=False)
+    progress = Quiet(errors) if hidden or errors is None else Lines(errors, unit="messages")
     if limit is not None:
         options["page_size"] = min(limit, options["page_size"])
     line = _json_line if output == "jsonl" else _csv_line

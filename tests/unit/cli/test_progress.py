@@ -72,13 +72,22 @@ def test_of_a_pipe_nobody_knows_how_much_is_left() -> None:
     assert stream.getvalue() == "4,000, 800/s, 0 failed\n"
 
 
-def test_what_cannot_fail_counts_no_failures() -> None:
-    stream, clock = io.StringIO(), Time(100.0)
-    progress = Lines(stream, failures=False, clock=clock)
-    progress.start(10, 0)
-    clock.now += 5
-    progress.see(5, 0, outage=None)
-    assert stream.getvalue() == "5 of 10 (50.0 %), 1/s, 0:05 left\n"
+@pytest.mark.parametrize(("make", "before"), [(io.StringIO, ""), (Terminal, "\r\x1b[K")])
+def test_a_list_counts_messages_and_takes_the_place_of_the_next_commands_bar(
+    make: type[io.StringIO], before: str
+) -> None:
+    stream, clock = make(), Time(100.0)
+    progress = Lines(stream, unit="messages", clock=clock)
+    for total, line in (
+        (10, "5 messages of 10 (50.0 %), 1/s, 0:05 left"),
+        (None, "10 messages, 1/s"),
+    ):
+        stream.seek(0)
+        stream.truncate()
+        progress.start(total, 0)
+        clock.now += 5
+        progress.see(5 if total else 10, 0, outage=None)
+        assert stream.getvalue() == f"{before}{line}\n"
 
 
 def test_an_outage_is_said_and_no_time_left_is_guessed() -> None:
