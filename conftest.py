@@ -73,7 +73,9 @@ def run_as_tests(source: str) -> None:
 
 @pytest.fixture(scope="module")
 def page_runner() -> Iterator[asyncio.Runner]:
-    """One event loop for a page's top-level awaits, so that a client made in one snippet serves the next."""
+    """One event loop for a page's top-level awaits, so that a client made in one snippet serves the
+    next.
+    """
     with asyncio.Runner() as runner:
         yield runner
 

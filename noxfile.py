@@ -37,12 +37,15 @@ SUPPORTED = [
 # like success.
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = SUPPORTED if HERE in SUPPORTED else [*SUPPORTED, HERE]
-# Coverage is held to the figure of pyproject.toml where these Pythons and all programs of `.ci/run` are: CI has them.
+# Coverage is held to the figure of pyproject.toml where these Pythons and all programs of `.ci/run`
+# are: CI has them.
 GATE = ("3.11", "3.12", "3.13")
-# Measuring takes a third of the time. What runs on one Python only runs on the oldest or the newest.
+# Measuring takes a third of the time. What runs on one Python only runs on the oldest or the
+# newest.
 MEASURED = {GATE[0], GATE[-1], HERE, "once"}
 ALL = ".[cli,jobs,redis,speedups]"  # the package with all its extras
-# What runs on each Python: every module's own tests, and those of the whole that depend on the Python.
+# What runs on each Python: every module's own tests, and those of the whole that depend on the
+# Python.
 EACH = ("tests/unit", "tests/whole/test_bulk.py", "tests/whole/test_calls.py")
 # What the Python that runs nox runs besides: the files of the project, and the pages' snippets.
 HERE_TOO = ("tests/project", "tests/whole/test_secrets.py", "README.rst", "docs")
@@ -70,7 +73,7 @@ def there(*paths: str) -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff's check and format, codespell, and who may import whom."""
+    """Ruff's check and format, codespell, and the import contracts."""
     session.install("-e", ".[cli]", *group("lint"))
     code = there(*CODE)
     session.run("ruff", "check", *code)
@@ -95,7 +98,10 @@ def typing(session: nox.Session) -> None:
 
 
 def run_pytest(session: nox.Session, name: str, *runs: tuple[str, ...]) -> None:
-    """Pytest, once with each of these arguments, with branch coverage where it counts. Arguments after -- are run instead, without it."""
+    """Run pytest with each of these arguments, with branch coverage where it counts.
+
+    Arguments after ``--`` are run instead, without coverage.
+    """
     session.install("-e", ALL, *group("tests"), *group("examples"))
     if session.posargs:
         profile = os.environ.get("HYPOTHESIS_PROFILE", "quick")
@@ -126,7 +132,7 @@ def run_pytest(session: nox.Session, name: str, *runs: tuple[str, ...]) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests of each module on each Python; on the one that runs nox, the project's and the pages' too."""
+    """Each module's tests on each Python; on nox's own Python also the project's and the pages'."""
     where = ONLY or [*EACH, *(HERE_TOO if session.python == HERE else ())]
     run_pytest(session, str(session.python), (*QUICK, *where))
 
@@ -142,14 +148,14 @@ ALONE = ("-m", "once and not full and alone")
 
 @nox.session
 def once(session: nox.Session) -> None:
-    """The tests whose subject is a server, a process or a load, and not the Python: on one Python only."""
+    """The tests of servers, processes and loads, on one Python only."""
     where = ONLY or ["tests/whole"]
     run_pytest(session, "once", (*SHARED, *where), (*ALONE, *where))
 
 
 @nox.session
 def busy(session: nox.Session) -> None:
-    """The tests five times (``-- 2``: twice) beside processes that keep every core busy (by hand)."""
+    """The tests five times (``-- 2``: twice), with every core kept busy (by hand)."""
     session.install("-e", ALL, *group("tests"), *group("examples"))
     runs = int(session.posargs[0]) if session.posargs else 5
     hogs = [
@@ -179,7 +185,7 @@ def busy(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """The coverage of this run, lines and branches, and what this machine has not got for a whole run."""
+    """The coverage of this run, and what this machine lacks for a whole run."""
     session.install(*group("tests")[:1])
     # Of this run only: what an interrupted one has left behind must not cover for it.
     data = [
@@ -201,7 +207,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def oldest(session: nox.Session) -> None:
-    """All tests with exactly the lower bounds that pyproject.toml names for what the package needs."""
+    """All tests with exactly the lowest versions that pyproject.toml allows."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     bounds = [
@@ -214,7 +220,7 @@ def oldest(session: nox.Session) -> None:
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """All tests with the newest pre-releases of the four packages that the core needs (by hand and weekly)."""
+    """All tests with the newest pre-releases of the core's four dependencies (by hand, weekly)."""
     session.install("-e", ALL, *group("tests"), *group("examples"))
     # aiohttp's 4.0 alphas of 2019 and 2020 are newer by number only: no supported Python can import
     # them.
@@ -224,7 +230,7 @@ def newest(session: nox.Session) -> None:
 
 @nox.session(name="next")
 def next_aiohttp(session: nox.Session) -> None:
-    """The tests with aiohttp's main branch, or with the source that AIOHTTP names (by hand and weekly)."""
+    """The tests with aiohttp's main branch, or the source that AIOHTTP names (by hand, weekly)."""
     source = os.environ.get("AIOHTTP", "git+https://github.com/aio-libs/aiohttp@master")
     session.install("-e", ALL, *group("tests"))
     # Its parser in C is made from files that the repository has not got.
@@ -272,13 +278,13 @@ def uvloop(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("mode", ["eager", "debug", "optimised"])
 def modes(session: nox.Session, mode: str) -> None:
-    """The suite with eager tasks, with asyncio's debug mode and Python's development mode, and without asserts."""
+    """The suite with eager tasks, with asyncio's debug mode and ``-X dev``, and with ``-O``."""
     run_mode(session, mode)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The pages, into docs/_build/html. A warning or a reference that leads nowhere is an error."""
+    """The pages, into docs/_build/html. A warning or a broken reference is an error."""
     session.install("-e", ALL, *group("docs"))
     session.run(
         *("sphinx-build", "--fail-on-warning", "--keep-going", "--nitpicky", "--fresh-env", "-q"),
@@ -302,14 +308,14 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed and memory beside what a user would pick instead."""
+    """Speed and memory, compared with the clients that a user could choose instead."""
     session.install("-e", ALL, *group("bench"))
     session.run("python", "-m", "benchmarks.run", *session.posargs)
 
 
 @nox.session
 def load(session: nox.Session) -> None:
-    """Three processes that share 800 calls a second, arrivals on loopback, a gather of 100,000: figures (by hand)."""
+    """Figures of three processes that share a limit, of arrivals, of a large gather (by hand)."""
     session.install("-e", ALL, *group("bench"))
     for module in ("sharing", "pace_on_loopback", "gather"):
         session.run("python", "-m", f"benchmarks.{module}")
@@ -324,7 +330,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def faults_full(session: nox.Session) -> None:
-    """The whole fault matrix: heavy and rare programs too, and each row first shows that its fault bites (by hand)."""
+    """The whole fault matrix; each row first harms a plain aiohttp loop (by hand)."""
     session.install("-e", ALL, *group("tests"))
     which = ("-s", "-m", "full or not full", *session.posargs)
     session.run("python", "-m", "pytest", "tests/whole/faults", *which, env={"FAULTS_NAIVE": "1"})
@@ -332,7 +338,7 @@ def faults_full(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """The fuzzer for as long as it takes to try many more examples (by hand)."""
+    """The fuzz tests with many more examples (by hand)."""
     session.install("-e", ALL, *group("tests"))
     # One test takes many minutes here, and is no hang.
     options = ("-o", "faulthandler_timeout=0", *session.posargs)
@@ -343,7 +349,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def prism(session: nox.Session) -> None:
-    """The client against prism, a mock made of tests/whole/openapi.yaml alone (by hand; npm brings prism)."""
+    """The client against prism, a mock of tests/whole/openapi.yaml (by hand; needs npm)."""
     session.install(".")
     tools = session.create_tmp()
     npm = ("npm", "install", "--no-save", "--no-audit", "--no-fund", "--prefix", tools)
@@ -353,7 +359,7 @@ def prism(session: nox.Session) -> None:
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Mutmut over the pure floors (by hand); shows what survives a process of its own as well."""
+    """Mutation tests of the pure modules (by hand); lists the mutants that survive."""
     session.install("-e", ALL, *group("tests"), *group("mutation"))
     # The same examples for each mutant, or chance would kill some of them.
     session.run("mutmut", "run", *session.posargs, env={"HYPOTHESIS_PROFILE": "ci"})
@@ -361,7 +367,7 @@ def mutation(session: nox.Session) -> None:
 
 
 def build_into(session: nox.Session, folder: Path) -> tuple[Path, Path]:
-    """Builds wheel and sdist and looks at both; answers where they are."""
+    """Builds and checks wheel and sdist; returns their paths."""
     shutil.rmtree(folder, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(folder))
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
@@ -393,7 +399,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS, venv_backend="virtualenv", reuse_venv=False)
 def release_check(session: nox.Session) -> None:
-    """The wheel in an empty environment: what it pulls, README's example against the sandbox, a clean uninstall."""
+    """The wheel in an empty environment: its dependencies, README's example, the uninstall."""
     wheels = sorted((ROOT / "dist").glob("*.whl"))
     if not wheels:
         session.error("no wheel in dist/: run `nox -s build` first")

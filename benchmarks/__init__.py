@@ -1,1 +1,3 @@
-"""What this client costs, measured beside what one would use instead: ``python -m benchmarks.run``."""
+"""What this client costs, measured beside what one would use instead:
+``python -m benchmarks.run``.
+"""

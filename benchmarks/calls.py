@@ -1,4 +1,6 @@
-"""CPU and wall time of one call, at the same concurrency, for every client that a user would pick."""
+"""CPU and wall time of one call, at the same concurrency, for every client that a user
+would pick.
+"""
 
 import functools
 import sys

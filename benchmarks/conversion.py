@@ -1,4 +1,5 @@
-"""From the bytes of an answer to a typed message, beside reading its JSON alone and beside pydantic and msgspec.
+"""From the bytes of an answer to a typed message, beside reading its JSON alone and beside pydantic
+and msgspec.
 
 Knows no client and no server. A reader of its own runs in a process of its own.
 """
@@ -180,7 +181,9 @@ _READERS: dict[str, Callable[[], Reader]] = {
 
 
 def _bodies(count: int) -> list[bytes]:
-    """Answers that differ where real ones do: a reader that remembers the last one gains nothing."""
+    """Answers that differ where real ones do: a reader that remembers the last one
+    gains nothing.
+    """
     began = datetime.datetime(2026, 3, 18, 9, 41, 27, 318204, tzinfo=datetime.UTC)
     bodies = []
     for at, message_id in enumerate(workload.message_ids(count)):

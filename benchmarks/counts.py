@@ -1,4 +1,5 @@
-"""What one call costs in counts that are the same on every machine: the part of the benchmark that may fail a build.
+"""What one call costs in counts that are the same on every machine: the part of the benchmark that
+may fail a build.
 
 Counted are calls of Python functions, bytecode instructions, and the blocks of memory that a call
 keeps when it is over. The first two are held against aiohttp written by hand on the same Python, so
@@ -77,7 +78,9 @@ def measure(plan: Plan) -> Measurement:
 
 
 def assert_bounds() -> None:
-    """Raises `AssertionError` with the figures unless the client stays within every bound; for a test suite."""
+    """Raises `AssertionError` with the figures unless the client stays within every bound; for a
+    test suite.
+    """
     base = Counts(**process.run("benchmarks.counts", "handwritten"))
     ours = Counts(**process.run("benchmarks.counts", "ours", "plain"))
     broken = [" ".join(goal.row) for goal in _goals(base, ours) if not goal.met]
@@ -145,7 +148,9 @@ async def count(call: workload.Call) -> Counts:
 
 @contextlib.contextmanager
 def _function_calls() -> Iterator[Iterator[int]]:
-    """Yields a counter, whose next value is the number of Python functions called or resumed in this thread."""
+    """Yields a counter, whose next value is the number of Python functions called or resumed in
+    this thread.
+    """
     counter = itertools.count()
 
     def profiler(_frame: FrameType, event: str, _argument: object) -> None:
@@ -161,7 +166,9 @@ def _function_calls() -> Iterator[Iterator[int]]:
 
 @contextlib.contextmanager
 def _instructions() -> Iterator[Iterator[int]]:
-    """Yields a counter, whose next value is the number of bytecode instructions executed in this thread."""
+    """Yields a counter, whose next value is the number of bytecode instructions executed in this
+    thread.
+    """
     counter = itertools.count()
     # Python 3.12 lost the opcode events of settrace where they are asked for within a trace
     # function, and has sys.monitoring, which sees every thread.

@@ -8,7 +8,9 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Goal:
-    """A figure beside the bound it is held against. A `count` depends on no machine and may fail a run."""
+    """A figure beside the bound it is held against. A `count` depends on no machine and may fail a
+    run.
+    """
 
     text: str
     figure: float | None

@@ -1,4 +1,5 @@
-"""Processes that share one limit through a store: what they reach together, and what no second may hold.
+"""Processes that share one limit through a store: what they reach together, and what no second may
+hold.
 
 Run it with ``python -m benchmarks.fleet redis`` or ``postgres`` (three minutes; ``--only`` chooses
 scenarios). It starts a private server, a sandbox that allows 800 requests a second, and eight

@@ -1,4 +1,5 @@
-"""The picture of ``docs/explanation/fleet.rst``: the shares of eight processes while a deployment replaces each of them.
+"""The picture of ``docs/explanation/fleet.rst``: the shares of eight processes while a deployment
+replaces each of them.
 
 Run it with ``python -m benchmarks.fleet_picture docs/explanation/fleet.svg``. It simulates the
 processes with the pure reference.
@@ -18,7 +19,9 @@ LEFT, TOP, WIDTH, HEIGHT = 44, 12, 420, 200
 
 
 def history() -> tuple[list[float], list[list[int]]]:
-    """Times, and the share of each of the sixteen processes at each time. A process that is replaced gives its share back."""
+    """Times, and the share of each of the sixteen processes at each time. A process that is
+    replaced gives its share back.
+    """
     state, rows, times = State(), [], []
     shares = [0] * (2 * PROCESSES)
     now = 1e9

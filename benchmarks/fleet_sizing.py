@@ -1,4 +1,5 @@
-"""How much a fleet asks of its store: requests a second and store time, for processes and projects of many numbers.
+"""How much a fleet asks of its store: requests a second and store time, for processes and projects
+of many numbers.
 
 Run it with ``python -m benchmarks.fleet_sizing`` (half a minute, needs redis-server and
 PostgreSQL). The requests come out of a simulation with the pure reference, which also tells how
@@ -18,7 +19,9 @@ LIMIT = 800.0
 
 
 def settle(members: int) -> tuple[float, float, int]:
-    """Requests a second to the store, seconds until the whole limit is divided, and the least share then; all want all they can get."""
+    """Requests a second to the store, seconds until the whole limit is divided, and the least share
+    then; all want all they can get.
+    """
     state, now, asked = State(), 1e9, 0
     shares = dict.fromkeys(range(members), 0)
     due = [(now + INTERVAL * number / members, number) for number in range(members)]

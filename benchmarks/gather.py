@@ -1,4 +1,5 @@
-"""``asyncio.gather`` of 100,000 calls, all of which succeed: how long that takes, and what memory it needs.
+"""``asyncio.gather`` of 100,000 calls, all of which succeed: how long that takes, and what memory
+it needs.
 
 Run it with ``python -m benchmarks.gather`` (about a minute without a pace; ``--rate 800`` takes the
 125 seconds that the API's limit makes of it). The server is nginx. What holds for any number of

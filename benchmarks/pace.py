@@ -12,7 +12,9 @@ RATE = 800
 
 
 def measure(plan: Plan) -> Measurement:
-    """All calls are made at once; ours waits in its pacer, aiohttp by hand sleeps until each call's slot."""
+    """All calls are made at once; ours waits in its pacer, aiohttp by hand sleeps until each call's
+    slot.
+    """
     seconds = 1 if plan.short else 8
 
     def client(module: str, variant: str = "") -> process.Result:

@@ -1,4 +1,5 @@
-"""A bulk job at 800 updates a second against answers that take 200 ms: what arrives, by a sandbox's clock in another process.
+"""A bulk job at 800 updates a second against answers that take 200 ms: what arrives, by a sandbox's
+clock in another process.
 
 Run it with ``python -m benchmarks.pace_on_loopback`` (20 seconds). The promise is about departures,
 and is kept by arithmetic (``tests/unit/_core/test_pace.py``); on the way to the server's clock lie

@@ -1,4 +1,5 @@
-"""What the pace does against servers that count in different ways: a simulation, no sockets, no waiting.
+"""What the pace does against servers that count in different ways: a simulation, no sockets, no
+waiting.
 
 Run it with ``python -m benchmarks.pace_simulation``. It drives the real ``Pace`` in simulated time:
 requests, answers, wake-ups of an event loop a millisecond coarse. The processes know nothing of
@@ -125,7 +126,9 @@ class Noisy:
 
 
 class Nodes:
-    """Gateway nodes that count separately, each a sliding window of its part; requests go to one at random."""
+    """Gateway nodes that count separately, each a sliding window of its part; requests go to one at
+    random.
+    """
 
     def __init__(self, limit: int, count: int, *, seed: int) -> None:
         self.nodes = [SlidingWindow(limit // count) for _ in range(count)]
@@ -136,7 +139,9 @@ class Nodes:
 
 
 class Foreign:
-    """Other callers of the project who never give way; how many of their requests were allowed and refused."""
+    """Other callers of the project who never give way; how many of their requests were allowed and
+    refused.
+    """
 
     def __init__(self, gaps: Callable[[random.Random], float], burst: int = 1) -> None:
         self.gaps = gaps
@@ -166,7 +171,9 @@ def bursts() -> Foreign:
 
 @dataclass
 class Client:
-    """One process with its own pace; ``demand`` is in calls a second, infinite when there is always one waiting."""
+    """One process with its own pace; ``demand`` is in calls a second, infinite when there is always
+    one waiting.
+    """
 
     shape: type[Pace] = Pace
     limit: float = LIMIT
@@ -198,7 +205,9 @@ class Client:
         return self._resumed if self._stalled <= when else when
 
     def trip(self) -> float:
-        """Half a round trip and its jitter, a tenth of the round trip on average and now and then several times that."""
+        """Half a round trip and its jitter, a tenth of the round trip on average and now and then
+        several times that.
+        """
         return self.round_trip / 2 + self.rng.expovariate(10 / self.round_trip)
 
 
@@ -211,7 +220,9 @@ def simulate(
     foreign: Foreign | None = None,
     seed: int = 1,
 ) -> Sequence[Client]:
-    """Run the clients against the server; a call that is refused again waits such a share of its backoff, or none, before it rejoins the line."""
+    """Run the clients against the server; a call that is refused again waits such a share of its
+    backoff, or none, before it rejoins the line.
+    """
     events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
     order = itertools.count()
 
@@ -301,7 +312,9 @@ class Figures(NamedTuple):
 
 
 def fair_shares(capacity: float, demands: Iterable[float]) -> list[float]:
-    """Who wants less than an even share gets it; the rest share what is left evenly (max-min fairness)."""
+    """Who wants less than an even share gets it; the rest share what is left evenly (max-min
+    fairness).
+    """
     wanted = list(demands)
     shares = [0.0] * len(wanted)
     for left, index in zip(
@@ -350,7 +363,9 @@ def shape(**constants: Any) -> type[Pace]:
 
 
 class FirstMeasured(Pace):
-    """The first shape that told noise: believes two trials in a row, each by itself, and ignores what the falls do not change."""
+    """The first shape that told noise: believes two trials in a row, each by itself, and ignores
+    what the falls do not change.
+    """
 
     __slots__ = ()
 
@@ -518,7 +533,9 @@ def nodes(count: int, tried: type[Pace] = Pace) -> Figures:
 
 
 def beside(others: Callable[[], Foreign], tried: type[Pace] = Pace) -> tuple[Figures, float]:
-    """One process beside callers who never give way: its part of what they leave, and their share refused in percent."""
+    """One process beside callers who never give way: its part of what they leave, and their share
+    refused in percent.
+    """
     figures, refused = [], []
     for seed in SEEDS:
         foreign = others()

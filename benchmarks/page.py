@@ -1,4 +1,5 @@
-"""Shows measurements: as text on a terminal, as JSON, as a reStructuredText page with plots beside it.
+"""Shows measurements: as text on a terminal, as JSON, as a reStructuredText page with plots beside
+it.
 
 Knows nothing of how they were made. matplotlib is imported only where a page is asked for.
 """
@@ -7,6 +8,7 @@ import datetime
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def write_page(path: Path, measurements: Sequence[Measurement]) -> None:
         "Benchmarks",
         "==========",
         "",
-        how,
+        textwrap.fill(how, 100),
         "",
         "Goals",
         "-----",
@@ -62,7 +64,8 @@ def write_page(path: Path, measurements: Sequence[Measurement]) -> None:
         *_list_table(GOAL_COLUMNS, [goal.row for found in measurements for goal in found.goals]),
     ]
     for measurement in measurements:
-        lines += ["", measurement.title, "-" * len(measurement.title), "", measurement.how, ""]
+        lines += ["", measurement.title, "-" * len(measurement.title), ""]
+        lines += [textwrap.fill(measurement.how, 100), ""]
         lines += _list_table(measurement.columns, measurement.rows)
         if measurement.plot is not None and measurement.plot.series:
             stem = f"{path.stem}-{measurement.name}"

@@ -22,14 +22,18 @@ Result = dict[str, Any]
 
 
 def run(module: str, *arguments: object, python: str = sys.executable) -> Result:
-    """What ``python -m module`` printed last; raises `RuntimeError` with its stderr when it failed."""
+    """What ``python -m module`` printed last; raises `RuntimeError` with its stderr
+    when it failed.
+    """
     return run_python("-m", module, *arguments, python=python)
 
 
 def run_python(
     *arguments: object, python: str = sys.executable, variables: Mapping[str, str] | None = None
 ) -> Result:
-    """What that command line of Python printed last, in the project's directory, without proxies."""
+    """What that command line of Python printed last, in the project's directory,
+    without proxies.
+    """
     # requests and httpx believe the environment's proxies, and would measure those.
     environment = {
         name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")

@@ -1,4 +1,5 @@
-"""Reading beside updating: what a read costs, ``transform_many`` at the API's pace and in memory, a long list.
+"""Reading beside updating: what a read costs, ``transform_many`` at the API's pace and in memory, a
+long list.
 
 The server's answer to a read is the recorded message. Its metadata is not what the update writes,
 so ``transform_many`` sends two requests for every message.
@@ -134,7 +135,9 @@ def write_pages(directory: Path, count: int) -> None:
 
 
 async def _work(what: str, origin: str, count: int, given: int) -> process.Result:
-    """Seconds, CPU and peak of one row. ``given``: tasks, requests a second, or messages on a page."""
+    """Seconds, CPU and peak of one row. ``given``: tasks, requests a second, or
+    messages on a page.
+    """
     our_client.choose_json("plain")
     from sinch_conv_async import ConversationClient
 

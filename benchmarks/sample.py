@@ -1,4 +1,5 @@
-"""The one exchange that every client makes: ids, credentials, a request's text and the recorded answer.
+"""The one exchange that every client makes: ids, credentials, a request's text and the recorded
+answer.
 
 Knows no client and no server. Standard library only, since clients from other environments import
 it.
@@ -24,7 +25,9 @@ TOKEN_ANSWER: Final = json.dumps(
 
 
 def answer(message_id: str = MESSAGE_ID) -> str:
-    """The body of a 200: every field that the specification names, and the text message it belongs to."""
+    """The body of a 200: every field that the specification names, and the text message it belongs
+    to.
+    """
     return json.dumps(
         {
             "id": message_id,

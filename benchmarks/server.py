@@ -96,7 +96,9 @@ def version() -> str:
 
 
 def _quoted(body: str) -> str:
-    """A body as it stands between single quotes in nginx's configuration, where ``$`` begins a variable."""
+    """A body as it stands between single quotes in nginx's configuration, where ``$`` begins a
+    variable.
+    """
     if "$" in body:
         raise ValueError("nginx has no escape for a dollar sign in a returned body")
     return body.replace("\\", "\\\\").replace("'", "\\'")

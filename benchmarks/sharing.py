@@ -1,4 +1,5 @@
-"""Processes that know nothing of each other, each set to the whole limit, against one sandbox that allows it once.
+"""Processes that know nothing of each other, each set to the whole limit, against one sandbox that
+allows it once.
 
 Run it with ``python -m benchmarks.sharing`` (a minute; ``--seconds``, ``--processes`` and
 ``--limit`` make it shorter; ``--processes=1 --noise=0.01 --seconds=25 --settled=0`` shows a process
@@ -30,7 +31,9 @@ def endless() -> Iterator[tuple[str, str]]:
 
 
 async def work(origin: str, limit: float, seconds: float) -> dict[str, int]:
-    """One process: a bulk job that never ends, for so many seconds; how many updates were applied, how many failed."""
+    """One process: a bulk job that never ends, for so many seconds; how many updates were applied,
+    how many failed.
+    """
     our_client.choose_json("speedups")
     from sinch_conv_async import ConversationClient, SessionManager
 
@@ -71,7 +74,9 @@ async def measure(
     latency: float = 0.0,
     noise: float = 0.0,
 ) -> dict[str, float]:
-    """Starts processes that are each set to ``limit``, and reads the record of a sandbox that allows ``allowed`` in all."""
+    """Starts processes that are each set to ``limit``, and reads the record of a sandbox that
+    allows ``allowed`` in all.
+    """
     async with Sandbox(
         project_id=sample.PROJECT_ID,
         key_id=sample.KEY_ID,

@@ -103,7 +103,9 @@ linkcheck_retries = 2
 def point_to_where_it_is_imported_from(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element
 ) -> nodes.Element | None:
-    """A type in a signature is named after the file that defines it; the pages name it as users import it."""
+    """A type in a signature is named after the file that defines it; the pages name it as users
+    import it.
+    """
     target = node.get("reftarget", "")
     module, _, name = target.rpartition(".")
     if not module.startswith("sinch_conv_async."):
@@ -127,7 +129,9 @@ def defaults_as_they_are_written(
     signature: str | None,
     return_annotation: str | None,
 ) -> tuple[str, str | None] | None:
-    """A default is shown by its repr. Of attrs' mark for "a new dict each time", and of a function, that says nothing."""
+    """A default is shown by its repr. Of attrs' mark for "a new dict each time", and of a function,
+    that says nothing.
+    """
     if signature is None:
         return None
     signature = signature.replace("= NOTHING", "= {}").replace(
@@ -137,7 +141,9 @@ def defaults_as_they_are_written(
 
 
 class Translator(HTML5Translator):
-    """HTML in which each cell of a table carries its column's heading, for phones, where a row is a paragraph (pages.css)."""
+    """HTML in which each cell of a table carries its column's heading, for phones, where a row is a
+    paragraph (pages.css).
+    """
 
     def starttag(
         self,

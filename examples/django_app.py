@@ -29,7 +29,9 @@ client = ConversationClient.from_env()
 
 
 def put_from_a_thread(request: HttpRequest, message_id: str) -> JsonResponse:
-    """A synchronous view under WSGI: the call is made on the portal's loop, whichever thread asks."""
+    """A synchronous view under WSGI: the call is made on the portal's loop, whichever
+    thread asks.
+    """
     message = sinch.update_message_metadata(message_id, request.body.decode())
     return JsonResponse({"id": message.id, "metadata": message.metadata})
 

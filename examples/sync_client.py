@@ -1,4 +1,5 @@
-"""One client for all threads of a synchronous program. It lives on one event loop, in a thread of its own.
+"""One client for all threads of a synchronous program. It lives on one event loop, in a thread of
+its own.
 
 It is made at the first call, so that each worker process of a server makes its own, after the fork.
 """

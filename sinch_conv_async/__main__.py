@@ -40,9 +40,9 @@ def run() -> int:
 
 
 def empty(stream: TextIO) -> None:
-    """Empties the stream's buffer, into nowhere if need be.
+    """Empty the stream's buffer, and discard it if it cannot be written.
 
-    Python does that when the process ends, and where it fails, replaces the exit code by 120.
+    Otherwise Python does this when the process ends, and replaces the exit code by 120 if it fails.
     """
     try:
         stream.flush()

@@ -72,23 +72,24 @@ class ConversationClient:
     """Updates message metadata in one Sinch project.
 
     ``project_id``, ``key_id``, ``key_secret``: from the Sinch dashboard. ``conversation_region``:
-    where the Conversation API app lives (:class:`Region` or its text); a wrong one answers 404, so
-    there is no default. It may be left out where ``conversation_origin`` is given.
+    the region of the Conversation API app (:class:`Region` or its text). A wrong region answers
+    404, so there is no default. It may be left out if ``conversation_origin`` is given.
 
-    ``auth``: ``"oauth2"``, or ``"basic"`` for trying things out (the API limits it heavily).
+    ``auth``: ``"oauth2"``, or ``"basic"`` for trials (the API limits it heavily).
     ``session_manager``: a manager to share; without one the client makes and owns its own.
-    ``rate_limit``: requests a second for this project; ``None`` turns pacing off, and a 429 then
-    still pauses. ``retry``: a :class:`RetryPolicy`. ``timeout``: seconds that one call may take,
-    waiting and all attempts included; ``None`` sets no bound; it does not apply to
+    ``rate_limit``: requests a second for this project; ``None`` turns pacing off, but a 429 still
+    pauses the project. ``retry``: a :class:`RetryPolicy`. ``timeout``: seconds that one call may
+    take, including its wait and all attempts; ``None`` sets no bound. It does not apply to
     :meth:`update_many`. ``attempt_timeout``: seconds that one HTTP exchange may take.
-    ``conversation_origin``, ``auth_origin``: where to send instead of the regional host and of the
-    token host, https only except to this machine.
+    ``conversation_origin``, ``auth_origin``: replace the regional host and the token host; https
+    only, except to this machine.
 
-    The constructor opens nothing and needs no event loop, so a client may be built at import time.
-    It binds to the running loop at its first call, and anew when that loop has been closed. It is
-    for one event loop, thread and process at a time: another gets :class:`ClientStateError`.
+    The constructor opens nothing and needs no event loop, so a client may be made at import time.
+    The client binds to the running loop at its first call, and to another loop after that one was
+    closed. Only one event loop, thread and process may use it at a time: another one gets
+    :class:`ClientStateError`.
 
-    Raises :class:`InvalidArgumentError` for an argument that cannot be right.
+    Raises :class:`InvalidArgumentError` for an invalid argument.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class ConversationClient:
         auth_origin: str | None = None,
     ) -> None:
         credentials = checked_credentials(key_id, key_secret)
-        # This frame is part of the errors' tracebacks below, and crash reporters collect its
+        # The tracebacks of the errors below contain this frame, and crash reporters collect its
         # variables.
         del key_secret
         if isinstance(credentials, str):
@@ -128,7 +129,7 @@ class ConversationClient:
             raise InvalidArgumentError("auth must be 'oauth2' or 'basic'")
         if session_manager is not None and not isinstance(session_manager, SessionManager):
             raise InvalidArgumentError(
-                "session_manager must be a SessionManager; an aiohttp.ClientSession is not taken"
+                "session_manager must be a SessionManager, not an aiohttp.ClientSession"
             )
         if retry is not None and not isinstance(retry, RetryPolicy):
             raise InvalidArgumentError("retry must be a RetryPolicy")
@@ -153,13 +154,12 @@ class ConversationClient:
 
     @classmethod
     def from_env(cls, **overrides: Unpack[ClientOptions]) -> Self:
-        """A client made of environment variables.
+        """A client with its options from environment variables.
 
         They are ``SINCH_PROJECT_ID``, ``SINCH_KEY_ID``, ``SINCH_KEY_SECRET`` and
-        ``SINCH_CONVERSATION_REGION``.
-        ``SINCH_CONVERSATION_ORIGIN`` and ``SINCH_AUTH_ORIGIN`` are read too where they are set.
-        ``overrides`` are keywords of the constructor and win. Raises :class:`InvalidArgumentError`
-        that names the variables that are missing.
+        ``SINCH_CONVERSATION_REGION``. ``SINCH_CONVERSATION_ORIGIN`` and ``SINCH_AUTH_ORIGIN`` are
+        optional. ``overrides`` are keywords of the constructor and override the variables. Raises
+        :class:`InvalidArgumentError`, which names the missing variables.
         """
         options: dict[str, Any] = {
             name: os.environ[variable]
@@ -167,7 +167,7 @@ class ConversationClient:
             if os.environ.get(variable)
         }
         options.update(overrides)
-        # This frame is part of an error's traceback: the secret leaves it before anything is
+        # An error's traceback contains this frame, so remove the secret from it before anything is
         # raised.
         del overrides
         required = ["project_id", "key_id", "key_secret"]
@@ -200,8 +200,8 @@ class ConversationClient:
         return f"<ConversationClient {state}: {where}, {sender.project!r}>"
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        # One that was never used has nothing to close. A manager of its own warns too, and says the
-        # same of its connections.
+        # An unused client has nothing to close. A manager that the client owns warns about its
+        # connections.
         sender = getattr(self, "_sender", None)
         if (
             sender is not None
@@ -212,13 +212,12 @@ class ConversationClient:
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:
-        # A copy would share the queue, the token and the connections, and know nothing of what
-        # becomes of them.
+        # A copy would share the queue, the token and the connections without knowing their state.
         raise TypeError("a ConversationClient cannot be copied or pickled: make another one")
 
     @property
     def closed(self) -> bool:
-        """Whether the client, or the manager that it is on, has been closed."""
+        """Whether the client or its manager has been closed."""
         return self._sender.lifetime.closed or self._manager.closed
 
     async def update_message_metadata(
@@ -229,19 +228,19 @@ class ConversationClient:
         messages_source: MessagesSource | MessagesSourceName | None = None,
         timeout: float | None = None,
     ) -> ConversationMessage:
-        """The message as the API answers it, once its metadata has been set to ``metadata``.
+        """Set the metadata of a message, and return the message as the API answers it.
 
         ``message_id``: 1 to 256 letters, digits, ``-``, ``.``, ``_``, ``~``, and not ``.`` or
         ``..``. ``metadata``: at most 1,024 characters; it replaces what was there.
-        ``messages_source``: where to look for the message, left to the API
-        (``CONVERSATION_SOURCE``) when not given. ``timeout``: seconds for this call instead of the
-        client's, waiting for its turn included.
+        ``messages_source``: where to look for the message; without it the API uses
+        ``CONVERSATION_SOURCE``. ``timeout``: seconds for this call, including the wait for its
+        turn; it replaces the client's ``timeout``.
 
         Raises :class:`InvalidArgumentError` before anything is sent; :class:`ApiError`
-        (:class:`NotFoundError`, :class:`RateLimitedError`, ...) for what the API answered,
-        :class:`TransportError` and :class:`CallTimeoutError` where no answer came,
-        :class:`TokenError`, :class:`ResponseFormatError`, :class:`ClientStateError`. What can be
-        retried has been by then.
+        (:class:`NotFoundError`, :class:`RateLimitedError`, ...) for an error answer;
+        :class:`TransportError` and :class:`CallTimeoutError` if no answer came;
+        :class:`TokenError`, :class:`ResponseFormatError`, :class:`ClientStateError`. The retries
+        are over by then.
 
         Source: ``PATCH /v1/projects/{project_id}/messages/{message_id}``, *Update message
         metadata*.
@@ -258,11 +257,11 @@ class ConversationClient:
         messages_source: MessagesSource | MessagesSourceName | None = None,
         timeout: float | None = None,
     ) -> ConversationMessage:
-        """The message as the API has it now.
+        """Read a message, and return it as the API has it now.
 
-        A read waits for its turn, is retried, and fails as an update does: see
-        :meth:`update_message_metadata` for ``message_id``, ``messages_source``, ``timeout`` and
-        what is raised. It changes nothing, so it is retried even with ``retry_maybe_sent=False``.
+        A read waits for its turn, is retried and fails like an update: see
+        :meth:`update_message_metadata` for the arguments and the errors. A read changes nothing, so
+        it is retried even with ``retry_maybe_sent=False``.
 
         Source: ``GET /v1/projects/{project_id}/messages/{message_id}``, *Get a message*.
         """
@@ -287,20 +286,20 @@ class ConversationClient:
         messages_source: MessagesSource | MessagesSourceName | None = None,
         page_size: int = 100,
     ) -> MessageList:
-        """The messages that pass all filters given, the newest first.
+        """The messages that match all given filters, the newest first.
 
-        ``async for message in client.list_messages(...)``. The first eight filters go to the API as
-        they are. ``start_time``, ``end_time``: aware datetimes, the first before the second.
-        ``view``: with or without metadata (:class:`MessagesView`). ``page_size``: messages that one
-        request brings, 1 to 1,000.
+        ``async for message in client.list_messages(...)``. The first nine arguments are the filters
+        of the API. ``start_time``, ``end_time``: aware datetimes, the first before the second.
+        ``view``: with or without metadata (:class:`MessagesView`). ``page_size``: messages in one
+        answer, 1 to 1,000.
 
-        The next page is fetched while the messages of this one are read, never more than one ahead.
-        Use ``async with client.list_messages(...) as messages`` to leave nothing running if the
-        loop is left early. The client's ``timeout`` is for each page. The result can be the input
-        of :meth:`transform_many` and of :meth:`update_many`.
+        While you read the messages of one page, the next page is fetched, and no further one. Use
+        ``async with client.list_messages(...) as messages`` so that nothing goes on if you leave
+        the loop early. The client's ``timeout`` is for each page. The result can be the input of
+        :meth:`transform_many` and of :meth:`update_many`.
 
-        Raises :class:`InvalidArgumentError` at once; see :class:`MessageList` for what reading
-        raises.
+        Raises :class:`InvalidArgumentError` at once; :class:`MessageList` names the errors of
+        reading.
 
         Source: ``GET /v1/projects/{project_id}/messages``, *List messages*.
         """
@@ -398,20 +397,20 @@ class ConversationClient:
         return places, math.inf if seconds is None else seconds
 
     async def authenticate(self) -> None:
-        """Returns when there is a valid access token; for a service's check at start-up.
+        """Return when there is a valid access token; for a service's check at start-up.
 
-        Costs nothing when there is one already, and with ``auth="basic"``, which has none. An
-        endpoint that fails is asked again, for the client's ``timeout`` or 60 seconds. Raises
+        Sends nothing if there is a token already, or with ``auth="basic"``. A failing token
+        endpoint is asked again for the client's ``timeout`` or 60 seconds. Raises
         :class:`TokenError` (its ``error`` is ``invalid_client`` for a wrong key), and
         :class:`ClientStateError`.
         """
         await self._sender.authenticate(timeout=self._timeout)
 
     async def close(self) -> None:
-        """Closes the client, and its session manager unless that is shared; closing twice is fine.
+        """Close the client, and its session manager unless that is shared; closing twice is fine.
 
-        Calls that wait fail now with :class:`ClientStateError`; those under way finish, within
-        their ``attempt_timeout``.
+        Calls that wait fail now with :class:`ClientStateError`. Exchanges under way finish, within
+        ``attempt_timeout``.
         """
         if self._owns_manager:
             await self._manager.close()
@@ -420,7 +419,7 @@ class ConversationClient:
 
 
 def _positive(name: str, value: object) -> float | None:
-    """A positive, finite number or None; or InvalidArgumentError."""
+    """The value if it is None or a positive, finite number; otherwise InvalidArgumentError."""
     if value is None:
         return None
     if (

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree.
+"""The errors of this package, as one tree.
 
 ::
 
@@ -14,12 +14,12 @@
         ├── NotFoundError 404     ├── RateLimitedError 429      └── ServerError 5xx
 
 Errors carry data as attributes, compare by identity, copy and pickle with every field, and never
-carry a credential. They know nothing of JSON or HTTP libraries.
+carry a credential. They do not depend on JSON or HTTP libraries.
 """
 
-# Each class is slots=False: a slotted one cannot also inherit TimeoutError's layout, and copy and
-# pickle carry __dict__ along. Fields are positional and have defaults: BaseException.__reduce__
-# rebuilds an error from its args.
+# Each class is slots=False: a slotted class cannot also inherit TimeoutError's layout, and copy and
+# pickle keep __dict__. Fields are positional and have defaults: BaseException.__reduce__ rebuilds
+# an error from its args.
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _SHOWN: Final = 500  # characters
 
 
 def _shortened(text: str) -> str:
-    """A server may say a mebibyte, and a log line should not."""
+    """A server's text may have a mebibyte, which is too much for a log line."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
@@ -97,9 +97,9 @@ class SinchError(Exception):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def give_up(self, reason: str) -> None:
-        """Notes why the call is not tried again.
+        """Record why the call is not tried again.
 
-        It is not an argument of the class; copies and pickles carry it along all the same.
+        It is not an argument of the class, but copies and pickles keep it.
         """
         self.__dict__["given_up"] = reason
 
@@ -109,12 +109,12 @@ class SinchError(Exception):
         return f"{self.summary()}{attempts}{given_up}"
 
     def summary(self) -> str:
-        """What went wrong, on one line, without what the call did about it."""
+        """What went wrong, on one line, without the number of attempts."""
         return _shown(self.message)
 
 
 class InvalidArgumentError(SinchError, ValueError):
-    """An argument that cannot be right; nothing was sent."""
+    """An argument is invalid; nothing was sent."""
 
 
 class ClientStateError(SinchError, RuntimeError):
@@ -125,8 +125,8 @@ class ClientStateError(SinchError, RuntimeError):
 class TransportError(SinchError):
     """No usable HTTP answer came.
 
-    ``sent`` is ``"no"`` when no request of this call can have reached the server, else ``"maybe"``:
-    the update may have been applied.
+    ``sent`` is ``"no"`` if no request of this call can have reached the server. Otherwise it is
+    ``"maybe"``: the update may have been applied.
     """
 
     sent: Literal["no", "maybe"] = "maybe"
@@ -134,10 +134,10 @@ class TransportError(SinchError):
 
 @attrs.define(slots=False, eq=False, repr=False)
 class CallTimeoutError(TransportError, TimeoutError):
-    """``attempt_timeout`` or ``timeout`` passed, or nothing more can be done before it does.
+    """``attempt_timeout`` or ``timeout`` passed, or will pass before the call can be sent.
 
-    ``last`` is the error of the attempt before it, or why there was no access token, where there
-    was one; ``str`` ends with it.
+    ``last`` is the error of the attempt before, or the reason for the missing access token, if
+    there is one; ``str`` ends with it.
     """
 
     last: SinchError | None = None
@@ -151,8 +151,8 @@ class CallTimeoutError(TransportError, TimeoutError):
 class TokenError(SinchError):
     """No access token could be had.
 
-    ``error`` is the OAuth 2.0 error code of the token endpoint where it gave one, such as
-    ``invalid_client`` (RFC 6749, section 5.2); ``http_status`` is its last HTTP status, ``None`` if
+    ``error`` is the OAuth 2.0 error code of the token endpoint, such as ``invalid_client`` (RFC
+    6749, section 5.2), or ``None``. ``http_status`` is the endpoint's last HTTP status, ``None`` if
     it gave no answer. ``extra`` holds all other fields of its answer, such as ``error_description``
     and ``error_hint``.
     """
@@ -163,14 +163,14 @@ class TokenError(SinchError):
 
     @property
     def refused(self) -> bool:
-        """Whether the endpoint refused the key, so that asking again with it is of no use."""
+        """Whether the endpoint refused the key, so that asking again is useless."""
         status = self.http_status
         return status is not None and 400 <= status < 500 and status not in (408, 429)
 
 
 @attrs.define(slots=False, eq=False, repr=False)
 class ResponseFormatError(SinchError):
-    """An answer that is not what the API promises.
+    """An answer differs from the API's documentation.
 
     The text says where: ``... @ $.channel_identity.channel``. ``http_status`` 200 means that the
     update was applied.
@@ -183,8 +183,8 @@ class ResponseFormatError(SinchError):
 class ErrorDetail:
     """One entry of an error's ``details``: a ``type_url`` and, where one came, its ``value``.
 
-    The API names the type in three ways (``type_url``, ``@type``, ``type``): ``type_url`` has
-    whichever came. All other fields, such as ``field_violations`` or a problem document's
+    The API uses three names for the type (``type_url``, ``@type``, ``type``); ``type_url`` has it
+    in each case. All other fields, such as ``field_violations`` or a problem document's
     ``pointer``, are in ``extra``.
     """
 
@@ -199,11 +199,11 @@ class ApiError(SinchError):
 
     ``code``, ``message``, ``status`` and ``details`` are the wire's fields (``error`` object of the
     specification's 400, 403, 500 and 501 answers), ``None`` or empty where the answer had none.
-    ``http_status`` is the status of the HTTP answer, which ``code`` need not equal. ``retry_after``
-    is in seconds, ``None`` where the server gave none. ``request_id`` is the id that the answer's
-    headers carried, to be quoted to Sinch's support. ``body`` is the answer's first 2 KiB as text;
-    it never shows in ``str``, ``repr`` or logs. ``str`` and ``repr`` show the first 500 characters
-    of a longer ``message``, and escape what no line of a log should hold.
+    ``http_status`` is the status of the HTTP answer, and may differ from ``code``. ``retry_after``
+    is in seconds, ``None`` if the server gave none. ``request_id`` is the id from the answer's
+    headers, for Sinch's support. ``body`` is the answer's first 2 KiB as text; it never shows in
+    ``str``, ``repr`` or logs. ``str`` and ``repr`` show at most 500 characters of ``message``, and
+    escape characters that do not belong into a log line.
     """
 
     code: int | None = None
@@ -224,11 +224,11 @@ class ApiError(SinchError):
 
 
 class BadRequestError(ApiError):
-    """400: the request was malformed in the API's eyes."""
+    """400: the API does not accept the request."""
 
 
 class AuthenticationError(ApiError):
-    """401: the credentials were refused, also after one renewal of the access token."""
+    """401: the API refused the credentials, also after one renewal of the access token."""
 
 
 class PermissionDeniedError(ApiError):
@@ -236,13 +236,14 @@ class PermissionDeniedError(ApiError):
 
 
 class NotFoundError(ApiError):
-    """404: no such message in this project and region."""
+    """404: the message does not exist in this project and region."""
 
 
 class RateLimitedError(ApiError):
     """429: the project's limit was exceeded.
 
-    It was so for longer than the retry policy waits, or for a minute in all of the project's calls.
+    The server asks for a longer wait than the retry policy allows, or the project received only
+    429s for a minute.
     """
 
 

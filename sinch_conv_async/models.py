@@ -1,6 +1,6 @@
-"""What the API sends and what a bulk job takes, as frozen values.
+"""The API's answers and the items of a bulk job, as frozen values.
 
-Nothing here knows JSON or HTTP: ``_wire/structure.py`` makes these of the API's answers.
+This file knows neither JSON nor HTTP: ``_wire/structure.py`` makes the models of the API's answers.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def _extra() -> Any:
 
 @attrs.frozen
 class ChannelIdentity:
-    """Who the recipient is on one channel.
+    """The recipient on one channel.
 
-    ``identity`` is a phone number on SMS, WhatsApp and Viber; on other channels it is something
-    else. ``app_id`` is set on app-scoped channels (Messenger, Instagram, LINE, WeChat). ``channel``
-    is plain text if :class:`Channel` does not list it. ``extra`` holds the fields that the
+    ``identity`` is a phone number on SMS, WhatsApp and Viber, and another id on other channels.
+    ``app_id`` is set on app-scoped channels (Messenger, Instagram, LINE, WeChat). ``channel`` is
+    plain text if :class:`Channel` does not list it. ``extra`` holds the fields that the
     specification does not name.
     """
 
@@ -59,15 +59,15 @@ class _TimeText:
 
 @attrs.frozen
 class ConversationMessage(_TimeText):
-    """A message as the API answers it. Every field may be missing; its attribute is ``None`` then.
+    """A message as the API answers it. The attribute of a missing field is ``None``.
 
     ``accept_time`` is an aware :class:`~datetime.datetime`. It is ``None`` if the API's text is
-    empty or no timestamp; the text of the latter is ``extra["accept_time"]``, and so is a text
-    whose digits go beyond microseconds. ``metadata`` has at most 1,024 characters. ``direction``,
+    empty or not a timestamp. ``extra["accept_time"]`` has the text if it is not a timestamp, or if
+    it is finer than microseconds. ``metadata`` has at most 1,024 characters. ``direction``,
     ``processing_mode`` and the channel are enum members, or plain text if the enum does not list
     the word. ``sender_id`` is the recipient of a contact message, on channels that support it.
     Fields that the specification does not name (``app_message``, ``contact_message``, new ones) are
-    in ``extra`` as they came.
+    unchanged in ``extra``.
 
     Source: *Update message metadata*, fields of the 200 answer.
     """
@@ -84,7 +84,7 @@ class ConversationMessage(_TimeText):
     processing_mode: ProcessingMode | str | None = None
     extra: Mapping[str, Any] = _extra()
 
-    # attrs makes these two for the fields alone: a copy would lose the text of accept_time.
+    # attrs would copy only the fields, and a copy would lose the text of accept_time.
     def __getstate__(self) -> dict[str, Any]:
         names = [field.name for field in attrs.fields(ConversationMessage)]
         return {
@@ -102,7 +102,7 @@ class ConversationMessage(_TimeText):
 class MessagePage:
     """One page of the list.
 
-    ``next_page_token`` names the page after it; ``None`` or empty on the last one.
+    ``next_page_token`` names the next page; ``None`` or empty on the last page.
     """
 
     messages: tuple[ConversationMessage, ...] = ()
@@ -114,8 +114,8 @@ class MetadataUpdate:
     """One update for :meth:`ConversationClient.update_many`.
 
     The values are checked when the update is sent, so that one bad row is one failed outcome.
-    ``metadata`` is ``None`` only in the outcome of ``transform_many`` for a message that could not
-    be read: nothing was to be written.
+    ``metadata`` is ``None`` only in an outcome of ``transform_many`` whose message could not be
+    read.
     """
 
     message_id: str
@@ -125,7 +125,7 @@ class MetadataUpdate:
 
 @attrs.frozen
 class _Done:
-    """What the outcomes that are ``ok`` have in common."""
+    """The attributes of the outcomes that are ``ok``."""
 
     update: MetadataUpdate
     message: ConversationMessage
@@ -145,7 +145,7 @@ class Updated(_Done):
 
 @attrs.frozen
 class NotUpdated:
-    """The outcome of an update that failed, and why: ``error``.
+    """The outcome of a failed update: ``error`` says why.
 
     ``attempts`` counts the HTTP exchanges that were made; 0 means that nothing was sent.
     """

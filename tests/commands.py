@@ -1,8 +1,9 @@
 """The real command in a process of its own, as a person or a scheduler starts it.
 
-A Python that starts and imports takes most of a second, and hundreds are started. So most are forked from one that has
-imported everything (tests/whole/forker.py): processes with descriptors, a folder and an environment of their own.
-Those that a shell starts, or whose environment Python itself reads, start as usual.
+A Python that starts and imports takes most of a second, and hundreds are started. So most are
+forked from one that has imported everything (tests/whole/forker.py): processes with descriptors, a
+folder and an environment of their own. Those that a shell starts, or whose environment Python
+itself reads, start as usual.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def environment_of(sandbox: Sandbox | None, **more: str) -> dict[str, str]:
 
 
 def unmeasured(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without coverage's measuring, for processes that are killed before they could say what they ran."""
+    """Without coverage's measuring, for processes that are killed before they could say what they
+    ran.
+    """
     return {
         name: value
         for name, value in environment.items()
@@ -160,7 +163,9 @@ class Forked:
 
 
 class Forker:
-    """A Python that has imported the command line, and its children: ``with Forker(...) as forker``."""
+    """A Python that has imported the command line, and its children:
+    ``with Forker(...) as forker``.
+    """
 
     # Python, the C library, coverage and OpenSSL (for aiohttp) read these before a command begins.
     READ_AT_START = ("COVERAGE", "LANG", "LC_", "LD_", "PYTHON", "SSL_", "TZ")
@@ -207,7 +212,9 @@ forkers: list[Forker] = []
 
 
 class Running:
-    """A command under way: ``async with Running(...) as command``. One that is left early is killed."""
+    """A command under way: ``async with Running(...) as command``. One that is left early is
+    killed.
+    """
 
     process: asyncio.subprocess.Process | Forked
 

@@ -1,4 +1,6 @@
-"""What every test is held to: it leaves nothing behind, and it does not quietly go without the servers it needs."""
+"""What every test is held to: it leaves nothing behind, and it does not quietly go without the
+servers it needs.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips a test whose program is missing; in CI, where `.ci/run` installs them all, that is a failure."""
+    """Skips a test whose program is missing; in CI, where `.ci/run` installs them all, that is a
+    failure.
+    """
     for marker in item.iter_markers("needs_program"):
         missing = programs.missing(*marker.args)
         if not missing:
@@ -64,7 +68,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def open_descriptors() -> dict[str, str]:
-    """Number and target of every descriptor of this process; empty where /proc is not there to say."""
+    """Number and target of every descriptor of this process; empty where /proc is not
+    there to say.
+    """
     found = {}
     for entry in DESCRIPTORS.iterdir() if DESCRIPTORS.exists() else ():
         try:
@@ -76,7 +82,9 @@ def open_descriptors() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def leaves_no_descriptor_or_thread() -> Iterator[None]:
-    """Before the event loop is made and after it is gone: the same open files and sockets, the same threads."""
+    """Before the event loop is made and after it is gone: the same open files and sockets, the same
+    threads.
+    """
     descriptors, threads = open_descriptors(), set(threading.enumerate())
     yield
     left = dict(open_descriptors().items() - descriptors.items())
@@ -87,14 +95,18 @@ def leaves_no_descriptor_or_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def leaves_no_task(request: pytest.FixtureRequest, leaves_no_descriptor_or_thread: None) -> None:
-    """For a test that is a coroutine, look at its own loop before that is closed: closing cancels what is left."""
+    """For a test that is a coroutine, look at its own loop before that is closed: closing cancels
+    what is left.
+    """
     if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
         request.getfixturevalue("loop_is_left_idle")
 
 
 @pytest.fixture
 async def loop_is_left_idle() -> AsyncIterator[None]:
-    """After the test and its fixtures: no task on the loop but this one, and no descriptor that the test opened."""
+    """After the test and its fixtures: no task on the loop but this one, and no descriptor that the
+    test opened.
+    """
     tasks, descriptors = asyncio.all_tasks(), open_descriptors()
     yield
     for _ in range(LOOP_PASSES):
@@ -119,7 +131,9 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 @pytest.fixture(params=["direct", "traced"])
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a test twice: with trace hooks (or a proxy) a call goes by way of aiohttp's session, else past it."""
+    """Runs a test twice: with trace hooks (or a proxy) a call goes by way of aiohttp's session,
+    else past it.
+    """
     if request.param == "direct":
         return
     import aiohttp

@@ -1,4 +1,5 @@
-"""Programs that are not this project's and that tests run: where they are, and which are missing here.
+"""Programs that are not this project's and that tests run: where they are, and which are missing
+here.
 
 The list stands in ``.ci/run``, which installs them. ``python -m tests.programs`` prints the missing
 ones, one a line.

@@ -152,7 +152,9 @@ class Server:
 
 
 def answering(*answers: bytes, close: bool = False) -> Callable[[Peer], Awaitable[None]]:
-    """A script that gives these answers in turn, over however many connections, and then updates whatever it is asked to."""
+    """A script that gives these answers in turn, over however many connections, and then updates
+    whatever it is asked to.
+    """
     left = list(answers)
 
     async def script(peer: Peer) -> None:
@@ -169,7 +171,9 @@ def answering(*answers: bytes, close: bool = False) -> Callable[[Peer], Awaitabl
 
 
 def client_of(server: Sandbox | Server, **options: Any) -> ConversationClient:
-    """A client of the server's. One of a scripted server has Basic credentials, so that all it sends are updates."""
+    """A client of the server's. One of a scripted server has Basic credentials, so that all it
+    sends are updates.
+    """
     if isinstance(server, Server):
         given = {
             "project_id": "project",

@@ -1,4 +1,5 @@
-"""aiohttp as people write it by hand: one session, ``json=``, ``raise_for_status``, ``await response.json()``.
+"""aiohttp as people write it by hand: one session, ``json=``, ``raise_for_status``,
+``await response.json()``.
 
 No token cache, no retry, no pacing, no types. What every ratio in the table is taken against.
 With a rate, each task sleeps until its slot has come.

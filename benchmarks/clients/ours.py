@@ -1,8 +1,8 @@
 """This project's client with everything on: token cache, admission, pacing, retry, typed answers.
 
 Variant ``plain`` hides orjson, so that a machine that has it measures the core; variant
-``speedups`` requires it. Variant ``session`` is ``plain`` with requests that go by aiohttp's session,
-as they do with trace hooks and with an aiohttp that the fast route does not know.
+``speedups`` requires it. Variant ``session`` is ``plain`` with requests that go by aiohttp's
+session, as they do with trace hooks and with an aiohttp that the fast route does not know.
 """
 
 import contextlib

@@ -25,7 +25,8 @@ Call = Callable[[str, str], Awaitable[object]]
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a client is asked to do: `calls` updates against `origin`, at most `concurrency` at a time.
+    """What a client is asked to do: `calls` updates against `origin`, at most `concurrency` at a
+    time.
 
     With a `rate` (calls per second) all calls are made at once, and the client holds the rate
     itself.
@@ -41,7 +42,9 @@ class Arguments:
 
     @property
     def warmup(self) -> int:
-        """Calls before the stopwatch starts: enough to open every connection and to settle the interpreter."""
+        """Calls before the stopwatch starts: enough to open every connection and to settle the
+        interpreter.
+        """
         return 100 if self.rate else max(500, 2 * min(self.concurrency, 300))
 
 
@@ -81,7 +84,9 @@ class Stopwatch:
 
 
 def message_ids(count: int) -> Iterator[str]:
-    """Ids of the length of Sinch's, each its own: one id for all would have yarl find every URL in its cache."""
+    """Ids of the length of Sinch's, each its own: one id for all would have yarl find every URL in
+    its cache.
+    """
     return (f"{sample.MESSAGE_ID[:18]}{number:08d}" for number in range(count))
 
 
@@ -155,7 +160,9 @@ def _version(distribution: str) -> str:
 async def work(
     call: Call, count: int, given: Arguments, latencies: list[float] | None = None
 ) -> None:
-    """Makes `count` calls, `given.concurrency` at a time; with a rate, all at once. Clocks each where asked to."""
+    """Makes `count` calls, `given.concurrency` at a time; with a rate, all at once. Clocks each
+    where asked to.
+    """
     ids = message_ids(count)
 
     async def worker() -> None:

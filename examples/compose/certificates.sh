@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes a private CA and a certificate for the host name "sandbox" in ./certificates, good for a month.
+# Makes a private CA and a certificate for the host name "sandbox" in ./certificates, good for a
+# month.
 set -eu
 mkdir -p certificates
 cd certificates

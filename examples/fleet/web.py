@@ -1,4 +1,5 @@
-"""A web process of a fleet: it tags a message after each request. Start several of them; together they keep to one limit.
+"""A web process of a fleet: it tags a message after each request. Start several of them; together
+they keep to one limit.
 
 $ SINCH_CONV_FLEET=redis://127.0.0.1:6379/0 python examples/fleet/web.py
 """

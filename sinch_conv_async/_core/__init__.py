@@ -1,4 +1,4 @@
 """One call, from the await to the socket.
 
-``send`` tells it in order; ``manager`` says who shares what.
+``send`` has its steps in order; ``manager`` has what clients share.
 """

@@ -5,14 +5,11 @@ paused holds no slot, and a full pool spends nobody's turn.
 
 - Within a project: first come, first served, but retries first.
 - Projects that are due take turns.
-- To admit one call costs the same however many wait.
+- Admitting one call costs the same however many wait.
 - A call counts against the pace from the grant on, and its second begins when its request is
   written (:class:`Permit`).
 
-Neither is held while the other is waited for, so a project that is paused holds no slot, and a full
-pool spends nobody's turn. Within a project it is first come, first served, its retries first;
-projects that are due take turns. Admitting one call costs the same however many wait. Knows nothing
-of what is sent.
+This file knows nothing of what is sent.
 """
 
 from __future__ import annotations
@@ -33,26 +30,27 @@ from .retry import RetryBudget
 
 __all__ = ["Admission", "Project"]
 
-# A queue is rid of the calls that gave up waiting when they are more than these and more than half
-# of it.
+# A queue drops the calls that gave up waiting, once they are more than these and more than half of
+# it.
 ABANDONED_KEPT: Final = 64
 
 FORGETTABLE_AFTER: Final = Pace.AT_REST_AFTER
-"""Seconds after which a pace at rest has climbed back to its limit, so that a new one is as good.
+"""Seconds after which an idle pace has climbed back to its limit, so that it equals a new one.
 """
 
 NOT_LATER: Final = -math.inf
 
 BURST_OF_A_SHARE: Final = 8
-"""Calls that may leave at once after idleness, in a fleet. A share is often small; evenly spaced,
-calls that come at random would wait for one another."""
+"""In a fleet, calls that may leave at once after idleness. A share is often small; with even
+spacing, calls that come at random would wait for one another.
+"""
 
 STALE_AFTER: Final = 30.0
 """Seconds without an attempt, after which an earlier 429 says nothing about now."""
 
 
 def too_late_error() -> CallTimeoutError:
-    """A fresh one for each call."""
+    """A new error for each call."""
     return CallTimeoutError("the project's turn cannot come before the timeout", sent="no")
 
 
@@ -62,21 +60,21 @@ class Project:
     ``limits`` and ``patience``: what each client set as its ``rate_limit`` and ``max_retry_after``.
     The lowest limit and the longest patience hold for all of them.
 
-    ``probing``: the API has sent everybody away for longer than a call is willing to wait, and one
-    call at a time finds out whether that is over.
+    ``probing``: the API asked for a longer pause than a call may wait, so one call at a time finds
+    out whether the pause is over.
 
-    ``below_half``: its pace has fallen below half of its limit, and has not come back yet.
-    ``outages``: bulk jobs that wait for the API to come back. ``blocked_since``, ``throttled_at``:
-    when the answers 429 began that nothing else came between, and when the last one came.
+    ``below_half``: its pace has fallen below half of its limit, and has not climbed back to it.
+    ``outages``: bulk jobs that wait for the API to come back. ``blocked_since``: when the first 429
+    of an unbroken row of them came. ``throttled_at``: when the last 429 came.
 
-    ``limit``: the lowest limit of its clients, in requests a second, or of those it last had.
-    ``share``: what a fleet grants of the limit, if there is one. ``sent``: calls that had their
-    turn so far. ``asked_to_wait_until``: the end of the wait that the API last asked this process
-    for.
+    ``limit``: the lowest limit of its clients, in requests a second; without clients, of its last
+    ones. ``share``: the part of the limit that a fleet grants, if there is a fleet. ``sent``: calls
+    that had their turn so far. ``asked_to_wait_until``: the end of the wait that the API last asked
+    this process for.
 
-    ``admission``: where its calls wait now; the tasks of an event loop that is closed know another.
-    ``later_at``: the turn that the admission's timer waits for. ``deadlines``: a heap of the calls
-    that do not wait for ever; those that have ended leave it late.
+    ``admission``: where its calls wait now; it is a new one on each event loop. ``later_at``: the
+    turn that the admission's timer waits for. ``deadlines``: a heap of the waiting calls that have
+    a deadline; calls that have ended are removed later.
     """
 
     __slots__ = (
@@ -136,7 +134,7 @@ class Project:
         return f"<Project pace={self.pace.rate:.1f}/s {counts}{probing}>"
 
     def join(self, client: object, *, rate_limit: float | None, max_retry_after: float) -> None:
-        """A client with its own limit and patience comes to share the project."""
+        """A client with its own limit and patience begins to share the project."""
         self.limits[client] = rate_limit
         self.patience[client] = max_retry_after
         self._set_limit()
@@ -144,14 +142,14 @@ class Project:
     def leave(self, client: object) -> None:
         """The client is closed. Its limit stays in force until another client joins.
 
-        The server has not forgotten the last second either.
+        The server still counts the requests of the last second.
         """
         self.limits.pop(client, None)
         self.patience.pop(client, None)
         self._set_limit()
 
     def set_share(self, share: int | None) -> None:
-        """What a fleet grants of the limit, in requests a second; None without a fleet."""
+        """The part of the limit that a fleet grants, in requests a second; None without a fleet."""
         self.share = share
         self.pace.burst = 1 if share is None else BURST_OF_A_SHARE
         self._set_limit()
@@ -168,7 +166,7 @@ class Project:
             self.pace.limit = limit
 
     def fell_below_half(self, now: float) -> bool:
-        """Whether the pace is below half of its limit, for the first time since it was at it."""
+        """Whether the pace falls below half of its limit, for the first time since its limit."""
         limit = self.pace.limit
         if self.below_half or limit is None or self.pace.rate_at(now) >= limit / 2:
             return False
@@ -176,14 +174,14 @@ class Project:
         return True
 
     def recovered(self, now: float) -> bool:
-        """Whether the pace is back at its limit, for the first time since it was below half."""
+        """Whether the pace is at its limit for the first time since it was below half of it."""
         if not self.below_half or self.pace.rate_at(now) < self.pace.top:
             return False
         self.below_half = False
         return True
 
     def too_long(self, retry_after: float | None) -> bool:
-        """Whether the server asks for more patience than any client of the project has."""
+        """Whether the server asks for a longer wait than any client of the project allows."""
         return retry_after is not None and retry_after > max(self.patience.values(), default=0.0)
 
     def blocked_for(self, now: float) -> float:
@@ -197,8 +195,7 @@ class Project:
     def refused(self, now: float) -> None:
         """The API answered 429."""
         self.throttled += 1
-        # If nothing was sent for long, or could be, then the earlier 429s say nothing of the time
-        # since.
+        # If nothing was sent for long, the earlier 429s say nothing of the time since.
         idle = now - max(self.throttled_at, self.pace.paused_until)
         if self.blocked_since is None or idle > STALE_AFTER:
             self.blocked_since = now
@@ -217,19 +214,20 @@ class Project:
         self.pace.lost()
         self.budget.forget_reserved()
         self.queued = False
-        # Or a call that the garbage collector ends later would be counted a second time.
+        # Otherwise a call that the garbage collector ends later would be counted twice.
         self.admission = None
         self.later_at = NOT_LATER
 
     def forgettable(self, now: float) -> bool:
-        """Whether nothing would be lost with it: no call, and a pace that has long been at rest.
+        """Whether it can be forgotten: no call, and a pace that has long been idle.
 
-        That it was being probed is lost: it would otherwise be kept for ever if nobody calls again.
+        The probing is forgotten with it; otherwise the project would be kept forever if nobody
+        calls again.
         """
         return not self.waiting and not self.in_flight and now > self.pace.due + FORGETTABLE_AFTER
 
     def next_waiter(self) -> asyncio.Future[Permit] | None:
-        """Takes the next call that still waits out of the queue."""
+        """Remove the next call that still waits from the queue."""
         for queue in (self.retries, self.fresh):
             while queue:
                 future = queue.popleft()
@@ -239,7 +237,7 @@ class Project:
         return None
 
     def soonest(self) -> float:
-        """Before this time the next turn cannot come. Without a fleet that is when it is due.
+        """The next turn cannot come before this time. Without a fleet that is when it is due.
 
         A fleet may grant more at any time, and a place of the window may be given back.
         """
@@ -247,10 +245,10 @@ class Project:
         return pace.due if self.share is None and pace.due < math.inf else pace.paused_until
 
     def wait_until(self, deadline: float, future: asyncio.Future[Permit], order: int) -> None:
-        """A call that has joined the queue waits no longer than that."""
+        """Record the deadline of a call that has joined the queue."""
         deadlines = self.deadlines
         if len(deadlines) > 2 * self.waiting + ABANDONED_KEPT:
-            # More than half have ended; the cost is that of those.
+            # More than half have ended, so the cost is in proportion to these.
             deadlines[:] = [entry for entry in deadlines if not entry[2].done()]
             heapq.heapify(deadlines)
         heapq.heappush(deadlines, (deadline, order, future))
@@ -266,14 +264,15 @@ class Project:
         return late
 
     def abandon(self) -> None:
-        """A waiting call has given up. Its future stays in the queue, and is passed over."""
+        """A waiting call has given up. Its future stays in the queue, and is skipped."""
         self.waiting -= 1
         self.abandoned += 1
         if self.abandoned > ABANDONED_KEPT and self.abandoned > self.waiting:
-            # The cost is that of the calls which gave up since the last time.
+            # The cost is in proportion to the calls that gave up since the last time.
             for queue in (self.retries, self.fresh):
                 kept = [future for future in queue if not future.done()]
-                self.abandoned -= len(queue) - len(kept)  # also of those who are about to come here
+                # Counts also the calls that are about to come here.
+                self.abandoned -= len(queue) - len(kept)
                 queue.clear()
                 queue.extend(kept)
 
@@ -283,16 +282,16 @@ class Project:
             future for queue in (self.retries, self.fresh) for future in queue if not future.done()
         ]
         for queue in (self.retries, self.fresh):
-            self.abandoned -= len(queue)  # they have come to abandon(), or will
+            self.abandoned -= len(queue)  # they have called abandon(), or will
             queue.clear()
         return waiting
 
 
 class Permit:
-    """One call's turn and slot.
+    """The turn and the slot of one call.
 
     ``departed``: when its request was written, ``None`` before. ``probe``: the call finds out
-    whether the API takes calls again.
+    whether the API accepts calls again.
     """
 
     __slots__ = ("_admission", "_project", "_released", "departed", "probe")
@@ -310,7 +309,7 @@ class Permit:
             self.departed = self._admission.departed(self._project)
 
     def release(self) -> None:
-        """Gives the slot back, and the turn too unless the request was written."""
+        """Give the slot back, and the turn too unless the request was written."""
         self._released = True
         self._admission.release(self._project, departed=self.departed)
 
@@ -358,7 +357,7 @@ class Admission:
         self._timer_at = 0.0
 
     def admit_now(self, project: Project, now: float) -> Permit | None:
-        """The turn and a slot if both are there and nobody waits for them."""
+        """The turn and a slot if both are free and no call waits for them."""
         if (
             not self.free
             or project.waiting
@@ -381,13 +380,13 @@ class Admission:
     async def admit(
         self, project: Project, lifetime: Lifetime, *, again: bool, deadline: float | None
     ) -> Permit:
-        """The turn and a slot, as soon as both are there.
+        """The turn and a slot, as soon as both are free.
 
         Raises CallTimeoutError as soon as the turn cannot come before ``deadline``. ``again``: the
-        call has had its turn before, and goes ahead of those that have not.
+        call has had a turn before, and goes ahead of those that have not.
         """
         if deadline is not None:
-            # Nobody counts how many of the retries ahead of a retry still wait.
+            # How many of the retries ahead of this retry still wait is not counted.
             self._check_deadline(project, 0 if again else project.waiting, deadline)
         if not project.waiting and project.pace.due <= self._clock():
             project.pace.idle()  # nobody waited when the turn came, so it is not late
@@ -403,14 +402,16 @@ class Admission:
             project.queued = True
             self._ready.append(project)
             self._pump()
-        # Lifetime.wait in place: one coroutine less for each of a hundred thousand that wait.
+        # Lifetime.wait written out: one coroutine less for each of a hundred thousand waiting
+        # calls.
         waiting = lifetime.waiting
         waiting.add(future)
         try:
             return await future
         except BaseException:
             if future.done() and not future.cancelled() and future.exception() is None:
-                # Cancelled in the very tick in which the grant was made: hand it on.
+                # Cancelled in the tick in which the grant was made: give the grant to the next
+                # call.
                 future.result().release()
             elif project.admission is self:
                 self.waiting -= 1
@@ -427,8 +428,8 @@ class Admission:
         ``ahead``: calls that have their turn before this one.
         """
         pace, now = project.pace, self._clock()
-        # At the clients' limit, not at the pace of the moment: a pace that was slowed climbs back,
-        # one that is late catches up, and a fleet may grant more at any time.
+        # Count with the clients' limit and not with the present pace: a lowered pace climbs back, a
+        # late one catches up, and a fleet may grant more at any time.
         limit = project.limit
         at_best = ahead / limit if limit else 0.0
         due = project.soonest()
@@ -436,14 +437,14 @@ class Admission:
             raise too_late_error()
 
     def departed(self, project: Project) -> float:
-        """A request of the project has been written now."""
+        """A request of the project was written now."""
         now = self._clock()
         if project.admission is self and project.pace.left(now):
             self.sooner(project)
         return now
 
     def release(self, project: Project, *, departed: float | None) -> None:
-        """Gives a slot back, and the turn too if nothing departed."""
+        """Give a slot back, and the turn too if nothing departed."""
         if project.admission is not self or self._loop_is_closed():
             return  # the garbage collector ends a call whose event loop was closed under it
         if departed is None:
@@ -457,7 +458,7 @@ class Admission:
             self.sooner(project)  # the turn may have been given back too
 
     def sooner(self, project: Project) -> None:
-        """The project's next turn may have come nearer, or a slot has become free."""
+        """The project's next turn may come sooner, or a slot has become free."""
         if project.pace.due < project.later_at:
             project.later_at = NOT_LATER
             self._ready.append(project)
@@ -465,10 +466,10 @@ class Admission:
             self._pump()
 
     def answered(self, project: Project, permit: Permit) -> None:
-        """The API answered a call, and not with 429.
+        """The API answered a call with something other than 429.
 
-        If the call was a probe, the project is open again. A call that was in flight before the
-        probing began says nothing of that.
+        If the call was a probe, the project is open again. An answer to a call that was sent before
+        the probing began says nothing about that.
         """
         project.answered()
         if project.probing and permit.probe:
@@ -484,7 +485,7 @@ class Admission:
             future.set_exception(too_late_error())
 
     def refuse_waiting(self, project: Project, error: RateLimitedError) -> None:
-        """Fails every call that waits for the project. From now on one call at a time probes."""
+        """Fail every call that waits for the project. From now on one call at a time probes."""
         project.probing = True
         for future in project.refuse():
             own = copy.copy(error)
@@ -492,29 +493,29 @@ class Admission:
             future.set_exception(own)
 
     def stop(self) -> None:
-        """Cancels the timer."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _pump(self) -> None:
-        """Makes every grant that can be made now, and sets the timer for the next."""
+        """Make every grant that can be made now, and set the timer for the next."""
         now = self._clock()
         later = self._later
         ready = self._ready
         while later and later[0][0] <= now:
             at, _, project = heapq.heappop(later)
-            if at == project.later_at:  # else its turn came sooner
+            if at == project.later_at:  # otherwise its turn came sooner
                 project.later_at = NOT_LATER
                 ready.append(project)
         while ready and self.free:
             project = ready.popleft()
             if project.probing and project.in_flight:
-                project.queued = False  # release() brings it back
+                project.queued = False  # release() calls this again
                 continue
             if now < project.pace.due:
                 project.later_at = project.pace.due
-                if project.later_at < math.inf:  # else sooner() brings it back
+                if project.later_at < math.inf:  # otherwise sooner() calls this again
                     self._order += 1
                     heapq.heappush(later, (project.later_at, self._order, project))
                 continue

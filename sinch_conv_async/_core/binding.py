@@ -1,4 +1,4 @@
-"""Which event loop, of which process, a manager works on, and what it has there.
+"""Binds a manager to one event loop of one process, and holds what belongs to that loop.
 
 A manager is made without an event loop. It binds to the running one at its first call, and anew
 when that loop has been closed. While the loop lives, another loop, thread or forked process gets
@@ -7,8 +7,8 @@ paces and counters do not, and outlive it.
 
 Time is the event loop's time. Under a test's frozen clock that keeps asyncio running (freezegun
 with ``real_asyncio=True``), or on a loop with a clock of its own, timers and the pace thus agree.
-If the next loop's clock shows another time than the last one's, the difference is taken off: what
-was written down by the last clock stays right.
+If the next loop's clock shows another time than the last one's, the difference is subtracted, so
+that times recorded by the last clock stay right.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .lifetime import closed_error
 __all__ = ["Binder", "Binding", "Clock"]
 
 SAME_CLOCK: Final = 1.0
-"""Seconds that two loops' clocks may differ by and still be one clock, read twice."""
+"""Two loops' clocks that differ by at most so many seconds are taken for one clock, read twice."""
 
 
 class Binding:
@@ -67,9 +67,9 @@ class Clock:
 class Binder:
     """Binds a manager to the running event loop, one at a time.
 
-    ``forget_loop`` is called when a loop has been closed under a binding: whatever waited on it is
-    gone. ``on_bind`` is told of each new binding. ``rng`` spreads retries; it is seeded anew at
-    each binding, or processes that were forked would all draw the same delays.
+    ``forget_loop`` is called when a bound loop has been closed: whatever waited on it is gone.
+    ``on_bind`` is called with each new binding. ``rng`` spreads retries; it is seeded anew at each
+    binding, because forked processes would otherwise all draw the same delays.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Binder:
         self._on_bind = on_bind
         self._bound_before = False
         self.clock = Clock()
-        self.rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
+        self.rng = random.Random()  # noqa: S311  # spreads retries; no secret
         self.current: Binding | None = None
         self.closed = False
 
@@ -104,13 +104,13 @@ class Binder:
             and binding.pid == os.getpid()
         ):
             return binding
-        self.living()  # refuses, or gives up what is on a closed loop
+        self.living()  # raises, or discards what is on a closed loop
         return self._bind()
 
     def living(self) -> Binding | None:
         """What the manager has on the running event loop, if anything.
 
-        What it had on a loop that is closed is given up.
+        What it had on a closed loop is discarded.
         """
         binding = self.current
         if binding is None:
@@ -127,14 +127,14 @@ class Binder:
             )
         if binding.loop is not asyncio.get_running_loop():
             raise ClientStateError(
-                "this client belongs to another event loop that is still there; "
+                "this client belongs to another event loop that is still open; "
                 "let all threads share one "
                 "client on one loop, as docs/how-to/synchronous-hosts shows"
             )
         return binding
 
     def _bind(self) -> Binding:
-        """Makes fresh connections and queues on the running loop."""
+        """Make new connections and queues on the running loop."""
         loop = asyncio.get_running_loop()
         clock = clock_of(loop)
         if self._bound_before:
@@ -160,8 +160,8 @@ class Binder:
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """The loop's time as a function.
 
-    uvloop's ``time()`` is the time at which the current round of the loop began. A stall within the
-    round would not show, so there the clock is read that it is made of.
+    uvloop's ``time()`` is the time at which the current round of the loop began, so it hides a
+    stall within the round. There, read the system's monotonic clock instead.
     """
     if type(loop).__module__.partition(".")[0] == "uvloop":
         return functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)

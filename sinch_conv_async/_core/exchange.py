@@ -1,22 +1,21 @@
-"""One HTTP exchange: a request and a token go in; a response, or why there is none, comes out.
+"""One HTTP exchange: a request and a token go in; a response or a Failure comes out.
 
-Only this file and ``pool`` call aiohttp's client. It decides what aiohttp must not decide:
+Only this file and ``pool`` call aiohttp's client. This file decides what aiohttp must not decide:
 
 - Redirects are not followed, cookies are not kept, the environment's proxies are not used.
 - One timeout covers the whole exchange: connecting, sending, reading.
 - One exchange sends one request. aiohttp's session would send a GET twice by itself.
 - aiohttp's exceptions end here. They carry request headers, and so the access token; a caller
   sees a :class:`Failure` instead.
-- A user's trace hook that raises is a mistake in the user's program. Its exception goes on to the
-  caller and says where it was raised, but its traceback holds no variables: a frame below holds
+- A user's trace hook that raises is a mistake in the user's program. The caller gets its exception,
+  with the place where it was raised. The traceback holds no variables, because a frame below holds
   the request's headers.
 
 There are two routes. The fast route (``fast_route``) writes the request itself and reads the answer
-with aiohttp's parser. aiohttp's session, the public route, is for a proxy and for trace hooks,
-which need more than that, and for an aiohttp that is not as the fast route needs it
-(``aiohttp_private``).
+with aiohttp's parser. The public route is aiohttp's session. It is for a proxy, for trace hooks,
+and for an aiohttp that differs from what the fast route needs (``aiohttp_private``).
 
-:class:`Exchange` is what the send loop learns of the connection, also when it is cancelled.
+:class:`Exchange` tells the send loop about the connection, also when the call is cancelled.
 """
 
 from __future__ import annotations
@@ -59,7 +58,9 @@ TOKEN_TIMEOUT: Final = 10.0
 """Seconds that one token request may take."""
 
 KEEPALIVE: Final = 30.0
-"""Seconds that an idle connection is kept. The pool notices if the server closes it meanwhile."""
+"""Seconds for which an idle connection is kept. The pool notices if the server closes
+it earlier.
+"""
 
 USER_AGENT: Final = (
     f"sinch-conv-async/{VERSION} "
@@ -96,8 +97,8 @@ class ConnectionOptions:
     def checked(
         cls, *, ssl: object, proxy: str | URL | None, resolver: Any, trace_configs: Any
     ) -> ConnectionOptions | str:
-        """The options, or what is wrong with them, since ``proxy`` may hold a password."""
-        given: Any = resolver  # what a function makes is not known before it is called
+        """The options, or a text that says what is wrong; an error could show a proxy's secret."""
+        given: Any = resolver  # the result of a function is unknown before it is called
         found_proxy = checked_proxy(proxy)
         if isinstance(found_proxy, str):
             return found_proxy
@@ -116,7 +117,7 @@ class ConnectionOptions:
         return cls(ssl, found_proxy, given, traces)
 
     def check_origin(self, name: str, origin: str) -> None:
-        """Raises InvalidArgumentError if plain text would go to a proxy on another machine."""
+        """Raise InvalidArgumentError if plain text would go to a proxy on another machine."""
         if self.proxy is not None and origin.startswith("http:") and not self.proxy.on_this_machine:
             raise InvalidArgumentError(
                 f"{name} must be https, or the proxy must be on this machine: "
@@ -138,7 +139,8 @@ class Connections:
 
     def __init__(self, options: ConnectionOptions) -> None:
         if not _verifies(options.ssl):
-            raise InvalidArgumentError(_UNVERIFIED)  # changed since the manager was made
+            # The context was changed after the manager was made.
+            raise InvalidArgumentError(_UNVERIFIED)
         resolver = options.resolver
         made = None
         if resolver is not None and not isinstance(resolver, AbstractResolver):
@@ -157,7 +159,7 @@ class Connections:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=NO_TIMEOUT,
             trust_env=False,
-            auto_decompress=False,  # a decompression bomb is defused where the answer is read
+            auto_decompress=False,  # the reader of the answer bounds the decompressed size
             trace_configs=[*options.trace_configs, _tells_when_written()],
         )
         self._fast = (
@@ -176,15 +178,15 @@ class Connections:
         return self._session.closed
 
     async def aclose(self) -> None:
-        """Closes every connection."""
+        """Close every connection."""
         await self._keeper.aclose()
 
     def leave_to_parent(self) -> None:
-        """In a forked child: the connections are the parent's, which goes on with them."""
+        """In a forked child: discard the connections, which the parent goes on using."""
         self._session.detach()
 
     def discard(self) -> None:
-        """Lets go of the connections of an event loop that was closed while they were open."""
+        """Discard the connections of an event loop that was closed while they were open."""
         if not self._session.closed:
             self._session.detach()
             if self._fast is not None:
@@ -196,8 +198,8 @@ class Connections:
     ) -> Response | Failure:
         """Sends one request and reads its answer, within ``timeout`` seconds.
 
-        Fills in ``known`` on the way. A status of 400 or more is a response, even if its body was
-        cut short: the status says enough.
+        Fills in ``known`` on the way. An answer with a status of 400 or more is a response even if
+        its body was cut short.
         """
         answer: Response | None = None
         cause: Exception | None = None
@@ -217,16 +219,16 @@ class Connections:
             cause = error  # TimeoutError is an OSError
         except BaseException as error:
             if self._loop.is_closed():
-                # The event loop was closed under the call, and the garbage collector ends its
-                # coroutine. Nothing can be closed in order then, and what aiohttp raises says
-                # no more than that.
+                # The event loop was closed during the call, and the garbage collector ends its
+                # coroutine. Nothing can be closed in order then, and aiohttp's exceptions only say
+                # so.
                 raise GeneratorExit from None
-            # The call was cancelled, or a trace hook of the user's raised.
+            # The call was cancelled, or the user's trace hook raised.
             error.__context__ = error.__cause__ = None
             error.__traceback__ = without_variables(error)
             raise
         if answer is None:
-            assert cause is not None  # what is not caught is raised
+            assert cause is not None  # other exceptions go on to the caller
             failure = transport_failure(cause, known, host=request.url.host or "", timeout=timeout)
             cause = None
             return failure
@@ -248,7 +250,7 @@ class Connections:
     async def _by_session(
         self, request: Request, token: Token, known: Exchange
     ) -> tuple[Response, bool]:
-        """The answer, and whether its body is complete, by aiohttp's session."""
+        """The answer by aiohttp's session, and whether its body is complete."""
         proxy = self._proxy
         # aiohttp puts proxy_headers only into a CONNECT. A proxy that gets the request itself must
         # find them there.
@@ -296,7 +298,7 @@ class Connections:
 
 
 def _fast_route_works() -> bool:
-    """Whether aiohttp is as the fast route needs it; if it is not, the log says why."""
+    """Whether aiohttp has what the fast route needs; if not, log what differs."""
     differs = differences()
     if differs:
         log(
@@ -310,10 +312,10 @@ def _fast_route_works() -> bool:
 
 
 def _tells_when_written() -> aiohttp.TraceConfig:
-    """The last of the session's trace configurations: it tells the exchange of its write.
+    """The last of the session's trace configurations: it records when the request is written.
 
-    aiohttp runs these hooks just before it writes, in the same step unless a user's hook waits.
-    What they schedule runs after that step.
+    aiohttp runs these hooks just before it writes, in the same step unless a user's hook waits. A
+    callback that a hook schedules runs after that step.
     """
 
     async def on_body(session: aiohttp.ClientSession, context: object, params: object) -> None:
@@ -336,10 +338,10 @@ def _tells_when_written() -> aiohttp.TraceConfig:
 async def _keeper(
     session: aiohttp.ClientSession, fast: FastRoute | None, resolver: AbstractResolver | None
 ) -> AsyncGenerator[None, None]:
-    """Closes the session when nobody holds this generator, and at the latest when the loop ends.
+    """Close the session when this generator is freed, and at the latest when the loop ends.
 
     A loop that ends (``asyncio.run``, ``asyncio.Runner``) closes the asynchronous generators that
-    were started on it. ``resolver``: one that was made for this loop, to be closed as well.
+    were started on it. ``resolver``: a resolver that was made for this loop, to be closed as well.
     """
     try:
         yield
@@ -352,9 +354,9 @@ async def _keeper(
 
 
 def without_variables(error: BaseException) -> TracebackType | None:
-    """The error's traceback with the same files, lines and names, and with frames that are empty.
+    """The error's traceback with the same files, lines and names, and with empty frames.
 
-    ``None`` for a cancellation: it is no mistake whose place somebody looks for.
+    ``None`` for a cancellation, whose place tells nothing.
     """
     if isinstance(error, asyncio.CancelledError):
         return None
@@ -366,21 +368,21 @@ def without_variables(error: BaseException) -> TracebackType | None:
 
 
 def _empty_frame(code: CodeType, line: int) -> FrameType:
-    """A frame that names this line of this code, and has run nothing of it."""
+    """A frame at this line of this code, without variables."""
     tree = ast.parse("here()", mode="eval")
     for node in ast.walk(tree):
         if isinstance(node, ast.expr):
             node.lineno = node.end_lineno = line
-            node.col_offset = node.end_col_offset = -1  # no column is known
+            node.col_offset = node.end_col_offset = -1  # the column is unknown
     here = compile(tree, code.co_filename, "eval").replace(
         co_name=code.co_name, co_qualname=code.co_qualname
     )
-    frame: FrameType = eval(here, {"here": sys._getframe})  # noqa: S307  # our own expression
+    frame: FrameType = eval(here, {"here": sys._getframe})  # noqa: S307  # this file's own expression
     return frame
 
 
 def transport_failure(cause: Exception, known: Exchange, *, host: str, timeout: float) -> Failure:
-    """Says in our words what aiohttp's exception means.
+    """The Failure that aiohttp's exception means, in this package's words.
 
     The exception's own text is not repeated: it may quote what the server sent. ``host``: the
     request's. A connection error names the host that aiohttp tried, which may be the proxy's.

@@ -1,7 +1,7 @@
-"""The calls of one client: which of them wait, how many run, and how both end with the client.
+"""The calls of one client: those that wait, the number that run, and how closing ends them.
 
-Whatever a call waits for (a token, its turn, the delay before a retry), it waits on a future that
-this object knows. So closing the client can end the wait.
+A call waits for a token, for its turn or for the delay before a retry. Each wait is on a future
+that this object knows, so closing the client can end the wait.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Lifetime", "closed_error"]
 
 
 def closed_error() -> ClientStateError:
-    """A fresh error for each call: a shared one would collect every caller's traceback."""
+    """A new error for each call, because a shared error would collect every caller's traceback."""
     return ClientStateError("the client is closed")
 
 
@@ -31,22 +31,22 @@ class Lifetime:
         self._drained: asyncio.Future[None] | None = None
 
     async def wait(self, future: asyncio.Future[None]) -> None:
-        """Waits until the future is done or the client closes. Cancelling the call cancels it."""
+        """Wait until the future is done or the client closes. A cancelled call cancels it."""
         self.check_open()
         self.waiting.add(future)
         try:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                # The call was cancelled in the tick in which the future failed. Looking at the
-                # exception keeps asyncio from reporting that nobody has.
+                # The call was cancelled in the tick in which the future failed. Reading the
+                # exception keeps asyncio from reporting it as never retrieved.
                 future.exception()
             raise
         finally:
             self.waiting.discard(future)
 
     async def sleep(self, delay: float) -> None:
-        """Waits ``delay`` seconds, or until the client closes."""
+        """Wait ``delay`` seconds, or until the client closes."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(delay, _wake, future)
@@ -56,7 +56,7 @@ class Lifetime:
             timer.cancel()
 
     def check_open(self) -> None:
-        """Raises ClientStateError once the client is closed."""
+        """Raise ClientStateError if the client is closed."""
         if self.closed:
             raise closed_error()
 
@@ -73,25 +73,25 @@ class Lifetime:
             self._drained = None
 
     def fail_waiting(self) -> None:
-        """Closes: the calls that wait fail now, and no other begins."""
+        """Close: the calls that wait fail now, and no other begins."""
         self.closed = True
         for future in self.waiting:
             if not future.done():
                 future.set_exception(closed_error())
 
     async def drained(self) -> None:
-        """Returns when no call is under way any more."""
+        """Return when no call is under way any more."""
         while self.running:
             if self._drained is None:
                 self._drained = asyncio.get_running_loop().create_future()
-            # Shielded: several may wait here, and one that is cancelled leaves the others waiting.
+            # Shielded, so that a caller that is cancelled does not cancel the wait of others.
             await asyncio.shield(self._drained)
 
     def on_another_loop(self) -> Lifetime:
-        """The same client's calls once the event loop of these is closed, and they with it.
+        """A new object for the same client, after the event loop of these calls was closed.
 
-        Another object, because what is left of a call may still be torn down, whenever the garbage
-        collector finds it.
+        The garbage collector may still end a call of the closed loop, and that must not change the
+        counts of the new one.
         """
         fresh = Lifetime()
         fresh.closed = self.closed

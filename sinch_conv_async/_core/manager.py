@@ -1,12 +1,12 @@
-"""The session manager: who shares what.
+"""The session manager, and what its clients share.
 
 Clients on one manager share its connections and slots; clients of one project share its pace,
-clients with one key its token. The manager hands each client a :class:`Sender` that holds all it
-needs: nobody reaches into the manager. :class:`Registry` holds what is shared, :class:`Binder` what
-belongs to the running event loop.
+clients with one key its token. The manager gives each client a :class:`Sender` that holds all it
+needs, so no client reaches into the manager. :class:`Registry` holds what is shared,
+:class:`Binder` what belongs to the running event loop.
 
-No object that the manager holds refers back to it, so a manager that is forgotten is freed at once,
-and warns.
+No object that the manager holds refers back to it. So a manager that nobody refers to is freed at
+once, and warns if it was not closed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["SessionManager"]
 
 FORGET_ABOVE: Final = 64
-"""Projects and tokens that a manager keeps without asking itself whether they are still of use."""
+"""A manager that holds more projects and tokens than this looks for those that it can forget."""
 
 
 class Registry:
@@ -67,7 +67,7 @@ class Registry:
     def requester(
         self, auth_origin: str, credentials: Credentials, binder: Binder, counters: Counters
     ) -> tuple[TokenRequester, Callable[[str], None] | None]:
-        """What a token source asks with, and what it tells of a token that the API has refused."""
+        """The function that requests a token, and the one to call when the API refuses a token."""
         request = token_requester(auth_origin, binder, counters)
         if self.sharing is None:
             return request, None
@@ -91,7 +91,7 @@ class Registry:
         return source
 
     def forget_unused(self, now: float) -> None:
-        """Lets go of projects and tokens that no client has used for a while.
+        """Forget projects and tokens that no client has used for a while.
 
         So a manager can outlive any number of them.
         """
@@ -114,7 +114,7 @@ class Registry:
         self.forget_above = 2 * (len(self.projects) + len(self.sources)) + FORGET_ABOVE
 
     def forget_loop(self) -> None:
-        """An event loop was closed, and what waited on it is gone."""
+        """An event loop was closed, and the calls that waited on it are gone."""
         for project in self.projects.values():
             project.forget_loop()
         for source in self.sources.values():
@@ -126,12 +126,13 @@ class Registry:
 
 
 TokenRequester = Callable[[Credentials], Awaitable[TokenResponse | Failure]]
-"""Makes one token request for a key."""
+"""Make one token request for a key."""
 
 
 def sharing_of(fleet: Fleet) -> Sharing:
-    """What keeps a manager's projects at their shares of the fleet, or InvalidArgumentError."""
-    from .sharing import Sharing  # here: a manager without a fleet need not import it
+    """The object that keeps each project at its share of the fleet, or InvalidArgumentError."""
+    # Imported here, because a manager without a fleet does not need it.
+    from .sharing import Sharing
 
     if not all(
         callable(getattr(fleet, name, None)) for name in ("share", "token", "forget_token", "close")
@@ -141,9 +142,9 @@ def sharing_of(fleet: Fleet) -> Sharing:
 
 
 def token_requester(auth_origin: str, binder: Binder, counters: Counters) -> TokenRequester:
-    """What a token source asks with.
+    """A function that makes one token request.
 
-    It holds the binder weakly, so that a manager that is forgotten is freed at once.
+    It holds the binder weakly, so that a manager that nobody refers to is freed at once.
     """
     request = token_request(auth_origin)
     holder = weakref.ref(binder)
@@ -224,7 +225,7 @@ class SessionManager:
         policy: RetryPolicy,
         attempt_timeout: float,
     ) -> Sender:
-        """What one client sends with.
+        """The sender of one client.
 
         For :class:`ConversationClient`, which has checked the arguments; not for applications.
         """
@@ -232,7 +233,7 @@ class SessionManager:
         binder.options.check_origin("conversation_origin", origin)
         if auth == "oauth2":
             binder.options.check_origin("auth_origin", auth_origin)
-        # First: what is looked up below is not in use yet.
+        # First of all, because the project that is looked up below is not in use yet.
         registry.forget_unused(binder.clock.now())
         authorization: Authorization = (
             BasicAuthorization(credentials)
@@ -296,7 +297,8 @@ class SessionManager:
             binding.closing = binding.loop.create_task(
                 self._close(binding, senders), name="sinch_conv_async closing"
             )
-        # In a task of its own: whoever waits for it may be cancelled, and still nothing stays open.
+        # In a task of its own, so that everything is closed even if the waiting caller is
+        # cancelled.
         await asyncio.shield(binding.closing)
 
     async def _close(self, binding: Binding, senders: list[Sender]) -> None:

@@ -1,7 +1,7 @@
-"""Which refusals (429) come whatever the pace, and which come because of it. Pure.
+"""Tells refusals (429) that the pace has caused from those that come at any pace. Pure.
 
-One 429 says nothing of its cause. A fall of the pace is the experiment that tells: refusals that
-the pace has caused stop after it, the others go on. So every fall is watched, by a ``Trial``.
+One 429 says nothing about its cause. A fall of the pace is an experiment: refusals that the pace
+has caused stop after the fall, and the others go on. So a ``Trial`` watches every fall.
 
 1. The pace falls, and does not climb while the trial lasts: a climb would bring congestion back
    while it is measured.
@@ -36,13 +36,13 @@ ENOUGH_SENT: Final = 400  # departures after a fall
 LONGEST: Final = 4  # seconds after a fall in which they are counted, at most
 ANSWERS: Final = 0.3  # seconds for the last answers to come in
 LONGEST_TRIAL: Final = 1 + LONGEST + ANSWERS
-LATE: Final = 0.25  # seconds; a count that is later than this is of other departures than was meant
+LATE: Final = 0.25  # seconds; a later count would count other departures
 
 ENOUGH_REFUSED: Final = 5
 ENOUGH_TRIALS: Final = 2
-LEAST_SENT: Final = 20  # departures in a trial, fewer of which say nothing
+LEAST_SENT: Final = 20  # a trial with fewer departures than this says nothing
 RATIO: Final = 0.6  # of the share around the falls
-MEMORY: Final = 1500  # departures; what is older counts less and less
+MEMORY: Final = 1500  # departures; older ones count less and less
 
 
 class Sample(NamedTuple):
@@ -57,26 +57,26 @@ class Sample(NamedTuple):
 
 
 def explains(share: float, sample: Sample) -> bool:
-    """Whether so many refusals may come of a share that is refused at random."""
+    """Whether random refusals of this share explain so many refusals."""
     expected = share * sample.sent
     return sample.refused <= expected + DEVIATIONS * math.sqrt(expected)
 
 
 def severe(sample: Sample) -> bool:
-    """Whether so many are refused that it is congestion without a doubt."""
+    """Whether so many requests are refused that it must be congestion."""
     expected = SEVERE_SHARE * sample.sent
     return sample.refused > expected + SEVERE_DEVIATIONS * math.sqrt(expected)
 
 
 class Trial:
-    """What is refused around one fall of the pace and after it.
+    """The refusals around one fall of the pace and after it.
 
     ``resumed``: when requests depart again after the fall to ``rate``. ``before``: the requests of
     the second before it. ``trigger``: when the request departed whose refusal made the pace fall.
     ``rate_before``: the pace to go back to.
 
-    Tell it of each further refusal (``refused``). When ``count_at`` has come, call ``count`` with
-    the number of departures in the last second. It is ``over`` when all has been counted.
+    Call ``refused`` for each further refusal. At ``count_at``, call ``count`` with the number of
+    departures in the last second. The trial is ``over`` when everything has been counted.
     """
 
     __slots__ = (
@@ -119,7 +119,7 @@ class Trial:
             self._after_refused += 1
 
     def count(self, now: float, sent: int) -> bool:
-        """Takes the departures of the last second; False when it comes too late to be of use."""
+        """Record the departures of the last second; False if the call comes too late."""
         if now > self.count_at + LATE:
             return False
         if self.count_at == self._began:
@@ -146,12 +146,12 @@ class Trial:
 
     @property
     def after(self) -> Sample:
-        """What departed more than a second after the fall."""
+        """The requests that departed more than a second after the fall."""
         return Sample(self._after_sent, self._after_refused)
 
 
 class Noise:
-    """The share of requests that is refused whatever the pace; 0.0 while it is not known."""
+    """The share of requests that is refused at any pace; 0.0 while it is unknown."""
 
     __slots__ = ("_after", "_around", "_trials", "share")
 
@@ -159,15 +159,16 @@ class Noise:
         self.forget()
 
     def forget(self) -> None:
-        """Forgets everything: there is congestion now."""
+        """Forget everything, because there is congestion now."""
         self.share = 0.0
         self._trials = 0
         self._around = self._after = Sample(0.0, 0.0)
 
     def learn(self, trial: Trial, *, may_be_noise: bool) -> None:
-        """Takes in what a trial has found.
+        """Add the result of a trial.
 
-        ``may_be_noise``: False if this process cannot tell noise from its neighbours.
+        ``may_be_noise``: False if this process cannot tell noise from refusals that its neighbours
+        cause.
         """
         around, after = trial.around, trial.after
         expected = (self.share or self._after.share) * after.sent

@@ -1,43 +1,41 @@
 """When the next request of one project may depart.
 
 Arithmetic on numbers that are passed in: monotonic seconds, answers of status 429, a source of
-randomness. It knows neither who is waiting nor what is sent, and has no clock: a caller looks at
-``due``, and tells of each departure.
+randomness. It knows neither the waiting calls nor what is sent, and has no clock. A caller reads
+``due``, and reports each departure.
 
-Three rules together give the time of the next departure; the latest of them wins.
+Three rules give a time for the next departure; the latest of the three times is used.
 
 * *The window.* The departures of the last second, and the calls that were admitted and have not
-  departed yet, are together at most ``limit``. This is the promise that is never broken: no
-  second, wherever it begins, holds more departures than ``limit``. A departure is the write to
-  the socket. Opening a connection may delay it after the admission, so a call counts from its
-  admission on, and its second begins with its departure.
-* *The spacing.* Departures follow one another at the pace, evenly. A wake-up that comes late
-  finds several due and makes them all, so that a busy event loop costs no throughput. After
+  departed yet, are together at most ``limit``. So no second, wherever it begins, holds more
+  departures than ``limit``. This is never broken. A departure is the write to the socket. Opening a
+  connection may delay it after the admission, so a call counts from its admission on, and its
+  second begins with its departure.
+* *The spacing.* Departures follow one another evenly, at the pace. If the event loop wakes up late,
+  several departures are due and all are made, so that a busy loop costs no throughput. After
   idleness ``burst`` departures may follow at once; without a fleet that is one.
-* *The pause.* After a 429 nobody departs for a while.
+* *The pause.* After a 429 nothing departs for a while.
 
-The pace follows AIMD, additive increase and multiplicative decrease. Chiu and Jain (1989) show
-that processes that share a limit in this way, without knowing of each other, come to share it
-evenly.
+The pace follows AIMD, additive increase and multiplicative decrease. Chiu and Jain (1989) show that
+processes that use AIMD come to share a limit evenly without knowing of each other.
 
-* *Decrease.* A 429 lowers the pace to 98 % of what was let through in the last second
-  (``DECREASE_FACTOR``), once: the 429s of requests that departed before the fall change nothing
-  more.
+* *Decrease.* A 429 lowers the pace to 98 % of the requests that were accepted in the last second
+  (``DECREASE_FACTOR``). Further 429s to requests that departed before this fall change nothing.
 * *Increase.* The pace climbs back by 2.6 % of the limit each second (``INCREASE_PER_SECOND``).
-* *Noise.* Some 429s come whatever the pace: the limit of one app, a gateway node that counts for
-  itself. They must not lower it, or 1 % of them would cost most of the limit. So each fall is an
-  experiment (``noise.py``). The pace stays where it fell to for 2.3 s or more, while the refusals
-  before and after the fall are counted. If the fall has changed nothing, the pace goes back to
-  what it was (``rate_before``), and from then on that share of refusals is ignored: no pause, no
-  fall. If requests are still refused and it is not noise, the pace falls again.
+* *Noise.* Some 429s come at any pace, because of the limit of one app, or of a gateway node that
+  counts for itself. They must not lower the pace: 1 % of them would cost most of the limit. So each
+  fall is an experiment (``noise.py``). The pace does not climb for 2.3 s or more, while the
+  refusals before and after the fall are counted. If the fall has changed nothing, the pace goes
+  back to its value before the fall (``rate_before``). From then on that share of refusals is
+  ignored: no pause, no fall. If requests are still refused and it is not noise, the pace falls
+  again.
 * More than 5 % refused, beyond chance, is always congestion: the pace falls at once, and the
   noise is forgotten.
-* A process with less than a fifth of its limit takes all refusals for congestion
-  (``PART_FOR_NOISE``). Its neighbours fill whatever it leaves, so its own falls change little,
-  and it could not tell their refusals from noise.
+* A process whose pace is less than a fifth of its limit takes all refusals for congestion
+  (``PART_FOR_NOISE``). Its neighbours use whatever it leaves, so its own falls change little, and
+  it could not tell the refusals that they cause from noise.
 
-What this does with the usual ways of counting on a server is measured in
-``benchmarks/pace_simulation.py``.
+``benchmarks/pace_simulation.py`` measures this with the ways in which servers usually count.
 """
 
 from __future__ import annotations
@@ -53,8 +51,7 @@ from .noise import LEAST_SENT, LONGEST_TRIAL, Noise, Sample, Trial, explains, se
 
 __all__ = ["Pace"]
 
-# A request counts against the server's second for a second; the nanosecond keeps rounding from
-# making it less.
+# A server counts a request for a second; the nanosecond keeps rounding from making it less.
 WINDOW: Final = 1.0 + 1e-9
 
 # The ring starts small and doubles: hundreds of projects may share a process, most of them far
@@ -83,26 +80,28 @@ class Pace:
 
     # The values come out of benchmarks/pace_simulation.py; docs/evidence/pace.rst has the figures.
 
-    # Of the interval: without this room, jitter on the way would overfill the server's window.
+    # Of the interval. Without this margin, jitter of the network would overfill the server's
+    # window.
     HEADROOM = 0.005
-    # Seconds of lateness that are made up for; also the largest burst, in seconds' worth.
+    # Seconds of lateness that are made up for, which is also the largest burst.
     CATCH_UP = 0.25
     # The same, once the window has room again.
     CATCH_UP_WHEN_FULL = 0.05
-    DECREASE_FACTOR = 0.98  # the pace falls to this share of what has lately been let through
+    DECREASE_FACTOR = 0.98  # the pace falls to this share of the requests lately accepted
     DECREASE_FACTOR_ASKED = 0.66  # of the pace, where the server asks for a wait
     INCREASE_PER_SECOND = 0.026  # of the limit
     INCREASE_PER_SECOND_ASKED = 0.015  # after a wait that the server has asked for
     # Seconds after which the pace is back at the limit, wherever it was.
     AT_REST_AFTER = 1 / INCREASE_PER_SECOND_ASKED + LONGEST_TRIAL
     STRAY = 0.01  # a share of refusals after a fall that calls for no second fall
-    # Of the limit. A process with less has neighbours, and their refusals look like noise.
+    # Of the limit. A process below it has neighbours, and the refusals that they cause look like
+    # noise.
     PART_FOR_NOISE = 0.2
-    TELLING = 5  # departures in a second, fewer of which say nothing about what is let through
-    SATURATED = 0.5  # of the pace; nor does what departs at less than this
+    TELLING = 5  # fewer departures in a second say nothing about how many are accepted
+    SATURATED = 0.5  # of the pace; departures below this share say nothing either
     PAUSE = 0.0125  # seconds, doubling while congestion lasts: 0.1 at most
     DEEPEST = 3  # doublings
-    # Seconds: a congestion that comes so soon after the last pause is the last one's continuation.
+    # Seconds. Congestion that begins so soon after a pause continues the congestion before it.
     RESUMED_FOR = 0.5
     LEAST = 0.35  # of the pace that was, within a second
     FLOOR = 0.002  # of the limit
@@ -142,7 +141,7 @@ class Pace:
         self._next = NEVER  # the spacing's own time for the next departure
         self._allowance = 0.0  # how far the spacing may lie behind now
         self.burst = 1
-        self._saved = 0.0  # the same after idleness
+        self._saved = 0.0  # as above, after idleness
         self._lowered = NEVER
         self._depth = 0
         self._rate_before_decrease = math.inf  # and when that was
@@ -152,9 +151,10 @@ class Pace:
         self._slowed = False
         self._rate = math.inf
         self._rate_since = NEVER
-        self._refused: deque[float] = deque()  # when what was refused had departed, for a second
+        # When refused requests had departed; kept for a second.
+        self._refused: deque[float] = deque()
         self._ring = array("d")
-        self._at = 0  # where the oldest departure lies, which the next one replaces
+        self._at = 0  # index of the oldest departure, which the next one replaces
         self._dropped = NEVER
         self._outstanding = 0  # calls that were admitted and have not departed yet
         self._window = 0
@@ -180,10 +180,10 @@ class Pace:
         self._limit = limit
         newest = self._ring[self._at :] + self._ring[: self._at]
         if limit is None:
-            self._window = 0  # else the whole requests that the ring may come to hold
+            self._window = 0  # otherwise the whole requests that the ring may grow to hold
             self._top = math.inf
             self._slowed = False
-            newest = array("d")  # a limit that is set later counts from then on
+            newest = array("d")  # a limit that is set later counts from its setting on
         else:
             # Half a request more in every second would need a window of two.
             self._window = max(1, math.floor(limit))
@@ -199,8 +199,8 @@ class Pace:
                 newest = array("d", [NEVER]) * min(self._window, FIRST_RING)
         if not self._slowed or self._rate > self._top:
             self._rate = self._top
-        # A lower limit holds from the next departure on; a higher one at once, and what
-        # waited for the lower one is not lateness.
+        # A lower limit holds from the next departure on. A higher one holds at once, and a wait
+        # that the lower one caused is not lateness.
         soonest = max(newest[-1] + self._interval if newest else NEVER, self.paused_until)
         if self._next > soonest:
             self._next = soonest
@@ -211,7 +211,7 @@ class Pace:
         self._settle()
 
     def _hold(self) -> None:
-        """Nothing departs until another limit is set. What has departed is remembered for then."""
+        """Nothing departs until another limit is set. It remembers the departures for then."""
         if not self._window:
             self.limit = 1.0
         self._limit = 0.0
@@ -240,7 +240,7 @@ class Pace:
         return self._top
 
     def rate_at(self, now: float) -> float:
-        """The pace that has been climbed back to by ``now``; changes nothing."""
+        """The pace at ``now``, after its climb; changes nothing."""
         return 0.0 if self._limit == 0 else self._climbed(now)
 
     def _climbed(self, now: float) -> float:
@@ -256,7 +256,7 @@ class Pace:
     def admit(self, now: float) -> None:
         """Give a call its turn.
 
-        It takes a place of the window until ``left`` or ``refund`` says what became of it.
+        It takes a place of the window until ``left`` or ``refund``.
         """
         taken = self._outstanding + 1
         self._outstanding = taken
@@ -279,8 +279,8 @@ class Pace:
             if self._size < self._window:
                 self._settle()
                 return
-            # What the window held back is not lateness, or the burst after a stall
-            # would come back each second.
+            # A wait that the window caused is not lateness. Otherwise the burst after a stall would
+            # recur each second.
             self._next = max(due, free - self.CATCH_UP_WHEN_FULL)
             due = free
         self.due = due
@@ -302,7 +302,7 @@ class Pace:
         return full
 
     def idle(self) -> None:
-        """Nobody waits any more: what the next departure is late by is not lateness."""
+        """No call waits any more, so the time until the next departure is not lateness."""
         self._allowance = self._saved
 
     def refund(self) -> None:
@@ -350,8 +350,8 @@ class Pace:
         if until > self.paused_until:
             self.paused_until = until
             if self._next < until:
-                self._next = until  # what the pause held back is not lateness
-        # Nothing is climbed while nobody departs.
+                self._next = until  # a wait that the pause caused is not lateness
+        # The pace does not climb while nothing departs.
         self._rate_since = max(self._rate_since, self.paused_until)
         self._settle()
 
@@ -367,7 +367,7 @@ class Pace:
             self._observe(now, trial)
 
     def _is_noise(self, now: float) -> bool:
-        """Whether the latest refusals need no answer: they are noise, or a trial counts them."""
+        """Whether the latest refusals change nothing: they are noise, or a trial counts them."""
         trial = self._trial
         if trial is None:
             share = self._noise.share
@@ -377,7 +377,7 @@ class Pace:
         return not severe(Sample(self._sent_since(self._lowered), trial.refused_since))
 
     def _deepen(self, departed: float, *, asked: bool) -> None:
-        """Choose how long the pause is: longer while a congestion goes on."""
+        """Choose the length of the pause: it grows while congestion goes on."""
         if asked:
             self._depth = self.DEEPEST
         elif departed < max(self._lowered, self.paused_until) + self.RESUMED_FOR:
@@ -386,7 +386,7 @@ class Pace:
             self._depth = 0
 
     def _lower(self, now: float, departed: float, resumed: float, *, asked: bool) -> None:
-        """Multiplicative decrease, and a trial of what it changes."""
+        """Multiplicative decrease, and a trial that watches its effect."""
         before = self._climbed(now)
         if departed > self._decreased_at + WINDOW:
             self._rate_before_decrease = before
@@ -413,9 +413,9 @@ class Pace:
         )
 
     def _fall_to(self, rate: float) -> None:
-        # A server that remembers a second refuses for what was sent before the pace
-        # fell. Within a second it
-        # falls no further than this, or it would take long to climb back.
+        # A server that counts the last second also refuses because of requests that departed before
+        # the fall. So within a second the pace falls no further than this; otherwise it would take
+        # long to climb back.
         self._rate = max(rate, self._rate_before_decrease * self.LEAST, self._top * self.FLOOR)
         self._slowed = True
 
@@ -425,7 +425,7 @@ class Pace:
         self._rate_since = trial.ends  # no climb until then
 
     def _observe(self, now: float, trial: Trial) -> None:
-        """Let the trial count, and draw the conclusion when it is over."""
+        """Let the trial count, and set the pace by its result when it is over."""
         if now >= trial.count_at and not trial.count(now, self._sent_since(now - WINDOW)):
             self._trial = None  # too few departures to count
         elif trial.over(now):
@@ -465,17 +465,17 @@ class Pace:
         return Sample(self._sent_since(now - WINDOW), len(self._refused))
 
     def _let_through(self, now: float) -> float:
-        """Requests a second that departed in the last one and have not been refused.
+        """Requests that departed in the last second and were not refused.
 
-        Infinite where too few did to say.
+        Infinite if too few departed.
         """
         sent, refused = self._sent_since(now - WINDOW), len(self._refused)
         if sent < self.TELLING:
             return math.inf
-        # The first of them may be a moment ago: then it is of a part of a second that they tell.
+        # If the first of them departed less than a second ago, they cover a part of a second only.
         seconds = max(now - self._ring[(self._at - sent) % self._size], self.PAUSE)
         if sent < self.SATURATED * self._rate * seconds:
-            return math.inf  # so few were there to be sent, and what they used is not what there is
+            return math.inf  # few calls were there to be sent, so this says nothing about the limit
         return (sent - refused) / seconds
 
     def _climbing(self, now: float) -> float:
@@ -490,17 +490,17 @@ class Pace:
         if rate >= self._top and self._trial is None:
             self._slowed = False
             return self._interval
-        # One request's worth of a pace that goes on climbing: rate * t + climb * t * t / 2 == 1.
+        # The time of one request while the pace climbs: rate * t + climb * t * t / 2 == 1.
         interval = 2 * (1 + self.HEADROOM) / (rate + math.sqrt(rate * rate + 2 * self._increase))
         return max(interval, self._interval)
 
     def _grow(self) -> float:
-        """Make room in the ring, ahead of its oldest departure.
+        """Make room in the ring before its oldest departure.
 
-        The time from which the window has room.
+        Returns when the window has room.
         """
         extra = min(self._size, self._window - self._size)
-        # What an earlier, lower limit made us forget is taken to be as late as it can have been.
+        # Departures that were forgotten under a lower limit are assumed to be as late as possible.
         self._ring = (
             array("d", [self._dropped]) * extra + self._ring[self._at :] + self._ring[: self._at]
         )

@@ -1,15 +1,14 @@
-"""The connection pool: aiohttp's, with a look at each connection before it is used again.
+"""aiohttp's connection pool, with a check of each connection before it is used again.
 
-HTTP/1.1 tells which request an answer belongs to by their order alone. A pooled connection that
-has received anything while idle (a late answer, a server's goodbye) would give that to the next
-call, and shift every answer after it. The pool closes such a connection instead of using it.
+HTTP/1.1 matches answers to requests by their order alone. If a pooled connection has received input
+while idle (a late answer, or a 408 before the server closes), the next call would read that input
+as its answer, and every later answer would shift. The pool closes such a connection.
 
-A :class:`Watch` stands between each transport and aiohttp's protocol and notices what arrives
-while no request is under way. Input that the event loop has not read yet is found by asking the
-kernel.
+A :class:`Watch` stands between each transport and aiohttp's protocol and notices what arrives while
+no request is under way. The kernel is asked for input that the event loop has not read.
 
-aiohttp's own queue is off. It is not first come, first served, and loses a wake-up when a waiter
-is cancelled; ``admission`` decides who may use a connection before one is asked for.
+aiohttp's own queue is off. It is not first come, first served, and it loses a wake-up when a waiter
+is cancelled. ``admission`` limits the calls that ask the pool for a connection.
 
 aiohttp loses a connection if a trace hook raises or is cancelled between the moment in which the
 connection leaves the pool and the moment in which its caller holds it. So the pool runs the hooks
@@ -45,20 +44,20 @@ __all__ = [
 ]
 
 NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
-"""One timeout around a whole exchange is the send loop's."""
+"""``exchange`` has one timeout around the whole exchange."""
 
 
 def _nothing() -> None:
-    """For a request whose departure nobody counts."""
+    """For a request that no pace counts."""
 
 
 class Exchange:
-    """What is known of one exchange's connection, for the send loop to judge a failure by.
+    """Facts about the connection of one exchange, by which the send loop judges a failure.
 
     ``written`` is called when the request has been written to the socket. ``connected``: a
     connection was handed over, so the request may have been sent. ``reused``: the connection has
     carried an answer before. ``answered``: the head of an answer came. ``transport``: the
-    connection, kept because it is idle again before anybody has read the answer.
+    connection, kept because it is idle again before the answer is read.
     """
 
     __slots__ = ("answered", "connected", "reused", "transport", "written")
@@ -71,18 +70,19 @@ class Exchange:
         self.transport: asyncio.Transport | None = None
 
     def abort(self) -> None:
-        """Closes the connection at once: what comes next on it cannot be trusted."""
+        """Close the connection at once, because its next input cannot be trusted."""
         if self.transport is not None:
             self.transport.abort()
 
 
 current_exchange: ContextVar[Exchange] = ContextVar("sinch_conv_async.exchange")
-"""The exchange that the running task makes by aiohttp's session, which says nothing of it to the
-pool. The session calls ``connect`` in the task that sends."""
+"""The exchange that the running task makes by aiohttp's session, which does not pass it to the
+pool. The session calls ``connect`` in the task that sends.
+"""
 
 
 def input_of(transport: asyncio.Transport) -> Callable[[], bool]:
-    """Asks the kernel for input that the event loop has not read yet: bytes or an end of stream."""
+    """Ask the kernel for input that the event loop has not read: bytes or an end of stream."""
     number = transport.get_extra_info("socket").fileno()
     if not hasattr(select, "poll"):  # pragma: no cover  # Windows, where select() takes any number
         return lambda: bool(select.select([number], [], [], 0)[0])
@@ -94,7 +94,7 @@ def input_of(transport: asyncio.Transport) -> Callable[[], bool]:
 class Watch(asyncio.Protocol):
     """Notices what a transport receives while no request is under way, and passes it on.
 
-    Half a header would not show otherwise: aiohttp's parser of the answer before swallows it.
+    Otherwise half a header would stay hidden in aiohttp's parser of the answer before.
     """
 
     def __init__(self, protocol: Any, has_input: Callable[[], bool]) -> None:
@@ -122,12 +122,12 @@ class Watch(asyncio.Protocol):
         self._protocol.resume_writing()
 
     def released(self) -> None:
-        """The answer is complete, or given up: aiohttp takes the connection back."""
+        """The answer is complete, or was given up: aiohttp takes the connection back."""
         self.idle = True
 
 
 class _LateHooks:
-    """Stands for one of aiohttp's traces, and keeps back the hooks of the handing over."""
+    """Replaces one of aiohttp's traces, and delays the hooks of the handing over."""
 
     def __init__(self, trace: Any) -> None:
         self._trace = trace
@@ -143,13 +143,13 @@ class _LateHooks:
         self._late = [self._trace.send_connection_reuseconn]  # of the last connection tried
 
     async def run(self) -> None:
-        """Runs what was kept back."""
+        """Run the delayed hooks."""
         for hook in self._late:
             await hook()
 
 
 class CheckedResolver(AbstractResolver):
-    """A user's resolver. That it knows no address is an error, which aiohttp relies on."""
+    """A user's resolver. An empty result is an error, because aiohttp relies on that."""
 
     def __init__(self, resolver: AbstractResolver) -> None:
         self._resolver = resolver
@@ -163,11 +163,11 @@ class CheckedResolver(AbstractResolver):
         return found
 
     async def close(self) -> None:
-        """Leaves the user's resolver open: whoever made it closes it."""
+        """Leave the user's resolver open: its maker closes it."""
 
 
 class Connector(aiohttp.TCPConnector):
-    """A pool without a limit of its own, whose connections have been looked at."""
+    """A pool without its own limit, which checks its connections."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(limit=0, **options)
@@ -175,25 +175,26 @@ class Connector(aiohttp.TCPConnector):
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 
     def __del__(self, _warnings: Any = warnings) -> None:
-        # In a forked child aiohttp would close the connections of the parent: they share one epoll.
+        # In a forked child aiohttp would close the parent's connections, because both share one
+        # epoll.
         if self._pid == os.getpid():
             super().__del__(_warnings)
 
     def discard(self) -> None:
-        """Lets go of the connections of an event loop that was closed while they were open.
+        """Discard the connections of an event loop that was closed while they were open.
 
         No loop is there to close them in order; freeing a transport closes its socket.
         (``asyncio.run`` never comes to this.)
         """
         with contextlib.suppress(StopIteration):
-            self.close().send(None)  # forgets them: it has nothing to wait for
+            self.close().send(None)  # forgets the connections; nothing is awaited
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             self._watches.clear()
             gc.collect()
 
     async def connect(self, *args: Any, **options: Any) -> aiohttp.connector.Connection:
-        """For aiohttp's session: a connection on which nothing has arrived that nobody asked for.
+        """For aiohttp's session: a connection that has received no unrequested input.
 
         The arguments are aiohttp's. One exchange connects once; aiohttp asks a second time to
         repeat a request by itself.
@@ -217,7 +218,7 @@ class Connector(aiohttp.TCPConnector):
         while True:
             connection = await super().connect(*args, **options)
             protocol, transport = connection.protocol, connection.transport
-            assert protocol is not None  # it was handed over just now
+            assert protocol is not None  # the connection was handed over just now
             assert transport is not None
             watch = transport.get_protocol()
             known.reused = isinstance(watch, Watch)
@@ -235,14 +236,14 @@ class Connector(aiohttp.TCPConnector):
             return connection
 
     async def open(self, route: aiohttp.ClientRequest) -> Any:
-        """A new connection, as aiohttp's protocol: for the fast route, which keeps it itself."""
+        """A new connection, as aiohttp's protocol. For the fast route, which keeps it."""
         return await self._create_connection(route, [], NO_TIMEOUT)
 
 
 async def read_body(content: aiohttp.StreamReader, *, limit: int) -> tuple[bytes, bool]:
     """The body, at most one byte more than ``limit``, and whether that is all of it."""
     if content.is_eof() and content.exception() is None:
-        # It came in one piece with its head, as nearly all do.
+        # The body came together with its head, as nearly always.
         body = content.read_nowait(limit + 1)
         return body, content.at_eof() and len(body) <= limit
     received = bytearray()

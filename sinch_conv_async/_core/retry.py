@@ -1,4 +1,4 @@
-"""When to try again: the policy, the budget, and what an attempt's failure says about it.
+"""When to try again: the policy, the budget, and the next step after a failed attempt.
 
 Pure: ``now`` (monotonic seconds) and ``rng`` are passed in.
 """
@@ -30,11 +30,11 @@ BLOCKED_FOR: Final = 60.0
 """Seconds without any answer but 429, after which a project's calls end with RateLimitedError."""
 
 BUDGET_LOOKS: Final = (0.5, 1.5)
-"""Seconds between two looks at a retry budget that a call waits for: a random number of them."""
+"""A call that waits for the retry budget looks again after a random part of this many seconds."""
 
 BUDGET_USED_UP: Final = "the project's retry budget is used up"
 
-# An integer may be larger, and does not multiply with a float then.
+# A larger integer cannot be multiplied with a float.
 _LARGEST: Final = sys.float_info.max
 
 
@@ -56,8 +56,7 @@ class RetryPolicy:
     ``wait_for_budget``: a call that may be retried, but finds the project's retry budget used up,
     waits for room in it instead of ending, as long as its ``timeout`` allows.
 
-    Raises :class:`InvalidArgumentError` for a negative or non-finite number, and for what is no
-    number.
+    Raises :class:`InvalidArgumentError` for a value that is negative, not finite or not a number.
     """
 
     max_retries: int = 4
@@ -87,7 +86,7 @@ class RetryPolicy:
                 raise InvalidArgumentError(f"{name} must be True or False")
 
     def allows(self, failure: Failure, *, safe: bool = False) -> bool:
-        """Whether this kind of failure may be tried again at all.
+        """Whether this kind of failure may be retried.
 
         ``safe``: a repeat of the request changes nothing (a read), so ``retry_maybe_sent`` does not
         matter.
@@ -95,14 +94,14 @@ class RetryPolicy:
         return failure.retryable and (safe or self.retry_maybe_sent or not failure.maybe_applied)
 
     def too_long(self, retry_after: float | None) -> bool:
-        """Whether the server asks for more patience than there is."""
+        """Whether the server asks for a longer wait than ``max_retry_after``."""
         return retry_after is not None and retry_after > self.max_retry_after
 
     def delay(self, *, retries: int, retry_after: float | None, rng: Random) -> float:
         """Seconds to wait before retry number ``retries`` + 1.
 
-        A server's ``Retry-After`` is kept to, plus up to ``base_delay``, so that those who were
-        sent away together do not come back together.
+        This is the server's ``Retry-After`` plus up to ``base_delay``, so that calls that were
+        refused together do not come back together.
         """
         if retry_after is not None:
             return retry_after + rng.uniform(0, self.base_delay)
@@ -110,10 +109,10 @@ class RetryPolicy:
         return rng.uniform(0, min(self.max_delay, self.base_delay * 2.0 ** min(retries, 64)))
 
     def throttled_delay(self, times: int, *, rng: Random) -> float:
-        """Seconds that a call steps back after ``times`` answers 429 in a row, 2 or more.
+        """Seconds that a call waits by itself after ``times`` answers 429 in a row, 2 or more.
 
-        Between half and all of ``base_delay``, doubled each time: with full jitter some come back
-        into the same full second.
+        It is between half and all of ``base_delay``, doubled each time. With full jitter, some
+        calls would come back within the same second.
         """
         return rng.uniform(0.5, 1.0) * min(
             self.max_delay, self.base_delay * 2.0 ** min(times - 2, 64)
@@ -121,11 +120,11 @@ class RetryPolicy:
 
 
 class Tries(NamedTuple):
-    """What has been tried for one call, as far as it decides what comes next.
+    """What one call has tried, as far as the next step depends on it.
 
     ``retries``: attempts after a failure, without those after a 429. ``throttled``: answers 429 in
-    a row. ``replayed``: a 401 has been answered by another token once. ``reconnected``: a stale
-    connection has been replaced once, at once and at no cost.
+    a row. ``replayed``: the call was sent again with another token after a 401. ``reconnected``:
+    the call was sent again at once after a stale connection.
     """
 
     retries: int = 0
@@ -137,7 +136,7 @@ class Tries(NamedTuple):
 class Again(NamedTuple):
     """Send the call again after ``delay`` seconds.
 
-    ``budgeted``: the repeat comes out of the project's retry budget.
+    ``budgeted``: the retry budget counts it.
     """
 
     delay: float
@@ -146,13 +145,13 @@ class Again(NamedTuple):
 
 
 class Renew(NamedTuple):
-    """Send the call again with another access token, if there is one to be had."""
+    """Send the call again with another access token, if the token source has one."""
 
     tries: Tries
 
 
 class WaitForBudget(NamedTuple):
-    """Ask again what to do after ``delay`` seconds: the retry budget may have room by then."""
+    """Decide again after ``delay`` seconds: the retry budget may have room by then."""
 
     delay: float
 
@@ -178,7 +177,7 @@ def next_step(
     deadline: float | None,
     rng: Random,
 ) -> Step:
-    """What comes after an attempt that failed.
+    """What to do after an attempt that failed.
 
     ``safe``: a repeat changes nothing. ``blocked_for``: seconds since the project last had an
     answer other than 429. ``budget_left``: whether the project's retry budget has room for one
@@ -187,7 +186,7 @@ def next_step(
     error = failure.error
     status = error.http_status if isinstance(error, ApiError) else None
     if status == 401:
-        # Whatever WWW-Authenticate says: the API refuses an expired token in more than one way.
+        # WWW-Authenticate is not read: the API refuses an expired token in more than one way.
         return GiveUp(error) if tries.replayed else Renew(tries._replace(replayed=True))
     if (
         not policy.max_retries
@@ -202,7 +201,7 @@ def next_step(
     elif tries.retries >= policy.max_retries:
         return GiveUp(error)
     elif failure.stale_connection and not tries.reconnected:
-        # It says nothing about the server.
+        # A stale connection says nothing about the server.
         again = Again(0.0, tries._replace(retries=tries.retries + 1, reconnected=True))
     elif not budget_left:
         delay = rng.uniform(*BUDGET_LOOKS)
@@ -220,10 +219,10 @@ def next_step(
 
 
 def _after_429(failure: Failure, tries: Tries, policy: RetryPolicy, rng: Random) -> Again:
-    """The call waits for its turn with everybody else, as long as that takes.
+    """The call waits for its turn like every other call.
 
-    If the same call is refused again and again it also steps back by itself: those who share a
-    limit can fill its second for longer than a few pauses last.
+    If the same call is refused again and again, it also waits by itself: processes that share a
+    limit can fill the limit for longer than a few pauses.
     """
     times = tries.throttled + 1
     delay = 0.0
@@ -233,15 +232,15 @@ def _after_429(failure: Failure, tries: Tries, policy: RetryPolicy, rng: Random)
 
 
 class RetryBudget:
-    """Keeps an outage from being multiplied: retries are at most a share of the calls.
+    """Bounds the retries by a share of the calls, so that an outage does not multiply the load.
 
-    Of the calls whose first request was sent in the last ten seconds, 20 % plus 10 a second may be
-    retried. A lone caller hardly meets this; a service whose every call fails sends 1.2 requests a
-    call instead of five.
+    Retries may number 20 % of the calls whose first request was sent in the last ten seconds, plus
+    10 a second. A single caller rarely reaches this bound. A service whose calls all fail sends 1.2
+    requests a call instead of five.
 
-    Both sides count what is sent, when it is sent: calls that wait for their turn allow no retries,
-    and a retry that was allowed takes its place (``reserve``) until it has been sent for ten
-    seconds, or is not made (``release``).
+    Calls and retries count from the time when they are sent, so calls that wait for their turn
+    allow no retries. A retry that was allowed is reserved (``reserve``) until it is sent, or until
+    it turns out that it will not be sent (``release``).
     """
 
     SHARE = 0.2
@@ -259,7 +258,7 @@ class RetryBudget:
         self._second = 0
 
     def _roll(self, second: int) -> None:
-        """Forgets the seconds that have left the window, in ten steps at most."""
+        """Forget the seconds that have left the window, in ten steps at most."""
         for passed in range(self._second + 1, min(second, self._second + self.WINDOW) + 1):
             slot = passed % self.WINDOW
             self._calls_sum -= self._calls[slot]
@@ -284,11 +283,11 @@ class RetryBudget:
         return retries <= self.SHARE * self._calls_sum + self.PER_SECOND * self.WINDOW
 
     def reserve(self) -> None:
-        """Takes a place for a retry that will be sent later."""
+        """Reserve a retry that will be sent later."""
         self._reserved += 1
 
     def release(self) -> None:
-        """Gives the place of a retry back: it has been recorded as sent, or will not be made."""
+        """End the reservation of a retry: it was recorded as sent, or will not be sent."""
         self._reserved -= 1
 
     def retry_sent(self, now: float) -> None:
@@ -300,5 +299,5 @@ class RetryBudget:
         self._retries_sum += 1
 
     def forget_reserved(self) -> None:
-        """The calls that had reserved a retry are gone with their event loop."""
+        """The event loop is closed, and the calls that had reserved a retry are gone."""
         self._reserved = 0

@@ -1,9 +1,9 @@
-"""The seams of one call: small protocols between the send loop and what it sends, and as whom.
+"""Small protocols between the send loop, the operation that it sends, and its credentials.
 
 :class:`Operation` has its implementations in ``_wire/operations.py``; :class:`Authorization` has
 them in ``tokens.py``. The protocol ``Fleet`` (several processes share one limit) belongs to
 ``sinch_conv_async.fleet``, which is pure and lies under this group; the manager takes one as a
-keyword. Nothing in this file does anything.
+keyword. This file has only protocols.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Operation(Protocol[T_co]):
-    """One thing to ask of the API: its request, and how to read the answer.
+    """One operation of the API: its request, and how to read the answer.
 
-    Immutable; sent as often as it takes.
+    It is immutable, and may be sent several times.
     """
 
     @property
     def request(self) -> Request:
-        """What is sent, the same in every attempt."""
+        """The request, which is the same in every attempt."""
         ...
 
     safe: ClassVar[bool]
@@ -41,7 +41,7 @@ class Operation(Protocol[T_co]):
     def read(
         self, response: Response, *, scrub: Callable[[str], str], reused: bool
     ) -> T_co | Failure:
-        """The result, or in which way the response is none.
+        """The result, or a Failure that says why the response has no result.
 
         ``scrub`` cuts credentials out of a server's text. ``reused``: the connection has carried a
         response before, so this one may belong to an earlier request.
@@ -57,15 +57,15 @@ class Authorization(Protocol):
 
     @property
     def credentials(self) -> Credentials:
-        """The key; its secret is cut out of whatever a server says."""
+        """The key. Its secret is cut out of every text of a server."""
         ...
 
     def current(self, now: float) -> Token | None:
-        """The token to send with now, ``None`` if one must be waited for."""
+        """The token to send with now; ``None`` if the call must wait for a token."""
         ...
 
     async def get(self, lifetime: Lifetime) -> Token:
-        """The token, fetched if need be.
+        """The token, fetched if there is none.
 
         Raises TokenError, and ClientStateError when ``lifetime`` ends.
         """

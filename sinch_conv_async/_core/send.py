@@ -112,9 +112,9 @@ class Call(Generic[T]):
         self.exchange_seconds = 0.0
 
     def failed(self, failure: Failure, now: float) -> None:
-        """Notes what became of an attempt.
+        """Record a failed attempt.
 
-        A timeout's error keeps the error before it, and no longer chain.
+        The error of a timeout keeps the one error before it, and not a chain of errors.
         """
         self.failure, error = failure, failure.error
         if self.failed_since is None:
@@ -126,10 +126,10 @@ class Call(Generic[T]):
         self.last = error
 
     def ended_by(self, error: SinchError) -> None:
-        """Completes an error that ends the call with what is known of all its attempts."""
+        """Add what is known of all attempts to the error that ends the call."""
         error.attempts = self.attempts
         if isinstance(error, TransportError):
-            error.sent = self.sent  # what the last attempt did not send, an earlier one may have
+            error.sent = self.sent  # an earlier attempt may have sent it
         if isinstance(error, CallTimeoutError) and error is not self.last:
             error.last = error.last or self.last
 
@@ -140,7 +140,7 @@ class Call(Generic[T]):
 
 
 class Sender:
-    """One client's way to the API: where it sends to, as whom, how patiently; and the send loop.
+    """The send loop of one client, with the client's origin, credentials and retry policy.
 
     ``project``, ``authorization``, ``counters`` and ``rng`` are shared with other clients of the
     manager; ``binder`` gives what the manager has on the running event loop.
@@ -201,7 +201,7 @@ class Sender:
             await self.lifetime.drained()
 
     async def authenticate(self, *, timeout: float | None) -> None:
-        """Has a token, or raises TokenError."""
+        """Return when there is a token, or raise TokenError."""
         self.bound()
         lifetime = self.lifetime
         lifetime.begin()
@@ -237,11 +237,11 @@ class Sender:
     async def send_round(
         self, call: Call[T], *, single: bool = False, may_send: Callable[[], bool] | None = None
     ) -> T:
-        """The same for a job, which may send a call again, and says by :meth:`ended` when it stops.
+        """The same for a job, which may send a call again, and calls :meth:`ended` at the end.
 
-        ``single``: one attempt, whatever becomes of it. ``may_send``: asked right before each
-        request; its no is a ClientStateError. A job never waits for the retry budget: a budget that
-        is used up tells it of an outage.
+        ``single``: one attempt only. ``may_send``: called right before each request; False raises
+        ClientStateError. A job never waits for the retry budget: a budget that is used up is a sign
+        of an outage.
         """
         binding, policy = self._begin(call), self.policy
         if single:
@@ -263,7 +263,7 @@ class Sender:
     def ended(self, call: Call[Any], error: SinchError | None) -> None:
         """Counts and logs a call that is over: with ``error``, or with a result."""
         if call.began is None:
-            return  # refused before it began: the client is closed, or another event loop's
+            return  # refused before it began
         counters = self.counters
         seconds = self.now() - call.began
         counters.exchange_seconds += call.exchange_seconds
@@ -286,7 +286,7 @@ class Sender:
         except CallTimeoutError:
             raise
         except TimeoutError:
-            pass  # the timeout's own: aiohttp's end in the exchange
+            pass  # this call's timeout; aiohttp's timeouts end in the exchange
         last = call.last or self.authorization.missing(binding.clock())
         raise CallTimeoutError(f"timeout of {timeout:g} s passed", call.attempts, call.sent, last)
 
@@ -351,7 +351,7 @@ class Sender:
             lifetime.end()
 
     def _count(self, call: Call[Any], *, again: bool, now: float) -> Literal[True]:
-        """Tells the retry budget that a request is about to be sent."""
+        """Record in the retry budget that a request is about to be sent."""
         budget = self.project.budget
         if not again:
             budget.call_sent(now)
@@ -364,7 +364,7 @@ class Sender:
     async def _exchange(
         self, binding: Binding, call: Call[T], token: Token, permit: Permit, now: float
     ) -> T | Failure:
-        """One HTTP exchange: what the API answered, or how there came to be no answer."""
+        """One HTTP exchange: the result, or why there is none."""
         operation, counters = call.operation, self.counters
         call.attempts += 1
         call.failure = None
@@ -381,7 +381,7 @@ class Sender:
             if known.connected:
                 call.maybe_sent = True
                 if permit.departed is None:
-                    permit.written()  # nobody could say whether it was
+                    permit.written()  # if that is unknown, assume it
         if isinstance(response, Failure):
             return response
         outcome = operation.read(
@@ -394,7 +394,7 @@ class Sender:
         return outcome
 
     def _report(self, admission: Admission, outcome: object, token: Token, permit: Permit) -> None:
-        """Tells project and token what the answer says of them."""
+        """Record in the project and in the token what the answer says about them."""
         project = self.project
         error = outcome.error if isinstance(outcome, Failure) else None
         if isinstance(error, RateLimitedError):
@@ -451,7 +451,7 @@ class Sender:
         policy: RetryPolicy,
         deadline: float | None,
     ) -> None:
-        """Returns when the call is to be sent again, or raises what ends it."""
+        """Return when the call is to be sent again, or raise the error that ends it."""
         project, now = self.project, self.now()
         step = self._step(call, failure, policy, now, deadline)
         call.failed(failure, now)

@@ -1,4 +1,4 @@
-"""What an operator sees of a manager: counters since it was made, and the state of each project."""
+"""The counters of a manager since it was made, and the state of each project."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 How a token source works:
 
 1. *One fetch.* A fetch runs in a task of its own. It belongs to no caller, so cancelling a caller,
-   even the first, harms no other. Whoever needs a token meanwhile waits for that task.
+   even the first one, does not end it. Every caller that needs a token meanwhile waits for that
+   task.
 2. *Renewal.* After 80 % of its life (give or take a tenth, so that processes do not renew together)
    a token is renewed in the background. The old token serves until the new one is there, or until
    it expires. A fresh token is used for at least a second; otherwise callers would request tokens
@@ -13,11 +14,11 @@ How a token source works:
 4. *A refused key* (``invalid_client``) is remembered for 60 seconds, so that a million calls with
    it cost one request.
 5. *401 from the API.* The token that was refused is dropped, if it is still in use. A project that
-   has never accepted a token may cause one renewal in 60 seconds: it must not cost a token request
-   for each of its calls, nor the token of others who use the key.
+   has never accepted a token may cause one renewal in 60 seconds. Otherwise each of its calls would
+   cost a token request, and the other projects of the key their token.
 6. *The endpoint's own limit.* :class:`EndpointPace` spaces the requests of all keys.
 
-How a token is asked for over HTTP is passed in, as are the clock and the sleep.
+The function that requests a token over HTTP is passed in, as are the clock and the sleep.
 """
 
 from __future__ import annotations
@@ -48,20 +49,22 @@ RENEW_AT: Final = 0.8
 RENEW_JITTER: Final = 0.1
 
 FETCH_FOR: Final = 60.0
-"""Seconds that a failing token endpoint is asked again for, before those who wait are told."""
+"""Seconds for which a failing token endpoint is asked again, before the waiting callers get its
+error.
+"""
 
 REFUSAL_KEPT: Final = 60.0
-"""Seconds that a refusal (``invalid_client``, or to come back later than that) is remembered for,
-and that a renewed token is not renewed again for a project that has accepted no call with it.
+"""Seconds for which a refusal (``invalid_client``, or a longer ``Retry-After``) is remembered, and
+for which a renewed token is not renewed again for a project that has accepted no call with it.
 """
 
 SHORTEST_LIFE: Final = 1.0
-"""Seconds that a token is used for from its answer on, whatever ``expires_in`` says: those who
-waited for it would else ask again, for ever.
+"""A fresh token is used for at least this many seconds, whatever ``expires_in`` says; otherwise
+callers would request tokens forever.
 """
 
-# Sinch's endpoint is a token bucket of 30 that refills with 10 a second: ours is a little smaller,
-# for what the network bunches together.
+# Sinch's endpoint is a token bucket of 30 that refills with 10 a second. Ours is a little smaller,
+# because the network may bunch requests together.
 ENDPOINT_BURST: Final = 28
 ENDPOINT_RATE: Final = 9.5
 
@@ -85,7 +88,7 @@ class Token:
         self._forms = forms(authorization.partition(" ")[2])
 
     def head(self, request: Request, *, user_agent: str) -> Head:
-        """What the heads of all requests to the request's origin have in common; made once."""
+        """The part that the heads of all requests to this origin have in common; made once."""
         head = self._heads.get(request.origin)
         if head is None:
             head = self._heads[request.origin] = request_head(
@@ -99,7 +102,7 @@ class Token:
 
 
 class BasicAuthorization:
-    """In a token's place for HTTP Basic: always there, never renewed."""
+    """Takes the place of a token for HTTP Basic: it never expires and is never renewed."""
 
     __slots__ = ("credentials", "token")
 
@@ -129,7 +132,7 @@ class EndpointPace:
         self._full_at = 0.0  # when the bucket is full again
 
     def delay(self, now: float) -> float:
-        """Books the next request and says in how many seconds it may be made."""
+        """Reserve the next request, and return in how many seconds it may be made."""
         self._full_at = max(self._full_at, now) + 1 / ENDPOINT_RATE
         return max(0.0, self._full_at - now - ENDPOINT_BURST / ENDPOINT_RATE)
 
@@ -137,9 +140,9 @@ class EndpointPace:
 class TokenSource:
     """The token of one key at one token endpoint.
 
-    ``request`` makes one token request. ``on_refused`` is told of a token that the API has refused.
-    ``clock`` gives monotonic seconds: a wall clock that jumps expires nothing. It and ``sleep`` are
-    passed in so that tests can hold time still.
+    ``request`` makes one token request. ``on_refused`` is called with a token that the API has
+    refused. ``clock`` gives monotonic seconds, so that a wall clock that jumps expires nothing.
+    ``clock`` and ``sleep`` are passed in so that tests can control time.
     """
 
     __slots__ = (
@@ -190,7 +193,7 @@ class TokenSource:
         self._unproven_until = 0.0
 
     def current(self, now: float) -> Token | None:
-        """The token, unless there is none or it has expired. Renews one that is old enough."""
+        """The token; None if there is none or it has expired. Renews an old one."""
         token = self._token
         if token is None or now >= token.expires_at:
             return None
@@ -222,8 +225,8 @@ class TokenSource:
         if token is not self._token:
             return True
         if project not in token.accepted_for and now < self._unproven_until:
-            # A project that refuses whatever it is given must not cost a token request a call, nor
-            # others of the key their token.
+            # A project that refuses every token must not cost a token request for each call, nor
+            # the other projects of the key their token.
             return False
         self._token = None
         self._unproven_until = now + REFUSAL_KEPT
@@ -232,13 +235,13 @@ class TokenSource:
         return True
 
     def missing(self, now: float) -> SinchError | None:
-        """Why there is no token, as far as is known; None if there is one."""
+        """Why there is no token, if that is known; None if there is a token."""
         if self._token is not None and now < self._token.expires_at:
             return None
         return copy.copy(self._failure)
 
     def forgettable(self, now: float) -> bool:
-        """Whether nothing would be lost with it: no token that serves, and no fetch under way."""
+        """Whether it can be forgotten: no valid token, and no fetch under way."""
         return self._fetching is None and (self._token is None or now >= self._token.expires_at)
 
     def forget_loop(self) -> None:
@@ -250,7 +253,7 @@ class TokenSource:
         self._waiters = []
 
     async def close(self) -> None:
-        """Ends a fetch under way; those who wait for it are told that the client is closed."""
+        """End a fetch under way. The callers that wait for it get ClientStateError."""
         self._closed = True
         task = self._fetching
         if task is not None:
@@ -261,8 +264,8 @@ class TokenSource:
         self._fetching = asyncio.get_running_loop().create_task(
             self._run(), name="sinch_conv_async token request"
         )
-        # Of the task, not at the coroutine's end: one that is cancelled before it has begun has no
-        # end.
+        # A callback of the task, and not the end of the coroutine: a task that is cancelled before
+        # it has begun never runs its coroutine.
         self._fetching.add_done_callback(self._fetched)
 
     async def _run(self) -> Token | SinchError:
@@ -296,7 +299,7 @@ class TokenSource:
                 future.set_exception(copy.copy(outcome))
 
     def _remember(self, refusal: SinchError, seconds: float) -> None:
-        """Answers all callers with this error for so many seconds, a minute at most.
+        """Give all callers this error for so many seconds, a minute at most.
 
         The endpoint is not asked meanwhile.
         """
@@ -304,9 +307,9 @@ class TokenSource:
         self._refused_until = self._clock() + min(seconds, REFUSAL_KEPT)
 
     async def _ask(self) -> Token | SinchError:
-        """Asks until there is a token, or no point in asking.
+        """Ask until there is a token, or until asking is pointless.
 
-        Returns errors, because nobody may be there to catch them.
+        Returns errors, because there may be no caller to catch them.
         """
         began: float | None = None
         retries = 0
@@ -316,12 +319,11 @@ class TokenSource:
                 await self._sleep(delay)
             now = self._clock()
             if began is None:
-                began = now  # waiting for the endpoint's turn is not the endpoint failing
+                began = now  # the wait for the endpoint's pace is no failure of the endpoint
             answer = await self._request(self.credentials)
             self._failure = None if isinstance(answer, TokenResponse) else answer.error
             if isinstance(answer, TokenResponse):
-                # The life is counted from when the request was made: the answer may have taken its
-                # time.
+                # Count the life from the request, because the answer may have been slow.
                 expires_at = max(now + answer.lifetime, self._clock() + SHORTEST_LIFE)
                 renew_in = (
                     (expires_at - now)
@@ -331,8 +333,7 @@ class TokenSource:
                 return Token(f"Bearer {answer.access_token}", expires_at, now + renew_in)
             now = self._clock()
             if self._token is not None and now < self._token.expires_at and not self._waiters:
-                # An early renewal that failed: the old token still serves, and nobody is in a
-                # hurry.
+                # An early renewal failed: the old token is still valid, so no caller waits.
                 self._no_renewal_before = now + max(
                     1.0, (self._token.expires_at - self._token.renew_at) / 4
                 )

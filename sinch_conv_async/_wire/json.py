@@ -36,7 +36,7 @@ MAX_DEPTH: Final = 100
 messages two more."""
 
 _DECODER: Final = json.JSONDecoder()
-"""Reads a text that begins and ends with its value, as nearly all do, faster than ``json.loads``."""
+"""Reads a text that begins and ends with its value faster than ``json.loads`` does."""
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 # Possessive quantifiers give nothing back, and a string that is never closed ends with the text:

@@ -1,4 +1,4 @@
-"""Jobs that outlive their machine: updates in a PostgreSQL database, sent by whichever workers live.
+"""Jobs that outlive their machine: updates in a PostgreSQL database, sent by any live worker.
 
 Needs the ``[jobs]`` extra.
 """

@@ -150,7 +150,8 @@ async def defer(connection: Connection, job: int, project_id: str, *, first: boo
     """Puts a job into its project's queue; the engine's id of it. ``first``: before all others."""
     cursor = await connection.execute(
         "SELECT unnest(procrastinate_defer_jobs_v1(ARRAY[ROW(%(queue)s::text, %(task)s::text, "
-        "%(priority)s::integer, %(queue)s::text, NULL, jsonb_build_object('job', %(job)s::integer), NULL)]"
+        "%(priority)s::integer, %(queue)s::text, NULL, "
+        "jsonb_build_object('job', %(job)s::integer), NULL)]"
         "::procrastinate_job_to_defer_v1[]))",
         {
             "queue": queue_of(project_id),

@@ -245,7 +245,7 @@ class PostgresLedger:
         return not self.late
 
     async def keep(self, on_cancel: Callable[[], object]) -> None:
-        """Flushes again and again, until cancelled. Raises LostError when the job is no longer ours.
+        """Flush again and again, until cancelled. Raises LostError if the job belongs to another.
 
         ``on_cancel`` is called when somebody has asked for the job's end.
         """

@@ -1,7 +1,7 @@
 """How the sandbox serves a request, in the order that :class:`Sandbox` promises.
 
-`faults.py` has what a test has scripted, `tokens.py` who may do what, `messages.py` and `listing.py`
-what is answered, `connections.py` how bytes leave. This file puts them together.
+`faults.py` has what a test has scripted, `tokens.py` who may do what, `messages.py` and
+`listing.py` what is answered, `connections.py` how bytes leave. This file puts them together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Put on PYTHONPATH, it gives every event loop of a process and of its children the kind that EVENT_LOOP names.
+"""Put on PYTHONPATH, it gives every event loop of a process and of its children the kind that
+EVENT_LOOP names.
 
 ``asyncio.run``, ``asyncio.Runner`` and pytest-asyncio all make their loops by
 ``asyncio.events.new_event_loop``. Event loop policies, the other way, are deprecated from Python

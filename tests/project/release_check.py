@@ -1,4 +1,5 @@
-"""README's first example, run by an installed package against ``sinch-conv sandbox``: ``release_check.py README.rst``.
+"""README's first example, run by an installed package against ``sinch-conv sandbox``:
+``release_check.py README.rst``.
 
 Not a test of pytest's: `nox -s release_check` runs it in an environment that has the wheel and
 nothing of the tree.

@@ -1,4 +1,5 @@
-"""Tries the mutants that survived mutmut once more, each in a process of its own, and shows what is left: ``python -m tests.project.survivors``.
+"""Tries the mutants that survived mutmut once more, each in a process of its own, and shows what is
+left: ``python -m tests.project.survivors``.
 
 Mutmut imports the package once and forks for each mutant. What runs while it is imported (the hooks
 that are registered, the fields that are declared) is not run again in the fork, so a mutant of it

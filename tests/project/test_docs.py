@@ -47,3 +47,15 @@ def test_every_example_that_a_page_names_is_there() -> None:
     }
     assert named
     assert [name for name in sorted(named) if not (ROOT / "examples" / name).is_file()] == []
+
+
+def test_no_line_of_a_page_is_longer_than_a_hundred_characters() -> None:
+    """Ruff holds the same for Python. A line of one word stays whole, and so does a directive."""
+    pages = {*ROOT.glob("docs/**/*.rst"), *ROOT.glob("*.rst")} - {ROOT / "CHANGELOG.rst"}
+    assert pages
+    assert [
+        f"{page.relative_to(ROOT)}:{number}"
+        for page in sorted(pages)
+        for number, line in enumerate(page.read_text("utf-8").splitlines(), 1)
+        if len(line) > 100 and len(line.split()) > 1 and not line.startswith(".. ")
+    ] == []

@@ -1,4 +1,5 @@
-"""What import-linter cannot say of the package: its pure modules have no clock, no dice, no event loop and no socket of their own.
+"""What import-linter cannot say of the package: its pure modules have no clock, no dice, no event
+loop and no socket of their own.
 
 Which group may import which stands in pyproject.toml (``[tool.importlinter]``), and ``nox -s lint``
 holds it.
@@ -45,7 +46,9 @@ READS = {
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[ast.AST, str, str | None]]:
-    """Every import as (node, module, name): `import a.b` has no name. The package's own (relative) imports are import-linter's business."""
+    """Every import as (node, module, name): `import a.b` has no name. The package's own (relative)
+    imports are import-linter's business.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -68,7 +71,9 @@ def only_for_types(tree: ast.AST) -> set[ast.AST]:
 
 
 def impurities(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """What a pure module may not know. A source of dice may be named as a type (`rng: Random`), and not made."""
+    """What a pure module may not know. A source of dice may be named as a type (`rng: Random`), and
+    not made.
+    """
     typing_only = only_for_types(tree)
     for node, module, name in imports(tree):
         head = module.partition(".")[0]

@@ -25,7 +25,9 @@ def text(name: str) -> str:
 
 
 def commands(page: str) -> list[str]:
-    """The lines that set up an environment and run this project's demo or its tests in it, whatever their indent."""
+    """The lines that set up an environment and run this project's demo or its tests in it, whatever
+    their indent.
+    """
     lines = [line.strip() for line in page.splitlines()]
     return [
         line
@@ -184,7 +186,9 @@ def test_every_exception_from_a_rule_has_its_reason_beside_it(path: Path) -> Non
 
 
 def test_the_project_speaks_of_itself_alone() -> None:
-    """No path of the machine it was written on, and no host of a package registry, in anything that is published."""
+    """No path of the machine it was written on, and no host of a package registry, in anything that
+    is published.
+    """
     places = re.compile(
         r"/(?:work|root|home)/|files\.pythonhosted|registry\.npmjs|deb\.debian\.org|pypi\.org/simple"
     )

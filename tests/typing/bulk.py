@@ -66,7 +66,9 @@ def by_ok(outcome: UpdateOutcome) -> str | None:
 
 
 def by_truth(outcome: UpdateOutcome) -> str | None:
-    """mypy narrows by the truth of `ok` alone. pyright does not, by its design, whatever the type of `ok`."""
+    """mypy narrows by the truth of `ok` alone. pyright does not, by its design, whatever the type
+    of `ok`.
+    """
     if outcome.ok:
         return outcome.message.id  # pyright: ignore[reportOptionalMemberAccess]
     return outcome.error.message  # pyright: ignore[reportOptionalMemberAccess]

@@ -206,7 +206,9 @@ async def errors(client: ConversationClient) -> float | None:
 
 
 async def refused(client: ConversationClient, message: ConversationMessage) -> None:
-    """What a type checker must object to: mypy and pyright both report an ignore that ignores nothing."""
+    """What a type checker must object to: mypy and pyright both report an ignore that ignores
+    nothing.
+    """
     await client.update_message_metadata(1, "x")  # type: ignore[arg-type]
     await client.update_message_metadata("id", b"x")  # type: ignore[arg-type]
     await client.update_message_metadata("id", "x", None)  # type: ignore[call-arg]

@@ -1,4 +1,6 @@
-"""A user's code, read by mypy and pyright and never run: a test of one's own against the sandbox."""
+"""A user's code, read by mypy and pyright and never run: a test of one's own against
+the sandbox.
+"""
 
 from __future__ import annotations
 

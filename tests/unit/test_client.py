@@ -101,7 +101,7 @@ def test_an_origin_goes_before_the_region():
         ),
         ({"auth": "digest"}, "auth must be"),
         ({"auth": None}, "auth must be"),
-        ({"session_manager": object()}, "ClientSession is not taken"),
+        ({"session_manager": object()}, "not an aiohttp.ClientSession"),
         ({"retry": 4}, "retry"),
         *(
             ({name: hostile}, name)

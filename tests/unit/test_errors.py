@@ -1,4 +1,6 @@
-"""The errors are one tree, and none of them loses anything on the way through a copy, a pickle or another process."""
+"""The errors are one tree, and none of them loses anything on the way through a copy, a pickle or
+another process.
+"""
 
 from __future__ import annotations
 

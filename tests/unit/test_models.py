@@ -1,4 +1,6 @@
-"""Models are values: they compare, hash, copy and pickle, and their reprs keep contents to themselves."""
+"""Models are values: they compare, hash, copy and pickle, and their reprs keep contents to
+themselves.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Runs the command line without starting a Python for each run: imports it once, and forks for every request.
+"""Runs the command line without starting a Python for each run: imports it once, and forks for
+every request.
 
-``python -m tests.whole.forker 3``: takes requests from the socket with this number. A request is JSON (arguments, folder,
-environment) and four descriptors: standard input, output and error, and the one to report on. Reported are the
-child's process id and, when the child has ended, its wait status, a line each. The end of the socket ends it.
+``python -m tests.whole.forker 3``: takes requests from the socket with this number. A request is
+JSON (arguments, folder, environment) and four descriptors: standard input, output and error, and
+the one to report on. Reported are the child's process id and, when the child has ended, its wait
+status, a line each. The end of the socket ends it.
 """
 
 from __future__ import annotations

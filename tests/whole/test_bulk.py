@@ -8,6 +8,7 @@ import itertools
 import socket
 import sys
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import attrs
@@ -117,8 +118,17 @@ def failed_requests(sandbox) -> int:
 
 
 async def first_probe_to_come(outcomes, sandbox, concurrency: int) -> None:
-    """Until so many updates have used up their retries, and wait for the first probe."""
-    await until(lambda: failed_requests(sandbox) >= concurrency * (1 + QUICK.max_retries))
+    """Until each of so many updates has used up its retries, and they wait for the first probe.
+
+    The requests of each message are counted: probes of one update may fail while another update
+    still retries.
+    """
+
+    def used_up() -> int:
+        failed = Counter(each.message_id for each in sandbox.requests if (each.status or 0) >= 500)
+        return sum(number > QUICK.max_retries for number in failed.values())
+
+    await until(lambda: used_up() >= concurrency)
     await turns()
     assert outcomes.in_outage
     assert sandbox.in_flight == 0
@@ -287,7 +297,9 @@ async def test_what_is_tried_again_is_counted_as_attempts(client, sandbox):
 
 @pytest.mark.parametrize("concurrency", [1, 2, 10])
 async def test_no_more_is_read_than_there_are_places_for(client, concurrency):
-    """What is held: under way, or finished and not read. Asking for the next outcome gives the last one's place free."""
+    """What is held: under way, or finished and not read. Asking for the next outcome gives the last
+    one's place free.
+    """
     updates = Input()
     async with client.update_many(updates, concurrency=concurrency) as outcomes:
         assert updates.read == 0, "nothing is read before the first outcome is asked for"
@@ -1112,7 +1124,9 @@ async def test_an_outage_counts_from_the_first_failure(sandbox, quick_probes, mo
 
 
 async def test_an_outage_lasts_as_long_as_the_api_asks_for(client, sandbox, quick_probes):
-    """Retry-After is beyond the patience of a single call: the next probe comes after it, or where the job gives up."""
+    """Retry-After is beyond the patience of a single call: the next probe comes after it, or where
+    the job gives up.
+    """
     sandbox.fail_next(429, times=1_000_000, retry_after=3600)
     outcomes = client.update_many(Input(), concurrency=3, max_outage=0.2)
     with pytest.raises(RateLimitedError) as caught:
@@ -1169,7 +1183,9 @@ async def test_one_that_gets_through_meanwhile_ends_the_outage(client, sandbox):
 
 
 async def test_an_outage_that_follows_at_once_is_probed_too(client, sandbox, quick_probes):
-    """Whoever was woken by the end of one outage finds the next: it waits again, and does not spend retries on it."""
+    """Whoever was woken by the end of one outage finds the next: it waits again, and does not spend
+    retries on it.
+    """
     outcomes = client.update_many(Input(60), concurrency=8)
     done = []
 
@@ -1231,7 +1247,9 @@ async def test_where_retries_help_others_an_update_that_never_succeeds_is_a_fail
 async def test_the_last_two_that_never_succeed_are_no_outage_for_who_saw_others_succeed(
     client, sandbox, quick_probes
 ):
-    """In their further rounds nobody else is left; what was applied after they had failed first still counts."""
+    """In their further rounds nobody else is left; what was applied after they had failed first
+    still counts.
+    """
     unlucky(sandbox, 60, times=1_000_000)
     sandbox.fail_next(503, times=1_000_000, message_id="m31")
     outcomes = {o.update.message_id: o async for o in client.update_many(Input(60), concurrency=8)}
@@ -1260,7 +1278,9 @@ async def test_stop_reading_does_not_wait_for_a_further_round_of_retries(
 async def test_a_server_that_sends_everybody_away_for_a_day_is_asked_again_before(
     sandbox, quick_probes
 ):
-    """At the latest after max_retry_after, as a call that meets it would have been sent away for good."""
+    """At the latest after max_retry_after, as a call that meets it would have been sent away for
+    good.
+    """
     sandbox.fail_next(429, retry_after=86_400)
     retry = RetryPolicy(base_delay=0.001, max_retry_after=0.01)
     async with client_of(sandbox, retry=retry, rate_limit=None) as client:
@@ -1299,7 +1319,8 @@ async def test_at_a_concurrency_of_one_an_outage_costs_one_update(client, sandbo
 async def test_many_ids_that_always_fail_use_up_the_retry_budget_and_still_end(
     sandbox, quick_probes, monkeypatch, patient
 ):
-    """A third of all: their retries are more than the project's budget, and no update is tried for ever.
+    """A third of all: their retries are more than the project's budget, and no update is tried for
+    ever.
 
     Single calls may wait for the budget. A job does not, or it would wait for an hour here.
     """
@@ -1444,7 +1465,9 @@ async def test_the_timeout_of_single_calls_does_not_hurry_a_job(sandbox):
 
 
 async def test_a_job_keeps_the_pace_saturated(sandbox):
-    """Whenever an outcome is read, somebody waits for a turn: what is in flight, and what comes late, leaves places enough."""
+    """Whenever an outcome is read, somebody waits for a turn: what is in flight, and what comes
+    late, leaves places enough.
+    """
     sandbox.latency = 0.02
     waiting = []
     async with (
@@ -1461,7 +1484,9 @@ async def test_a_job_keeps_the_pace_saturated(sandbox):
 
 
 async def test_an_update_waits_only_for_its_turn_and_not_for_its_reading(sandbox):
-    """As many wait for their turn as have a place and are not under way: none is held up on the way there."""
+    """As many wait for their turn as have a place and are not under way: none is held up on the way
+    there.
+    """
     async with (
         client_of(sandbox, rate_limit=50) as client,
         client.update_many(Input(), concurrency=40) as outcomes,

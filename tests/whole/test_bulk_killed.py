@@ -1,4 +1,6 @@
-"""A job that is killed, interrupted, robbed of its journal or left without a disk: what was sent is known, and the next run goes on."""
+"""A job that is killed, interrupted, robbed of its journal or left without a disk: what was sent is
+known, and the next run goes on.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,9 @@ class Victim:
         self.check_the_end(sandbox, journal)
 
     async def moment(self, sandbox: Sandbox, sent: int, *, begin: float) -> None:
-        """A random moment: within ``begin`` seconds of the start, or after some requests, at whatever the job does then."""
+        """A random moment: within ``begin`` seconds of the start, or after some requests, at
+        whatever the job does then.
+        """
         further = self.rng.choice([0, *range(1, 30)])
         if further:
             await sandbox.wait_for_requests(sent + further)
@@ -121,7 +125,9 @@ class Victim:
     def sent_again(
         sandbox: Sandbox, sent: int, number_of: dict[tuple[str, str], int], done: set[int]
     ) -> set[int]:
-        """Records that the journal called updated before these requests, and that were sent all the same."""
+        """Records that the journal called updated before these requests, and that were sent all the
+        same.
+        """
         numbers = {
             number_of[str(request.message_id), str(request.metadata)]
             for request in sandbox.requests[sent:]

@@ -1,4 +1,6 @@
-"""One call over real sockets: what is sent, what answers are taken for, what is tried again, and how it all ends."""
+"""One call over real sockets: what is sent, what answers are taken for, what is tried again, and
+how it all ends.
+"""
 
 from __future__ import annotations
 
@@ -1315,7 +1317,9 @@ async def test_what_a_trace_hook_raises_in_a_token_request_is_a_token_error(sand
 
 
 def proxy(password: str = "proxy-password"):
-    """A script of an HTTP proxy that asks for a password: CONNECT tunnels, all else is answered in the server's place."""
+    """A script of an HTTP proxy that asks for a password: CONNECT tunnels, all else is answered in
+    the server's place.
+    """
     wanted = "Basic " + base64.b64encode(f"user:{password}".encode()).decode()
 
     async def script(peer):
@@ -1808,7 +1812,9 @@ def test_a_loop_that_ended_in_the_middle_of_everything_leaves_nothing_in_the_way
 
 
 def run_and_close_roughly(*coroutines):
-    """The tasks that are left on an event loop which was closed over them, as no ``asyncio.run`` would."""
+    """The tasks that are left on an event loop which was closed over them, as no ``asyncio.run``
+    would.
+    """
     loop = asyncio.new_event_loop()
     try:
         tasks = [loop.create_task(coroutine) for coroutine in coroutines]

@@ -1,4 +1,6 @@
-"""The command line, run as a person or a scheduler runs it: against a sandbox in another process."""
+"""The command line, run as a person or a scheduler runs it: against a sandbox in
+another process.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ Here = Callable[..., Ended]
 def here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Here:
-    """The command in this process, for what ends before anything is sent: a process of its own takes half a second to start."""
+    """The command in this process, for what ends before anything is sent: a process of its own
+    takes half a second to start.
+    """
     monkeypatch.chdir(tmp_path)
     for name in (
         "PROJECT_ID",
@@ -497,7 +501,9 @@ async def test_a_failed_record_that_a_later_one_updated_is_superseded(
 async def test_an_old_journal_without_the_word_supersedes_too(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """The job may have been killed between the two lines; what follows from them does not depend on it."""
+    """The job may have been killed between the two lines; what follows from them does not depend on
+    it.
+    """
     path = tmp_path / "ids.csv"
     path.write_text("message_id,metadata\nA,first\nA,second\n")
     journal = Path(f"{path}.journal.jsonl")

@@ -1,4 +1,6 @@
-"""``get``, ``list`` and ``bulk --merge``, run as a person runs them: against a sandbox in another process."""
+"""``get``, ``list`` and ``bulk --merge``, run as a person runs them: against a sandbox in another
+process.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The programs in examples/, each started as a reader would start it and driven by a real client, with a sandbox behind it."""
+"""The programs in examples/, each started as a reader would start it and driven by a real client,
+with a sandbox behind it.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ pytest.importorskip(
 
 
 def example(name: str) -> ModuleType:
-    """The example as a module: for those that are functions to be called, or an application to be served."""
+    """The example as a module: for those that are functions to be called, or an application to be
+    served.
+    """
     spec = importlib.util.spec_from_file_location(f"examples.{name}", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -65,7 +69,9 @@ def environment(sandbox: Sandbox) -> dict[str, str]:
 
 @pytest.fixture
 async def sandbox(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sandbox]:
-    """A sandbox with one message, and an environment that leads to it, for this process and those that it starts."""
+    """A sandbox with one message, and an environment that leads to it, for this process and those
+    that it starts.
+    """
     async with Sandbox() as sandbox:
         sandbox.add_message(ID, metadata="old")
         for name, value in environment(sandbox).items():
@@ -102,7 +108,9 @@ class Program:
 
 
 def reaped(process: asyncio.subprocess.Process) -> None:
-    """What asyncio leaves to later: the pipes to the garbage collector, on Python 3.11 a thread to its own last line."""
+    """What asyncio leaves to later: the pipes to the garbage collector, on Python 3.11 a thread to
+    its own last line.
+    """
     process._transport.close()  # type: ignore[attr-defined]  # there is no public way
     if sys.version_info < (3, 12):
         # Of a watcher that has threads: where the kernel has pidfd, it is another one.
@@ -288,7 +296,9 @@ Put = Callable[..., Awaitable[int]]
 
 @contextlib.asynccontextmanager
 async def service(app: str) -> AsyncIterator[Put]:
-    """One of the three, and what it answers to an update: the status, with no secret and a time to come back where it is 503."""
+    """One of the three, and what it answers to an update: the status, with no secret and a time to
+    come back where it is 503.
+    """
     async with contextlib.AsyncExitStack() as stack:
         if app == "aiohttp_app":
             user = await stack.enter_async_context(aiohttp_web())
@@ -347,7 +357,9 @@ async def test_services_answer_503_to_an_update_that_would_be_too_late(
 async def test_services_answer_502_where_no_answer_came(
     app: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A certificate that nobody vouches for is not tried again, so this is a TransportError without a wait."""
+    """A certificate that nobody vouches for is not tried again, so this is a TransportError without
+    a wait.
+    """
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(server)
     async with Sandbox(ssl=server) as stranger:
@@ -374,7 +386,9 @@ def descriptors(pid: int) -> int:
 async def test_a_service_under_load_loses_nothing_leaks_nothing_and_stops_gracefully(
     sandbox: Sandbox,
 ) -> None:
-    """500 requests a second through uvicorn, on one client; then SIGTERM with requests under way."""
+    """500 requests a second through uvicorn, on one client; then SIGTERM with requests
+    under way.
+    """
     total, last = RATE * SECONDS, 50
     ids = [f"{ID}-{number}" for number in range(total + last)]
     for message_id in ids:
@@ -622,7 +636,9 @@ async def test_the_script_reports_what_failed(sandbox: Sandbox) -> None:
 
 
 async def test_the_notebook_runs_from_top_to_bottom(sandbox: Sandbox, tmp_path: Path) -> None:
-    """IPython runs a notebook's cells as Jupyter does, each with `await` at its top level, on one event loop."""
+    """IPython runs a notebook's cells as Jupyter does, each with `await` at its top level, on one
+    event loop.
+    """
     async with running(
         *("-m", "IPython", "--no-banner", "--colors=NoColor", f"--ipython-dir={tmp_path}"),
         str(EXAMPLES / "notebook.ipynb"),

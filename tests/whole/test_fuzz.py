@@ -1,4 +1,5 @@
-"""Whatever a server may answer, over a real socket: the call ends in its own message or a typed error, says no secret, and the next call is as good as new.
+"""Whatever a server may answer, over a real socket: the call ends in its own message or a typed
+error, says no secret, and the next call is as good as new.
 
 Hypothesis thinks the answers up, with many more examples in ``nox -s fuzz``. Answers that once did
 harm, here or to others, are kept in ``fuzz_samples`` and replayed.

@@ -1,4 +1,6 @@
-"""The pages' transcripts: what is to be typed is run, in order, and says what the page says, but for numbers."""
+"""The pages' transcripts: what is to be typed is run, in order, and says what the page says, but
+for numbers.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +125,9 @@ async def test_the_page_can_be_followed_word_for_word(tmp_path: Path) -> None:
 
 
 def snippets(page: str) -> Iterator[tuple[str, list[str]]]:
-    """The Python that is to be typed, each block with the lines that it is said to print; not the tests among it."""
+    """The Python that is to be typed, each block with the lines that it is said to print; not the
+    tests among it.
+    """
     blocks = re.findall(
         r"^\.\. code-block:: (python|text)\n\n((?:   .*\n|\n)+)", f"{page}\n", re.MULTILINE
     )
@@ -135,7 +139,9 @@ def snippets(page: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def typed(block: str) -> Iterator[CodeType]:
-    """A block as `python -m asyncio` takes it when it is pasted: line by line, with Enter at its end."""
+    """A block as `python -m asyncio` takes it when it is pasted: line by line, with Enter at its
+    end.
+    """
     compiler = codeop.CommandCompiler()
     compiler.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     lines: list[str] = []
@@ -155,7 +161,7 @@ def test_a_block_that_goes_on_below_its_indented_lines_cannot_be_typed() -> None
 
 
 def test_readmes_blocks_can_be_pasted_from_where_it_says_so() -> None:
-    _, found, page = README.read_text("utf-8").partition("can be pasted into ``python -m asyncio``")
+    _, found, page = README.read_text("utf-8").partition("into ``python -m asyncio``")
     assert found
     blocks = [block for block, _ in snippets(page)]
     assert len(blocks) > 4

@@ -1,4 +1,5 @@
-"""A second opinion: the client's requests and the sandbox's answers fit an OpenAPI document, as openapi-core reads it.
+"""A second opinion: the client's requests and the sandbox's answers fit an OpenAPI document, as
+openapi-core reads it.
 
 The client and the sandbox share no code, but one person may misread a page twice in the same way.
 The document is a third reading.

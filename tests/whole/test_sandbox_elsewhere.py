@@ -1,4 +1,6 @@
-"""The sandbox for other processes: the command and its options, curl as any other language, pytest's fixtures."""
+"""The sandbox for other processes: the command and its options, curl as any other language,
+pytest's fixtures.
+"""
 
 from __future__ import annotations
 
@@ -314,7 +316,9 @@ COMPOSE = Path(__file__).parent.parent.parent / "examples/compose"
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose-https.yaml"])
 def test_the_compose_files_lead_the_application_to_the_sandbox(name, tmp_path, monkeypatch):
-    """No docker here: the file is read, and the sandbox's command is parsed by the command itself."""
+    """No docker here: the file is read, and the sandbox's command is parsed by the
+    command itself.
+    """
     services = yaml.safe_load((COMPOSE / name).read_text("utf-8"))["services"]
     program, command, *arguments = shlex.split(services["sandbox"]["command"])
     assert (program, command) == ("sinch-conv", "sandbox")

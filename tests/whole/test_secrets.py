@@ -1,4 +1,6 @@
-"""No secret gets out: run through every way in which a call can fail, then looked for wherever crash reporters and logs look."""
+"""No secret gets out: run through every way in which a call can fail, then looked for wherever
+crash reporters and logs look.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ def impatient(monkeypatch):
 
 
 def texts_of_error(error: BaseException, seen: set[int] | None = None, where: str = "error"):
-    """Every text by which an error, what hangs on it, or a frame that it went through shows anything."""
+    """Every text by which an error, what hangs on it, or a frame that it went through shows
+    anything.
+    """
     seen = set() if seen is None else seen
     if id(error) in seen:
         return
@@ -215,7 +219,9 @@ def test_a_secret_in_a_log_record_would_be_found(place, records):
 
 
 class Api:
-    """A token endpoint and an API on one port. ``answer`` is given what was received, and what is worth echoing."""
+    """A token endpoint and an API on one port. ``answer`` is given what was received, and what is
+    worth echoing.
+    """
 
     def __init__(self, *, token=None, update=None):
         self.token = token or (

@@ -1,4 +1,6 @@
-"""Time, departures, the retry budget, logs and counters of calls, as a user or an operator sees them."""
+"""Time, departures, the retry budget, logs and counters of calls, as a user or an operator sees
+them.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +122,9 @@ async def test_a_call_that_is_refused_before_it_begins_is_not_counted(sandbox):
 async def test_after_a_stall_no_second_holds_more_writes_than_the_limit(
     sandbox, monkeypatch, traced
 ):
-    """The event loop stands still for a while; connections that open in between delay some of the writes."""
+    """The event loop stands still for a while; connections that open in between delay some of the
+    writes.
+    """
     limit, writes = 50, []
     send = socket.socket.send
 
@@ -167,7 +171,9 @@ async def test_a_call_that_the_retry_budget_ended_says_so(sandbox):
 async def test_calls_of_a_gather_that_meet_a_few_503s_are_not_lost_to_the_budget(
     sandbox, monkeypatch
 ):
-    """All calls begin at once and are sent over more than twice the window of the budget, which is cut to 2 s."""
+    """All calls begin at once and are sent over more than twice the window of the budget, which is
+    cut to 2 s.
+    """
     monkeypatch.setattr("sinch_conv_async._core.retry.RetryBudget.WINDOW", 2)
     sandbox.every(20, lambda: sandbox.fail_next(503))
     retry = RetryPolicy(base_delay=0.01)

@@ -1,4 +1,6 @@
-"""The examples for synchronous hosts, each under the server or worker that its page names, with many calls at once."""
+"""The examples for synchronous hosts, each under the server or worker that its page names, with
+many calls at once.
+"""
 
 from __future__ import annotations
 

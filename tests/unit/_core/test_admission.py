@@ -1,4 +1,6 @@
-"""Who goes next: one grant for turn and slot, in order, and nothing of a call that gave up is left. Time is the test's."""
+"""Who goes next: one grant for turn and slot, in order, and nothing of a call that gave up is left.
+Time is the test's.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,9 @@ class World:
         return asyncio.create_task(self.call(project, name, **options))  # type: ignore[arg-type]  # keywords of several types
 
     def assert_idle(self, *projects: Project) -> None:
-        """Every counter is at zero, every slot is free, and of those who gave up no more is left than was agreed."""
+        """Every counter is at zero, every slot is free, and of those who gave up no more is left
+        than was agreed.
+        """
         assert self.admission.free == self.admission.slots
         assert self.admission.waiting == 0
         assert not self.calls.waiting
@@ -120,7 +124,9 @@ class World:
 
 
 async def settle() -> None:
-    """A grant takes two turns of the loop to be seen: the future's, and that of the task that waits for it."""
+    """A grant takes two turns of the loop to be seen: the future's, and that of the task that waits
+    for it.
+    """
     for _ in range(4):
         await asyncio.sleep(0)
 
@@ -220,7 +226,9 @@ async def test_projects_that_are_due_take_turns():
 
 @pytest.mark.parametrize("own_projects", [False, True], ids=["one project", "a project each"])
 async def test_ten_slots_serve_fifty_callers_alike(own_projects):
-    """Equal latencies, each caller calls again as soon as it is answered: the counts differ by at most one."""
+    """Equal latencies, each caller calls again as soon as it is answered: the counts differ by at
+    most one.
+    """
     world = World(slots=10)
     one = Project()
     counts = [0] * 50
@@ -311,7 +319,9 @@ async def test_the_turns_missed_while_the_pool_was_full_are_not_all_made_up_for(
 
 
 async def test_a_call_that_comes_after_its_turn_was_due_is_not_late():
-    """A project that waited, fell silent, and comes back finds even spacing, though it was never looked at in between."""
+    """A project that waited, fell silent, and comes back finds even spacing, though it was never
+    looked at in between.
+    """
     world = World(slots=2)
     paced, busy = project_at(100), Project()
     await asyncio.gather(*[world.start(paced) for _ in range(1)])
@@ -397,7 +407,9 @@ class Looked(asyncio.Future):
 
 @pytest.mark.parametrize("waiting", [100, 10_000])
 async def test_admitting_one_costs_the_same_however_many_wait(waiting):
-    """Looks at waiting calls for each grant and each call that gives up, half of them giving up at random."""
+    """Looks at waiting calls for each grant and each call that gives up, half of them giving up at
+    random.
+    """
     world, project = World(slots=1), Project()
     Looked.looks = 0
     futures = [Looked() for _ in range(waiting)]
@@ -525,7 +537,9 @@ async def test_closing_the_client_ends_the_wait():
 
 
 async def test_cancelling_at_random_loses_no_slot_and_no_wake_up():
-    """Calls come, are cancelled while they wait and while they are under way, and leave, in any order."""
+    """Calls come, are cancelled while they wait and while they are under way, and leave, in any
+    order.
+    """
     for seed in range(20):
         rng = random.Random(seed)
         world = World(slots=3)
@@ -644,7 +658,9 @@ async def test_a_retry_is_not_refused_for_those_behind_it_nor_for_those_who_gave
 
 
 async def test_turns_that_are_made_up_for_count_as_there():
-    """The loop is a quarter of a second late, so that 25 turns come at once: the 20th is not refused."""
+    """The loop is a quarter of a second late, so that 25 turns come at once: the 20th is not
+    refused.
+    """
     world = World(slots=3)
     busy, paced = Project(), project_at(100)
     waiting = await behind_a_full_pool(world, paced, busy, waiting=20)
@@ -780,7 +796,9 @@ async def test_an_answer_with_nobody_waiting_opens_too():
 
 
 async def test_many_who_are_sent_away_at_once_are_looked_at_once():
-    """256 exchanges are answered alike in one tick, while the calls that failed have not run yet."""
+    """256 exchanges are answered alike in one tick, while the calls that failed have
+    not run yet.
+    """
     world, project = World(slots=1), Project()
     assert world.admit_now(project)
     tasks = [world.start(project) for _ in range(1000)]

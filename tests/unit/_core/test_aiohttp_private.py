@@ -1,4 +1,6 @@
-"""aiohttp is changed under the client, one change at a time: the fast route is left, and nothing breaks."""
+"""aiohttp is changed under the client, one change at a time: the fast route is left, and nothing
+breaks.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from tests.servers import ID, NEVER, Server, answering, client_of, http
 
 
 def stand_in(part: Part, monkeypatch: pytest.MonkeyPatch) -> tuple[type, str]:
-    """Puts a subclass in the place of the part's class, which may be written in C, and gives it to be changed."""
+    """Puts a subclass in the place of the part's class, which may be written in C, and gives it to
+    be changed.
+    """
     *way, name, last = part.path.split(".")
     module = functools.reduce(getattr, way, aiohttp)
     original = getattr(module, name)

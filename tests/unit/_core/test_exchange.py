@@ -1,4 +1,6 @@
-"""One exchange: what it says of its connection, what it leaves behind, and where it refuses to send."""
+"""One exchange: what it says of its connection, what it leaves behind, and where it refuses to
+send.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ class Hook:
 
 
 async def open_connections_settle(sandbox: Sandbox, number: int) -> None:
-    """Waits until the sandbox has so many connections: it learns of a closed one a few passes of the loop later."""
+    """Waits until the sandbox has so many connections: it learns of a closed one a few passes of
+    the loop later.
+    """
     async with asyncio.timeout(2):
         while sandbox.open_connections != number:
             await asyncio.sleep(0)

@@ -1,4 +1,6 @@
-"""The fast route: which connections are used again, when they are closed, and whose time is over."""
+"""The fast route: which connections are used again, when they are closed, and whose
+time is over.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The session manager before it has a connection: what it refuses, and how it is forgotten. tests/whole has the rest."""
+"""The session manager before it has a connection: what it refuses, and how it is forgotten.
+tests/whole has the rest.
+"""
 
 from __future__ import annotations
 

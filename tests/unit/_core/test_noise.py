@@ -1,4 +1,6 @@
-"""Noise is arithmetic on counts: every fact here is checked with counts and times that the test makes up."""
+"""Noise is arithmetic on counts: every fact here is checked with counts and times that the test
+makes up.
+"""
 
 import math
 

@@ -19,7 +19,9 @@ def rng():
 
 
 def steady(pace, *, seconds, start=1000.0, stalls=None, tick=0.001, rng=None):
-    """The departures of a supply that never runs dry, from an event loop that is late by its timers and its stalls."""
+    """The departures of a supply that never runs dry, from an event loop that is late by its timers
+    and its stalls.
+    """
     rng = rng or random.Random(4)
     departures = []
     now = start
@@ -168,7 +170,9 @@ def test_no_window_of_a_second_holds_more_than_the_limit(limit, start, waits, se
 def test_no_window_holds_more_writes_than_the_limit_however_late_each_call_writes(
     limit, waits, longest, seed
 ):
-    """A stalled event loop, a slow handshake: the writes come at other times than the admissions, and bunch up."""
+    """A stalled event loop, a slow handshake: the writes come at other times than the admissions,
+    and bunch up.
+    """
     pace = Pace(limit)
     choice = random.Random(seed)
     now = 1000.0
@@ -832,7 +836,9 @@ def test_a_process_that_stops_sending_after_a_fall_learns_nothing_from_it(rng):
 
 @pytest.mark.parametrize("round_trip", [1, 50, 200])
 def test_three_processes_that_know_nothing_of_each_other_share_a_sliding_window(round_trip):
-    """In steps of a millisecond, for 40 s; what other servers and other numbers do is in benchmarks/pace_simulation.py."""
+    """In steps of a millisecond, for 40 s; what other servers and other numbers do is in
+    benchmarks/pace_simulation.py.
+    """
     paces = [Pace(800) for _ in range(3)]
     rngs = [random.Random(seed) for seed in range(3)]
     order = [0, 1, 2]

@@ -1,4 +1,6 @@
-"""Tokens: fetched once however many wait, renewed before they expire, and not asked for when there is no point."""
+"""Tokens: fetched once however many wait, renewed before they expire, and not asked for when there
+is no point.
+"""
 
 from __future__ import annotations
 

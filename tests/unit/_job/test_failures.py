@@ -1,4 +1,6 @@
-"""The file of failures: what is written, with which reason, and what is left of one that is not whole."""
+"""The file of failures: what is written, with which reason, and what is left of one that is not
+whole.
+"""
 
 from __future__ import annotations
 

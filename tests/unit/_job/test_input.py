@@ -320,7 +320,9 @@ FIELD = st.text(st.sampled_from('a",\r\n\né'), max_size=6)
 def test_a_record_that_is_written_by_csv_ends_where_csv_says(
     rows: list[list[str]], data: st.DataObject
 ) -> None:
-    """Also where a byte of it is made unreadable: then it is one bad line, and the others are read as they were."""
+    """Also where a byte of it is made unreadable: then it is one bad line, and the others are read
+    as they were.
+    """
     written = []
     for row in rows:
         out = io.StringIO()
@@ -457,7 +459,9 @@ def test_an_input_without_records_has_a_fingerprint_too() -> None:
 
 
 def test_what_a_job_changes_of_a_listed_message_does_not_make_it_another_input() -> None:
-    """The list of messages that is piped in anew after a crash has the metadata that the job has set."""
+    """The list of messages that is piped in anew after a crash has the metadata that the job has
+    set.
+    """
     layout = Layout(merge=True, constant='{"tag": "x"}')
     before, after = (
         RecordReader(io.BytesIO(b'{"id": "A", "metadata": "%s"}\n' % metadata), layout)

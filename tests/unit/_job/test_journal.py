@@ -437,7 +437,9 @@ def test_a_system_without_locks_is_refused(path: Path, monkeypatch: pytest.Monke
 
 @contextlib.contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """Files may not grow beyond this: the system writes what fits, and refuses the rest. (Python ignores the signal.)"""
+    """Files may not grow beyond this: the system writes what fits, and refuses the rest. (Python
+    ignores the signal.)
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -460,7 +462,9 @@ def test_a_full_disk_is_noticed_and_leaves_whole_lines(path: Path) -> None:
 
 
 def test_after_a_write_that_failed_nothing_is_written_any_more(path: Path) -> None:
-    """With room again, a line would come to stand behind a hole, and the next run would refuse the journal."""
+    """With room again, a line would come to stand behind a hole, and the next run would refuse the
+    journal.
+    """
     journal, _ = opened(path)
     with journal:
         journal.append([line(1, UPDATED, "A")])

@@ -1,4 +1,6 @@
-"""Of whatever a server sends in an error's place, the four fields are found, and nothing else is lost."""
+"""Of whatever a server sends in an error's place, the four fields are found, and nothing else is
+lost.
+"""
 
 from __future__ import annotations
 

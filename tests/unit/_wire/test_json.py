@@ -106,7 +106,9 @@ REFUSED = {
 
 
 def outcome(loads, data):
-    """What comes of the bytes, told apart by type, sign and NaN; anything but a value or a ValueError fails the test."""
+    """What comes of the bytes, told apart by type, sign and NaN; anything but a value or a
+    ValueError fails the test.
+    """
     try:
         return repr(loads(data))
     except ValueError as error:

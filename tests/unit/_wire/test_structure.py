@@ -1,4 +1,6 @@
-"""Whatever JSON arrives, the outcome is a model that has lost nothing, or words that say what is wrong and where."""
+"""Whatever JSON arrives, the outcome is a model that has lost nothing, or words that say what is
+wrong and where.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How far a job is, as it is shown: on a terminal, in a log, and where nobody can be shown anything any more."""
+"""How far a job is, as it is shown: on a terminal, in a log, and where nobody can be shown anything
+any more.
+"""
 
 from __future__ import annotations
 

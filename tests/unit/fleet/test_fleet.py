@@ -1,4 +1,6 @@
-"""How a limit is divided: the arithmetic by tables, and a fleet that lives through whatever hypothesis does to it."""
+"""How a limit is divided: the arithmetic by tables, and a fleet that lives through whatever
+hypothesis does to it.
+"""
 
 from __future__ import annotations
 
@@ -202,7 +204,9 @@ class Member:
 
 
 class FleetThatLives(RuleBasedStateMachine):
-    """Processes join, ask, crash, leave and are silent; the store forgets. Live leases never exceed the limit."""
+    """Processes join, ask, crash, leave and are silent; the store forgets. Live leases never exceed
+    the limit.
+    """
 
     @initialize(limit=st.sampled_from([800.0, 100.0, 10.0, 3.0, 1.0]))
     def begin(self, limit: float) -> None:

@@ -1,4 +1,6 @@
-"""One token for a fleet: what a process does whatever the store says. tests/whole/fleet has the stores."""
+"""One token for a fleet: what a process does whatever the store says. tests/whole/fleet has the
+stores.
+"""
 
 from __future__ import annotations
 

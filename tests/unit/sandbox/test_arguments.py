@@ -1,4 +1,6 @@
-"""Arguments that make no sense are refused when the sandbox is made or told, not when a request meets them."""
+"""Arguments that make no sense are refused when the sandbox is made or told, not when a request
+meets them.
+"""
 
 from __future__ import annotations
 

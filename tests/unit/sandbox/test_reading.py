@@ -1,4 +1,6 @@
-"""Messages are read, one or a list: the filters, the order and the pages of the published document."""
+"""Messages are read, one or a list: the filters, the order and the pages of the
+published document.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The sandbox, spoken to over plain loopback connections: what it answers, what it records, how it misbehaves."""
+"""The sandbox, spoken to over plain loopback connections: what it answers, what it records, how it
+misbehaves.
+"""
 
 from __future__ import annotations
 

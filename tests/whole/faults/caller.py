@@ -1,4 +1,5 @@
-"""Calls made by a process of its own, so that what is done to it is done to nobody else: ``python -m tests.whole.faults.caller how JSON``.
+"""Calls made by a process of its own, so that what is done to it is done to nobody else:
+``python -m tests.whole.faults.caller how JSON``.
 
 Writes what became of them to standard output, pickled: a `Side`, an untyped error as the name of
 its type.
@@ -61,7 +62,9 @@ async def caller(
     before: Sequence[str] = (),
     **keywords: Any,
 ) -> AsyncIterator[Caller]:
-    """``how``: ``naive``, ``cached``, ``bulk`` or ``single``. ``keywords`` are theirs. ``before``: what the command is put behind."""
+    """``how``: ``naive``, ``cached``, ``bulk`` or ``single``. ``keywords`` are theirs. ``before``:
+    what the command is put behind.
+    """
     given = json.dumps({"options": options, "calls": calls, "family": family, **keywords})
     process = await asyncio.create_subprocess_exec(
         *(*before, sys.executable, "-m", "tests.whole.faults.caller", how, given),

@@ -1,4 +1,6 @@
-"""Certificates for the servers of a test, good ones and bad ones, from an authority that lives as long as the test."""
+"""Certificates for the servers of a test, good ones and bad ones, from an authority that lives as
+long as the test.
+"""
 
 from __future__ import annotations
 

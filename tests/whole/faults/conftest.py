@@ -1,4 +1,6 @@
-"""The table of a run: collected from the rows, printed at its end, and written as a page where ``FAULTS_PAGE`` names one."""
+"""The table of a run: collected from the rows, printed at its end, and written as a page where
+``FAULTS_PAGE`` names one.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ TABLE = pytest.StashKey[Table]()
 
 @pytest.fixture(autouse=True, scope="session")
 def leaves_nothing_behind_when_it_is_told_to_stop() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: the test is cancelled, and takes down the servers and networks that it made."""
+    """SIGTERM ends the run as Ctrl-C does: the test is cancelled, and takes down the servers and
+    networks that it made.
+    """
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     yield
     signal.signal(signal.SIGTERM, before)

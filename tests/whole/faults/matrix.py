@@ -1,4 +1,5 @@
-"""What a row of the matrix is made of: calls under a fault, what became of each, and what it is held to.
+"""What a row of the matrix is made of: calls under a fault, what became of each, and what it is
+held to.
 
 Knows no server: what was applied is handed in, as the server's own log has it.
 """
@@ -25,7 +26,9 @@ BUDGET_WINDOW = 10
 
 
 def updates(count: int, *, family: str) -> list[tuple[str, str]]:
-    """So many updates, each of its own message, with metadata that tells which message it is for."""
+    """So many updates, each of its own message, with metadata that tells which message
+    it is for.
+    """
     return [(f"01{family}{number:09d}", f"set-01{family}{number:09d}") for number in range(count)]
 
 
@@ -70,7 +73,9 @@ class Side:
         return sum(end.succeeded for end in self.ended)
 
     def failures(self, applied: Collection[str]) -> int:
-        """Calls that raised, never ended, were told of somebody else's message, or were told of a success that the server knows nothing of."""
+        """Calls that raised, never ended, were told of somebody else's message, or were told of a
+        success that the server knows nothing of.
+        """
         fine = sum(end.succeeded and end.message_id in applied for end in self.ended)
         return self.calls - fine
 
@@ -99,7 +104,9 @@ async def spread(
     pause: Callable[[], float] | None = None,
     patience: float = 60.0,
 ) -> Side:
-    """Makes single calls: so many a second where there is a ``rate``, and at most ``concurrency`` at a time. ``pause``: seconds before each."""
+    """Makes single calls: so many a second where there is a ``rate``, and at most ``concurrency``
+    at a time. ``pause``: seconds before each.
+    """
     limit = asyncio.Semaphore(concurrency)
 
     async def run(number: int, message_id: str, metadata: str) -> None:
@@ -308,7 +315,9 @@ class Table:
         calls: int | None = None,
         ours: str | None = None,
     ) -> None:
-        """``naive``: None where that half of the row did not run. ``ours`` is, unless it is said otherwise, the number of calls that did not succeed and by which typed error they ended."""
+        """``naive``: None where that half of the row did not run. ``ours`` is, unless it is said
+        otherwise, the number of calls that did not succeed and by which typed error they ended.
+        """
         if ours is None:
             errors = ", ".join(f"{name} {number:,}" for name, number in sorted(side.errors.items()))
             ours = f"{side.calls - side.succeeded:,}" + (f" ({errors})" if errors else "")

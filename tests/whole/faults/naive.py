@@ -1,4 +1,5 @@
-"""The loop that people write by hand: aiohttp, a token, gather, a semaphore. A row first shows that the fault bites this.
+"""The loop that people write by hand: aiohttp, a token, gather, a semaphore. A row first shows that
+the fault bites this.
 
 It is no caricature: it closes its session, raises for a status, reads JSON. What it leaves to
 chance is what the row is about. Only ``nox -s faults_full`` runs it (FAULTS_NAIVE=1): that a fault
@@ -67,7 +68,9 @@ async def loop(
     pause: Callable[[], float] | None = None,
     patience: float = 30.0,
 ) -> Side:
-    """The calls, each made once. ``session``, ``request``: what is given to aiohttp's session, and to each of its requests."""
+    """The calls, each made once. ``session``, ``request``: what is given to aiohttp's session, and
+    to each of its requests.
+    """
     async with aiohttp.ClientSession(**(session or {})) as http:
         side = Side(len(calls), time.monotonic())
         try:
@@ -93,7 +96,9 @@ async def cached(
     concurrency: int = 50,
     patience: float = 30.0,
 ) -> Side:
-    """The loop with the token cache that people write: fetched by whoever finds none, kept by the wall clock for as long as the answer says."""
+    """The loop with the token cache that people write: fetched by whoever finds none, kept by the
+    wall clock for as long as the answer says.
+    """
     token = ""
     good_until = 0.0
     async with aiohttp.ClientSession() as http:

@@ -1,4 +1,5 @@
-"""A network of our own: a namespace with a server in it, a cable to it, and what can be done to the packets.
+"""A network of our own: a namespace with a server in it, a cable to it, and what can be done to the
+packets.
 
 Everything lives in the namespace, nothing is changed on the machine but for one virtual interface,
 and all of it is gone afterwards. Needs to be root, or sudo that asks nothing.
@@ -29,7 +30,9 @@ def run(*command: str) -> None:
 
 @attrs.frozen
 class Network:
-    """``CLIENT`` is this end of the cable; ``SERVER`` and ``DEAD`` are addresses in the namespace; ``DEAD`` is for a test to cut off."""
+    """``CLIENT`` is this end of the cable; ``SERVER`` and ``DEAD`` are addresses in the namespace;
+    ``DEAD`` is for a test to cut off.
+    """
 
     namespace: str
 
@@ -39,7 +42,9 @@ class Network:
         return (*ROOT, "ip", "netns", "exec", self.namespace)
 
     def rule(self, verdict: str) -> None:
-        """From now on, what becomes of packets that arrive for the server: one of nftables' verdicts."""
+        """From now on, what becomes of packets that arrive for the server: one of nftables'
+        verdicts.
+        """
         run(*self.inside, "nft", "flush", "chain", "inet", "faults", "arriving")
         run(
             *self.inside,
@@ -70,7 +75,9 @@ class Network:
         self.rule("accept")
 
     def drop_dead(self, verdict: str) -> None:
-        """What becomes of packets for ``DEAD``, where nginx would listen as well: ``drop``, ``reject with tcp reset``."""
+        """What becomes of packets for ``DEAD``, where nginx would listen as well: ``drop``,
+        ``reject with tcp reset``.
+        """
         dead = ("ip", "daddr", DEAD, "tcp", "dport", "443")
         run(*self.inside, "nft", "add", "rule", "inet", "faults", "dead", *dead, *verdict.split())
 

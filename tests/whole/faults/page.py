@@ -16,21 +16,25 @@ _HEAD = """\
 Faults
 ======
 
-What a network and a service do to a client, done by programs that are not this project's where there are any: nginx, haproxy,
-tinyproxy, nftables and network namespaces, libfaketime, prlimit; by scripted sockets where no program would do it. ``tests/whole/faults``
-has a test for each row.
+Each row is a fault of a network, a service or a caller. Where a program can cause it, that program
+runs: nginx, haproxy, tinyproxy, nftables and network namespaces, libfaketime, prlimit. Otherwise a
+scripted socket does it. ``tests/whole/faults`` has a test for each row.
 
-Each row first shows that the fault bites: *naive* is a plain aiohttp loop as people write it, with a token, a semaphore and
-``gather``, and its failures are calls that raised, never ended, were given somebody else's answer, or were reported as done when the server's own log knows
-nothing of it. Then this client is put through the same: *ours* counts the calls that did not succeed, with the typed errors in which they
-ended. What was applied is taken from the log of the server, never from the client.
+Each row first shows that the fault does harm. *naive* is a plain aiohttp loop as people write it,
+with a token, a semaphore and ``gather``. Its failures are calls that raised, that never ended, that
+were given somebody else's answer, or that were reported as done although the server's log has no
+trace of them. Then this client meets the same fault. *ours* counts the calls that did not succeed,
+with the typed errors in which they ended. What was applied is read from the server's log, never
+from the client.
 
-In every row, each call ended exactly once; no answer was given to another call; what was reported as done the server had done; what was
-reported as not sent had not arrived; retries kept to their budget; and no task, thread, descriptor or slot was left behind. *single* are calls of
-``update_message_metadata``, which end in success or a typed error; *bulk* is ``update_many``, which loses nothing: every update gets an outcome.
+In every row, each call ended exactly once, and no answer was given to another call. The server had
+done what was reported as done, and had not received what was reported as not sent. Retries kept to
+their budget. No task, thread, descriptor or slot was left behind. *single* are calls of
+``update_message_metadata``, which end in success or a typed error. *bulk* is ``update_many``, which
+loses nothing: every update gets an outcome.
 
-Attempts per call are HTTP exchanges that were begun, those that no server ever saw included. Seconds to recover are counted from the end of
-the fault to the next update that got through.
+Attempts per call are HTTP exchanges that were begun, including those that no server saw. Seconds to
+recover are counted from the end of the fault to the next update that was applied.
 
 """
 

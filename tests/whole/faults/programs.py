@@ -1,4 +1,6 @@
-"""Servers that are not ours, started for one test on free loopback ports and stopped with it, whatever became of the test."""
+"""Servers that are not ours, started for one test on free loopback ports and stopped with it,
+whatever became of the test.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def free_port() -> int:
 
 
 def listening(port: int, process: subprocess.Popen[Any], host: str = "127.0.0.1") -> None:
-    """Returns as soon as somebody accepts connections there; fails when the program has ended instead."""
+    """Returns as soon as somebody accepts connections there; fails when the program has ended
+    instead.
+    """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         assert process.poll() is None, f"{process.args!r} ended with {process.returncode}"
@@ -161,7 +165,9 @@ class Nginx:
         listening(self.port, self._process, self.host)
 
     def reload(self) -> None:
-        """New workers take over; the old ones close what is idle, and finish what they have begun if they are given the time."""
+        """New workers take over; the old ones close what is idle, and finish what they have begun
+        if they are given the time.
+        """
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
 
@@ -294,7 +300,9 @@ class Backend:
         return int(self.origin.rpartition(":")[2])
 
     def do(self, name: str, *arguments: Any, **keywords: Any) -> Any:
-        """Calls a method of the sandbox, or sets an attribute of it where there is no such method."""
+        """Calls a method of the sandbox, or sets an attribute of it where there is no
+        such method.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([name, arguments, keywords]) + "\n")
@@ -371,7 +379,9 @@ backend api
 
 
 class Haproxy:
-    """One haproxy, and its runtime interface: which of its backends are in use is changed while it runs."""
+    """One haproxy, and its runtime interface: which of its backends are in use is changed while it
+    runs.
+    """
 
     def __init__(self, directory: Path, servers: dict[str, int]) -> None:
         self.directory = directory
@@ -403,7 +413,9 @@ class Haproxy:
         return answer.decode()
 
     def use(self, *names: str) -> None:
-        """These backends serve, the others are in maintenance; with none of them haproxy answers 503 itself."""
+        """These backends serve, the others are in maintenance; with none of them haproxy answers
+        503 itself.
+        """
         for name in self.servers:
             answer = self.command(
                 f"set server api/{name} state {'ready' if name in names else 'maint'}"
@@ -423,7 +435,9 @@ class Haproxy:
 
 @contextlib.contextmanager
 def haproxy(**servers: int) -> Iterator[Haproxy]:
-    """``servers``: the port of each backend by its name; ``refusing``, which answers 503, is always there."""
+    """``servers``: the port of each backend by its name; ``refusing``, which answers 503, is always
+    there.
+    """
     with tempfile.TemporaryDirectory(prefix="faults-haproxy-") as directory:
         server = Haproxy(Path(directory), servers)
         process = subprocess.Popen(

@@ -81,7 +81,8 @@ async def sample(tally: Tally, began: float) -> None:
 
 
 def crossing(port: int, sign: Path) -> str:
-    """nginx in front of the sandbox; while ``sign`` is there, its answers are about another message.
+    """nginx in front of the sandbox; while ``sign`` is there, its answers are about another
+    message.
 
     Only on connections that have carried an answer. On a new one nothing can have been shifted, so
     such an answer ends the call, by contract.

@@ -1,4 +1,6 @@
-"""Answers that are no answers: cut, slow, mislabelled, malformed, swollen. The server is a script on a socket."""
+"""Answers that are no answers: cut, slow, mislabelled, malformed, swollen. The server is a script
+on a socket.
+"""
 
 from __future__ import annotations
 
@@ -113,14 +115,18 @@ async def serving(what: str, *, always: bool) -> AsyncIterator[Server]:
 
 
 def peak() -> int:
-    """The most memory that was resident since the peak was last forgotten, in bytes (proc(5): VmHWM)."""
+    """The most memory that was resident since the peak was last forgotten, in bytes (proc(5):
+    VmHWM).
+    """
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 
 def forget_peak() -> int:
-    """Starts the peak anew at what is resident now, and says how much that is (proc(5): clear_refs)."""
+    """Starts the peak anew at what is resident now, and says how much that is (proc(5):
+    clear_refs).
+    """
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     return peak()

@@ -1,4 +1,6 @@
-"""What the program around the client does to it: cancels, sets short deadlines, forks, and comes from another loop or thread."""
+"""What the program around the client does to it: cancels, sets short deadlines, forks, and comes
+from another loop or thread.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ pytestmark = pytest.mark.needs_program("nginx")
 
 @pytest.mark.parametrize("number", [10_000, pytest.param(100_000, marks=pytest.mark.full)])
 async def test_cancellation_and_short_deadlines_leave_nothing_behind(table, number):
-    """A third of the calls is cancelled after 0 to 20 ms, a third has so much time, a third is left alone; all of them at random, 200 at a time."""
+    """A third of the calls is cancelled after 0 to 20 ms, a third has so much time, a third is left
+    alone; all of them at random, 200 at a time.
+    """
     calls = updates(number, family="CANCEL")
     if naive.RUN:
         await naive_deadlines(calls[:2000])
@@ -140,7 +144,9 @@ async def naive_deadlines(calls) -> None:
 
 
 def in_a_child(work) -> object:
-    """What ``work`` says in a forked process, which ends without tidying up what it shares with this one."""
+    """What ``work`` says in a forked process, which ends without tidying up what it shares with
+    this one.
+    """
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -163,7 +169,9 @@ def in_a_child(work) -> object:
 
 
 def on_a_new_loop(work) -> str:
-    """The name of what a coroutine raised on another event loop than the one that was running here, or ``fine``."""
+    """The name of what a coroutine raised on another event loop than the one that was running here,
+    or ``fine``.
+    """
     asyncio.events._set_running_loop(
         None
     )  # in a forked child, the parent's loop is marked as running
@@ -180,7 +188,9 @@ def on_a_new_loop(work) -> str:
 
 
 async def test_a_fork_in_the_middle_of_traffic_is_refused_and_harms_nobody(table):
-    """The child tries twenty calls while the parent makes a thousand. The naive pair shares its sockets, and they read each other's answers."""
+    """The child tries twenty calls while the parent makes a thousand. The naive pair shares its
+    sockets, and they read each other's answers.
+    """
     with backend(latency=0.02) as sandbox:
         calls = updates(1000, family="PARENT")
         stolen = updates(20, family="CHILD")

@@ -34,7 +34,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("what", FAULTS)
 async def test_a_server_that_cannot_prove_who_it_is_gets_nothing(table, authority, what):
-    """The naive side turns verification off (``ssl=False``), as is advised where a certificate does not fit: its token goes to whoever asks."""
+    """The naive side turns verification off (``ssl=False``), as is advised where a certificate does
+    not fit: its token goes to whoever asks.
+    """
     certificate = {
         "expired": lambda: authority.issue("localhost", not_after=LONG_AGO),
         "another host": lambda: authority.issue("elsewhere.test"),

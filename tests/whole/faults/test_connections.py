@@ -1,4 +1,6 @@
-"""nginx closes connections under the client's feet: idle ones all the time, all of them on a reload, and by dying."""
+"""nginx closes connections under the client's feet: idle ones all the time, all of them on a
+reload, and by dying.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Answers that belong to somebody else, on kept-alive connections, under load. The server is a script on a socket."""
+"""Answers that belong to somebody else, on kept-alive connections, under load. The server is a
+script on a socket.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""nginx enforces 800 requests a second with ``limit_req``, and says when to come back, or does not, or talks nonsense."""
+"""nginx enforces 800 requests a second with ``limit_req``, and says when to come back, or does not,
+or talks nonsense.
+"""
 
 from __future__ import annotations
 

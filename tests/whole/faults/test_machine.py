@@ -1,4 +1,6 @@
-"""What the client's own machine does to it: a wall clock that jumps, and no file descriptors left."""
+"""What the client's own machine does to it: a wall clock that jumps, and no file
+descriptors left.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ JUMPS = {
 @pytest.mark.needs_program("faketime")
 @pytest.mark.parametrize("fault", JUMPS)
 async def test_a_wall_clock_that_jumps_an_hour_costs_no_call(table, tmp_path, fault):
-    """The monotonic clock is left alone. Tokens live for a second here; the naive side keeps them by the wall clock."""
+    """The monotonic clock is left alone. Tokens live for a second here; the naive side keeps them
+    by the wall clock.
+    """
     environment = {
         "LD_PRELOAD": str(libfaketime()),
         "FAKETIME_NO_CACHE": "1",

@@ -1,4 +1,6 @@
-"""The network between: refused, reset, black holes, a dead address, a narrow link. The server is nginx in a namespace, over TLS."""
+"""The network between: refused, reset, black holes, a dead address, a narrow link. The server is
+nginx in a namespace, over TLS.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +136,9 @@ async def test_a_network_that_is_gone_and_comes_back_costs_a_job_nothing(table, 
 
 @pytest.mark.parametrize("dead", ["refuses", "is silent"])
 async def test_the_first_of_two_addresses_that_is_dead_costs_no_call(table, authority, dead):
-    """A plain client with one address is what a service behind a dead one gets; with both, the second is tried."""
+    """A plain client with one address is what a service behind a dead one gets; with both, the
+    second is tried.
+    """
     with (
         network() as net,
         nginx(served(authority), before=net.inside, host=SERVER, port=443) as server,

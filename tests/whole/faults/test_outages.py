@@ -1,4 +1,6 @@
-"""haproxy before the service: no backend, half of the backends broken, a slow one, one that never answers."""
+"""haproxy before the service: no backend, half of the backends broken, a slow one, one that never
+answers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A proxy between: tinyproxy that asks for credentials or dies, and a script that breaks off in the middle of CONNECT."""
+"""A proxy between: tinyproxy that asks for credentials or dies, and a script that breaks off in the
+middle of CONNECT.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def authority(tmp_path):
 
 @contextlib.contextmanager
 def service(authority: Authority) -> Iterator[tuple[object, dict[str, object]]]:
-    """An nginx that speaks TLS, so that it is reached through a tunnel, and closes no connection by itself."""
+    """An nginx that speaks TLS, so that it is reached through a tunnel, and closes no connection by
+    itself.
+    """
     with nginx(api(authority.issue("localhost"), listen="127.0.0.1:@port ssl")) as server:
         yield server, options(f"https://localhost:{server.port}")
 

@@ -13,7 +13,9 @@ pytestmark = pytest.mark.needs_program("nginx")
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_told_and_never_followed(table, status):
-    """Followed, 301, 302 and 303 make a GET of it, whose 200 looks like success, and 307 and 308 carry the update to a stranger."""
+    """Followed, 301, 302 and 303 make a GET of it, whose 200 looks like success, and 307 and 308
+    carry the update to a stranger.
+    """
     calls = updates(100, family=f"REDIRECT{status}")
     elsewhere = free_port()
     servers = api(update=f"return {status} http://127.0.0.1:{elsewhere}$request_uri;") + api(

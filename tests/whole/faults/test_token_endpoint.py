@@ -1,4 +1,6 @@
-"""A token endpoint that is slow, broken, strict or careless, and tokens that stop working midway. The sandbox keeps the count of what it was asked."""
+"""A token endpoint that is slow, broken, strict or careless, and tokens that stop working midway.
+The sandbox keeps the count of what it was asked.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +134,9 @@ async def test_tokens_that_are_revoked_midway_cost_a_job_nothing(table):
 @pytest.mark.full
 @pytest.mark.needs_program("nginx")
 async def test_an_oauth2_server_that_is_not_ours(table, tmp_path):
-    """npm's oauth2-mock-server, fetched for this test: what it says is another's reading of RFC 6749."""
+    """npm's oauth2-mock-server, fetched for this test: what it says is another's reading of RFC
+    6749.
+    """
     if shutil.which("npm") is None:
         pytest.skip("needs npm, not on this machine")
     (tmp_path / "package.json").write_text("{}")  # or npm looks for one further up

@@ -1,4 +1,6 @@
-"""A private Redis or PostgreSQL server on a free loopback port, for one test: started, stopped, killed, frozen."""
+"""A private Redis or PostgreSQL server on a free loopback port, for one test: started, stopped,
+killed, frozen.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,9 @@ class Redis(Store):
 
 
 class Postgres(Store):
-    """A cluster of its own, run as a user that is not root; durable, so that a restart finds its tables."""
+    """A cluster of its own, run as a user that is not root; durable, so that a restart finds its
+    tables.
+    """
 
     user = POSTGRES_USER if os.getuid() == 0 else None
 

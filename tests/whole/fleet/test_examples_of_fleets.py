@@ -1,4 +1,6 @@
-"""examples/fleet: the compose file and the unit can be read by what they are for, and the web process serves."""
+"""examples/fleet: the compose file and the unit can be read by what they are for, and the web
+process serves.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,9 @@ def fleet_at(url: str, **options: Any) -> Any:
 
 
 class Members:
-    """Processes as far as the store knows: managers with a fleet of their own, each with more to send than it may."""
+    """Processes as far as the store knows: managers with a fleet of their own, each with more to
+    send than it may.
+    """
 
     def __init__(
         self, make: Callable[[], Any], *, number: int = MEMBERS, token: str | None = None
@@ -133,7 +135,9 @@ class Members:
         return self.sandbox.updates_applied - before
 
     async def _watch(self) -> None:
-        """Looks at what the members may send together. Two answers of the store may overtake each other for a moment."""
+        """Looks at what the members may send together. Two answers of the store may overtake each
+        other for a moment.
+        """
         since: float | None = None
         loop = asyncio.get_running_loop()
         while True:

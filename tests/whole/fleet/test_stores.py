@@ -1,4 +1,6 @@
-"""Both stores divide a limit as the reference does and share one token; what they do when the server fails."""
+"""Both stores divide a limit as the reference does and share one token; what they do when the
+server fails.
+"""
 
 from __future__ import annotations
 

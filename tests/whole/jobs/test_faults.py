@@ -1,4 +1,5 @@
-"""What is not planned: workers killed and stopped, the database restarted, full, frozen, cut off, of another version.
+"""What is not planned: workers killed and stopped, the database restarted, full, frozen, cut off,
+of another version.
 
 After each, every record has one outcome and every message the right metadata; what was sent twice
 is at most what was not yet written down.

@@ -1,4 +1,6 @@
-"""Jobs in a real PostgreSQL: handed in, done by workers, asked about, cancelled, tried again, deleted."""
+"""Jobs in a real PostgreSQL: handed in, done by workers, asked about, cancelled, tried again,
+deleted.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The benchmark in its short form: every measurement works, and what does not depend on the machine keeps to its bounds."""
+"""The benchmark in its short form: every measurement works, and what does not depend on the machine
+keeps to its bounds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A hundred thousand calls at once: what one costs while it waits, and that nothing is left of those that are cancelled."""
+"""A hundred thousand calls at once: what one costs while it waits, and that nothing is left of
+those that are cancelled.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ async def gathered(client, number):
 async def test_of_100_000_calls_each_waits_in_4_kib_and_half_of_them_are_cancelled(
     sandbox, monkeypatch, no_collection
 ):
-    """At random, while waiting and in flight: every counter is at zero afterwards, and the next 1,000 succeed."""
+    """At random, while waiting and in flight: every counter is at zero afterwards, and the next
+    1,000 succeed.
+    """
     slots = 100
     async with (
         SessionManager(max_connections=slots) as manager,

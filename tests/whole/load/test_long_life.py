@@ -1,4 +1,6 @@
-"""A client that runs for a long time: tokens renewed, loops that come and go, and an end that leaves nothing."""
+"""A client that runs for a long time: tokens renewed, loops that come and go, and an end that
+leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ async def test_10_000_renewals_cost_one_token_request_each_and_no_call_waits():
 
 
 async def test_renewals_over_the_wire_cost_one_token_request_each_and_no_call_fails(monkeypatch):
-    """The same with sockets, and a clock that the sandbox shares: a token's life passes with every few calls."""
+    """The same with sockets, and a clock that the sandbox shares: a token's life passes with every
+    few calls.
+    """
     time = Time()
     async with Sandbox(
         auto_create=True, token_lifetime=LIFETIME, token_rate=None, clock=time.clock
@@ -161,7 +165,9 @@ def test_after_its_event_loop_the_client_serves_the_next_and_keeps_its_token():
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_loop_that_is_closed_over_calls_under_way_and_waiting_harms_no_later_one(caplog):
-    """They are torn down by the garbage collector, when it comes to it, and counted by nobody any more."""
+    """They are torn down by the garbage collector, when it comes to it, and counted by nobody any
+    more.
+    """
     with Sandbox(auto_create=True) as sandbox:
         client = client_of(sandbox, rate_limit=20)
         sandbox.hold()

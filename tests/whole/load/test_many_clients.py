@@ -1,4 +1,6 @@
-"""One manager, many clients: one pool, a token for each key, a pace for each project, and no token endpoint hammered."""
+"""One manager, many clients: one pool, a token for each key, a pace for each project, and no token
+endpoint hammered.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ async def sandbox():
 async def test_500_projects_with_their_own_keys_and_rates_on_one_manager(
     sandbox, monkeypatch, given_wrongly
 ):
-    """A hundred times as quick as Sinch's endpoint (30 at once and 10 a second), in proportion; also where it allows less than it says."""
+    """A hundred times as quick as Sinch's endpoint (30 at once and 10 a second), in proportion;
+    also where it allows less than it says.
+    """
     monkeypatch.setattr(tokens, "ENDPOINT_RATE", tokens.ENDPOINT_RATE * 100 * given_wrongly)
     monkeypatch.setattr(tokens, "_RETRY", tokens.RetryPolicy(base_delay=0.05, max_delay=0.2))
     async with SessionManager(max_connections=50) as manager:
@@ -73,7 +77,9 @@ async def test_500_projects_with_their_own_keys_and_rates_on_one_manager(
 
 
 async def test_the_token_endpoint_is_asked_at_its_own_rate_and_no_quicker(monkeypatch):
-    """The bucket of 500 keys, in time that is counted: never more than 30 at once and 10 a second."""
+    """The bucket of 500 keys, in time that is counted: never more than 30 at once and
+    10 a second.
+    """
     pace = tokens.EndpointPace()
     now = 50.0
     times = [now + pace.delay(now) for _ in range(PROJECTS)]

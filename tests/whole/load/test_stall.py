@@ -1,4 +1,6 @@
-"""What is counted is what is written, when it is written: a stalled event loop catches up within the limit."""
+"""What is counted is what is written, when it is written: a stalled event loop catches up within
+the limit.
+"""
 
 from __future__ import annotations
 
