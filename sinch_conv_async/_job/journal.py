@@ -321,9 +321,7 @@ class Journal:
         return self.states.agrees(item)
 
     async def write(self, entry: Entry) -> None:
-        """Append the entry and the entries that it supersedes, all or none, and record them in the
-        states.
-        """
+        """Append the entry and the entries that it supersedes, all or none; update the states."""
         entries = [entry]
         if entry.outcome is Outcome.UPDATED and entry.message_id is not None:
             entries = [*self.states.superseded(entry.record, entry.message_id), entry]
