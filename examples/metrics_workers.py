@@ -18,9 +18,17 @@ if TYPE_CHECKING:
     from sinch_conv_async import SessionManager
 
 CALLS = Counter("sinch_calls", "Calls that ended.", ["outcome"])
-ATTEMPTS = Counter("sinch_attempts", "HTTP exchanges with the API.")
-THROTTLED = Counter("sinch_throttled", "Answers of status 429.")
-WAITED = Counter("sinch_wait_seconds", "Seconds that calls have waited.")
+TOTALS = {
+    "timed_out_waiting": "Calls whose timeout passed before anything was sent.",
+    "budget_refusals": "Calls that ended because the retry budget was used up.",
+    "attempts": "HTTP exchanges with the API.",
+    "retries": "Attempts after the first of a call.",
+    "throttled": "Answers of status 429.",
+    "token_failures": "Requests to token endpoints that brought no token.",
+    "wait_seconds": "Seconds that calls have waited.",
+    "exchange_seconds": "Seconds that HTTP exchanges took.",
+}
+COUNTERS = {name: Counter(f"sinch_{name}", what) for name, what in TOTALS.items()}
 WAITING = Gauge(
     "sinch_waiting", "Calls that wait for their turn.", multiprocess_mode="livesum"
 )
@@ -38,9 +46,8 @@ class Copier:
         self._count(CALLS.labels("succeeded"), stats.succeeded)
         for error, number in stats.failed.items():
             self._count(CALLS.labels(error), number)
-        self._count(ATTEMPTS, stats.attempts)
-        self._count(THROTTLED, stats.throttled)
-        self._count(WAITED, stats.wait_seconds)
+        for name, counter in COUNTERS.items():
+            self._count(counter, getattr(stats, name))
         WAITING.set(stats.waiting)
 
     def _count(self, counter: Counter, value: float) -> None:

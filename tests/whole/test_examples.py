@@ -752,6 +752,8 @@ print(generate_latest(registry).decode())
     assert 'sinch_calls_total{outcome="succeeded"} 6.0\n' in done.stdout
     assert 'sinch_calls_total{outcome="NotFoundError"} 2.0\n' in done.stdout
     assert "sinch_attempts_total 8.0\n" in done.stdout
+    assert "sinch_retries_total 0.0\n" in done.stdout
+    assert re.search(r"sinch_exchange_seconds_total 0\.\d", done.stdout)
 
 
 async def test_prometheus_scrapes_the_stats_from_another_thread(sandbox: Sandbox) -> None:
