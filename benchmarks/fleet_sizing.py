@@ -1,78 +1,118 @@
-"""How much a fleet asks of its store: requests a second and store time, for processes and projects
-of many numbers.
+"""How much a fleet asks of its store: round trips and store time, for many processes and projects.
 
-Run it with ``python -m benchmarks.fleet_sizing`` (half a minute, needs redis-server and
-PostgreSQL). The requests come out of a simulation with the pure reference, which also tells how
-long a project takes until everybody has a fair share. The cost of one request is measured on real
-servers.
+Run it with ``python -m benchmarks.fleet_sizing`` (a minute and a half; needs redis-server and
+PostgreSQL). The round trips come out of a simulation with the pure reference, ``allot``, which also
+tells how long a fleet that starts cold takes until the whole limit is divided. The processor time
+of one round trip is measured on real servers, as the system counts it for their processes.
 """
 
 import asyncio
 import heapq
-import time
+import os
+from pathlib import Path
+from typing import Any
 
-from benchmarks.fleet import fleet_of
-from sinch_conv_async.fleet import INTERVAL, LEASE, ProjectKey, State, Wish, allot, divided
+import attrs
+
+from sinch_conv_async.fleet import INTERVAL, ProjectKey, State, Wish, allot, divided
+from sinch_conv_async.fleet.postgres import PostgresFleet
+from sinch_conv_async.fleet.redis import RedisFleet
 from tests.whole.fleet.stores import Postgres, Redis, Store
 
 LIMIT = 800.0
+PROCESSES = (10, 30, 100, 300, 1000)
+PROJECTS = (1, 10, 100, 1000)
+AFTER = 5.0  # seconds that are counted once the limit is divided
 
 
-def settle(members: int) -> tuple[float, float, int]:
-    """Requests a second to the store, seconds until the whole limit is divided, and the least share
-    then; all want all they can get.
-    """
-    state, now, asked = State(), 1e9, 0
+@attrs.frozen
+class Settled:
+    """``rate``: round trips a second of all processes. ``after``: seconds until all is divided."""
+
+    rate: float
+    after: float
+    least: int
+    most: int
+
+
+def settle(members: int) -> Settled:
+    """A fleet that starts cold with so many processes, all of which want all that they can get."""
+    state, begins = State(), 1e9
     shares = dict.fromkeys(range(members), 0)
-    due = [(now + INTERVAL * number / members, number) for number in range(members)]
-    settled_at = None
-    begins = now
-    while now < begins + 2 * LEASE * max(1, members / 100):
+    due = [(begins + INTERVAL * number / members, number) for number in range(members)]
+    settled_at, asked = None, 0
+    while True:
         now, number = heapq.heappop(due)
+        if settled_at is not None and now >= settled_at + AFTER:
+            break
         wish = Wish(f"m{number:04d}", LIMIT, 900, holds=shares[number])
         state, share = allot(state, wish, now)
         shares[number] = share.share
         heapq.heappush(due, (now + share.interval, number))
-        asked += 1
-        if settled_at is None and sum(shares.values()) >= divided(LIMIT) * 0.99:
+        if settled_at is not None:
+            asked += 1
+        elif sum(shares.values()) >= divided(LIMIT) * 0.99:
             settled_at = now
-    return asked / (now - begins), (settled_at or now) - begins, min(shares.values())
+    return Settled(asked / AFTER, settled_at - begins, min(shares.values()), max(shares.values()))
+
+
+def fleet_of(store: Store) -> Any:
+    # Nobody else uses the machine in the meantime, or so it is hoped.
+    if isinstance(store, Redis):
+        return RedisFleet(store.url, timeout=5.0)
+    return PostgresFleet(store.url, timeout=5.0)
+
+
+def processor_seconds(store: Store) -> float:
+    """What the server and its children have used so far."""
+    assert store.process is not None
+    pid = store.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
+    ticks = 0
+    for one in (str(pid), *children):
+        fields = Path(f"/proc/{one}/stat").read_text("utf-8").rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime, stime
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 async def cost(store: Store, members: int) -> float:
-    """Microseconds of one request at so many members, over one connection, round trip included."""
-    fleet = fleet_of(store.url)
+    """Microseconds of the server's processor time for one round trip, at so many members."""
+    fleet = fleet_of(store)
     project = ProjectKey("https://api.example", f"sizing-{members}")
-    wish = [Wish(f"m{number:04d}", LIMIT, 900) for number in range(members)]
-    for one in wish:
-        await fleet.share(project, one)
-    rounds = max(200, members)
-    began = time.perf_counter()
+    wishes = [Wish(f"m{number:04d}", LIMIT, 900) for number in range(members)]
+    for wish in wishes:
+        await fleet.share(project, wish)
+    rounds = 2000
+    before = processor_seconds(store)
     for number in range(rounds):
-        await fleet.share(project, wish[number % members])
-    seconds = time.perf_counter() - began
+        await fleet.share(project, wishes[number % members])
+    used = processor_seconds(store) - before
     await fleet.close()
-    return seconds / rounds * 1e6
+    return used / rounds * 1e6
 
 
 def main() -> None:
-    numbers = (10, 100, 400, 1000)
-    print("processes  requests/s for a project  settled after  least share")
-    rates = {}
-    for members in numbers:
-        rate, settled, least = settle(members)
-        rates[members] = rate
-        print(f"{members:9}  {rate:24.0f}  {settled:11.1f} s  {least:11}")
+    print("Simulated: one project with a limit of 800, started cold")
+    print(f"{'processes':>9}{'round trips/s':>15}{'of each':>9}{'divided after':>15}{'shares':>9}")
+    settled = {}
+    for members in PROCESSES:
+        settled[members] = found = settle(members)
+        print(
+            f"{members:9}{found.rate:15.0f}{found.rate / members:9.2f}{found.after:13.1f} s"
+            f"{f'{found.least}-{found.most}':>9}",
+            flush=True,
+        )
     for kind in (Redis, Postgres):
         with kind() as store:
-            costs = {members: asyncio.run(cost(store, members)) for members in (1, *numbers)}
-        print(
-            f"{kind.__name__}: microseconds of one request, round trip included: "
-            + ", ".join(f"{n}: {c:.0f}" for n, c in costs.items())
-        )
-        for projects in (1, 10, 100, 1000):
-            busy = ", ".join(f"{n}: {rates[n] * projects * costs[n] / 1e4:.1f} %" for n in numbers)
-            print(f"  {projects} projects, share of one core at so many processes: {busy}")
+            costs = {members: asyncio.run(cost(store, members)) for members in PROCESSES}
+        print(f"\n{kind.__name__}: processor time of one round trip, and of one core in all")
+        print(f"{'processes':>9}{'us':>8}" + "".join(f"{f'{n} projects':>15}" for n in PROJECTS))
+        for members in PROCESSES:
+            cells = (
+                f"{settled[members].rate * projects * costs[members] / 1e4:13.1f} %"
+                for projects in PROJECTS
+            )
+            print(f"{members:9}{costs[members]:8.0f}" + "".join(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ class Pace:
         self._allowance = 0.0  # how far the spacing may lie behind now
         self.burst = 1
         self._saved = 0.0  # as above, after idleness
+        self._interval = math.inf  # between two departures at the limit
         self._lowered = NEVER
         self._depth = 0
         self._rate_before_decrease = math.inf  # and when that was
@@ -190,8 +191,10 @@ class Pace:
             self._top = self._window if limit >= 1 else limit
             self._span = WINDOW if limit >= 1 else WINDOW / limit
             self._increase = self.INCREASE_PER_SECOND * self._top
-            self._interval = (1 + self.HEADROOM) / self._top
+            before, self._interval = self._interval, (1 + self.HEADROOM) / self._top
             self._saved = (self.burst - 1) * self._interval
+            # Lateness is a number of requests; at a faster pace they take less time.
+            self._allowance *= min(1.0, self._interval / before)
             if len(newest) > self._window:
                 self._dropped = newest[-self._window - 1]
                 newest = newest[-self._window :]

@@ -10,7 +10,7 @@ pace, as always.
    waits now. A quiet process wants a little all the same, so that its next call finds a share.
 2. *When a lease ends* and the store has not answered, the pace falls to an even part of the limit
    (:class:`~sinch_conv_async.fleet.Holding`). A process that never had an answer sends little at
-   first, and after ``GIVES_UP_AFTER`` questions without an answer the whole limit, as without a
+   first, and after ``GIVES_UP_AFTER`` seconds without an answer the whole limit, as without a
    fleet.
 3. *A pause* that the API asked for with ``Retry-After`` is told to the store, which tells the
    others. A pause that came from the store is not told again, or it would never end.
@@ -35,6 +35,7 @@ from .._wire.failure import Failure
 from .._wire.responses import TokenResponse
 from ..fleet import (
     INTERVAL,
+    LEASE,
     Fleet,
     FleetError,
     Holding,
@@ -62,9 +63,10 @@ DEVIATIONS: Final = 2.0
 """The same for a process that sends little. Calls that come at random vary like a Poisson variable,
 whose standard deviation is the square root of its mean."""
 
-GIVES_UP_AFTER: Final = 4
-"""Questions without an answer after which a new process goes on alone: a busy machine may miss the
-first ones."""
+GIVES_UP_AFTER: Final = LEASE
+"""Seconds without an answer after which a new process goes on alone, with the whole limit. A busy
+machine misses the first answers, and a fleet that is at its limit already would be refused a lot.
+"""
 
 
 class Demand:
@@ -95,14 +97,16 @@ class Demand:
 class Shared:
     """One project of a manager in the fleet.
 
-    ``holding``: what it holds, ``None`` before the first answer. ``unanswered``: questions since
-    the last answer. ``alone``: it goes on without the store.
+    ``joined_at``: when it asked first. ``holding``: what it holds, ``None`` before the first
+    answer. ``unanswered``: questions since the last answer. ``alone``: it goes on without the
+    store.
     """
 
     key: ProjectKey
     project: Project = attrs.field(repr=False)
     member: str
     demand: Demand = attrs.field(factory=Demand, repr=False)
+    joined_at: float = 0.0
     holding: Holding | None = None
     unanswered: int = 0
     alone: bool = False
@@ -140,8 +144,7 @@ class Sharing:
     def share(self, origin: str, project_id: str, project: Project) -> None:
         """A client of the project is there: its limit is the fleet's from now on."""
         key = (origin, project_id)
-        shared = self.projects.get(key)
-        if shared is None or shared.project is not project:
+        if key not in self.projects:
             self.projects[key] = shared = Shared(
                 ProjectKey(origin, project_id), project, self._member
             )
@@ -212,6 +215,7 @@ class Sharing:
         assert self._binding is not None  # the task runs on the loop that was bound
         binding = self._binding
         clock = binding.clock
+        shared.joined_at = clock()
         while True:
             asked_at = clock()
             limit = shared.project.limit
@@ -282,7 +286,7 @@ class Sharing:
     def _not_answered(self, shared: Shared, error: FleetError, now: float) -> None:
         shared.unanswered += 1
         if shared.holding is None:
-            alone = shared.unanswered >= GIVES_UP_AFTER
+            alone = now >= shared.joined_at + GIVES_UP_AFTER
         else:
             alone = now >= shared.holding.until
         if alone and not shared.alone:

@@ -1,7 +1,7 @@
 """A job of one machine: an input and a journal, from the files to the report.
 
-A file is checked completely before anything is sent, and must not change. A pipe is read once; its
-failed records are kept on disk until the run ends.
+A file is checked as a whole before anything is sent, and must stay as it is. A pipe is read once,
+as it comes; what fails of it is kept on disk until the run ends.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from .survey import Survey, survey
 __all__ = ["LocalJob", "header_of", "run_local"]
 
 TAKES_A_WHILE: Final = 10_000_000
-"""Reading a file of this many bytes takes seconds, so the user is told."""
+"""Bytes of a file that takes seconds to read, so that a person should be told."""
 
 Items = Iterable[Record | BadLine] | AsyncIterable[Record | BadLine]
 
 
 @attrs.frozen
 class LocalJob:
-    """A job: its input, project, origin, journal and options."""
+    """What is to be done: which input, to which project and origin, with which journal, and how."""
 
     source: Source
     project_id: str
@@ -80,10 +80,7 @@ def header_of(
 
 @attrs.frozen
 class _Opened:
-    """An input that is ready to be sent.
-
-    ``failed``: the bytes of the failed records, for the file of failures.
-    """
+    """An input that is ready to be sent. ``failed``: the bytes of what failed, for afterwards."""
 
     reader: RecordReader
     records: Callable[[], Items]
@@ -94,7 +91,7 @@ class _Opened:
 
 @attrs.define
 class _Interrupts:
-    """The number of signals that asked the process to stop."""
+    """How often the process was asked to stop."""
 
     count: int = 0
 
@@ -105,9 +102,9 @@ def run_local(
     manager: SessionManager,
     progress: Progress,
 ) -> Report:
-    """Run the job on an event loop of its own, and report how it ended.
+    """Runs the job on an event loop of its own, and tells how it ended.
 
-    Raises InputError or JournalError if the job cannot begin.
+    Raises InputError and JournalError for what keeps it from beginning.
     """
     with ExitStack() as stack:
         journal = stack.enter_context(Journal.open(job.journal, fsync=job.fsync))
@@ -143,7 +140,7 @@ def _open_file(job: LocalJob, journal: Journal, stack: ExitStack, progress: Prog
 
     def records() -> Iterator[Record | BadLine]:
         for item in reader:
-            # A record is sent only if the file is unchanged since the survey.
+            # A record that is sent was read from the file as it was surveyed.
             if states[item.number] in (None, Outcome.FAILED):
                 source.check_unchanged(before)
             yield item
@@ -161,7 +158,7 @@ def _open_file(job: LocalJob, journal: Journal, stack: ExitStack, progress: Prog
 
 
 def _check(job: LocalJob, size: int, progress: Progress) -> Survey:
-    """Read the whole file. Raises InputError if it must not be sent."""
+    """Reads the whole file. Raises InputError for one that must not be sent."""
     name = job.source.name
     if size >= TAKES_A_WHILE:
         progress.say(f"Checking {name} ({size / 1e6:,.0f} MB) before anything is sent.")
@@ -228,7 +225,7 @@ def _go(
     progress: Progress,
     interrupts: _Interrupts,
 ) -> SinchError | InputError | LedgerError | None:
-    """Run on an event loop of its own; return the error that ended the run, if any."""
+    """Runs on an event loop of its own; the error that ended the run, if one did."""
 
     async def work() -> None:
         loop, this = asyncio.get_running_loop(), asyncio.current_task()
@@ -251,7 +248,7 @@ def _go(
     try:
         asyncio.run(work())
     except (asyncio.CancelledError, KeyboardInterrupt):
-        # The second signal, or a signal that came before the loop was ready or while it closed.
+        # The second signal, or one that came before the loop was ready for it or while it closed.
         interrupts.count += 1
     except (SinchError, InputError, LedgerError) as error:
         return error
@@ -302,9 +299,9 @@ def _with_failures(
     progress: Progress,
     interrupts: _Interrupts,
 ) -> Report:
-    """Write the file of failures, if it is wanted, and add it to the report."""
+    """Writes the failures, if they are wanted, and the report that says so."""
     path = job.failures
-    if path is None or interrupts.count > 1:  # after the second signal, end at once
+    if path is None or interrupts.count > 1:  # after the second signal only the end is wanted
         return report
     if opened.spool is not None and run.unfinished and path.exists():
         progress.say(f"{path} is left as it was: not every record of the input has been tried.")

@@ -1,6 +1,7 @@
 """Requests: their values, and how they go over the wire.
 
-``arguments`` has checked all parts of a request, so no part can end its line of the head.
+Whatever is put into a request has been checked by ``arguments``, so nothing in it can end its line
+of the head.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ VERSION: Final = "0.1.0"
 takes a millisecond at import."""
 
 MAX_RESPONSE: Final = 1024 * 1024
-"""Bytes that a response may have, before and after decompression. A message with its contents has a
-few KiB.
-"""
+"""Bytes that a response may have, also once it is decompressed. A message with its contents is a
+few KiB."""
 
 _JSON: Final = "application/json"
 _FORM: Final = "application/x-www-form-urlencoded"

@@ -1,12 +1,12 @@
 """JSON values to models and errors, and back, all through one cattrs converter.
 
 cattrs generates the function that structures each class; :func:`_converter` says how. The generated
-functions record their place in the answer, so an error says where the answer does not fit
-(``expected a string @ $.channel_identity.channel``).
+functions note where they are, so that an answer that does not fit is explained (``expected a string
+@ $.channel_identity.channel``) without a second try.
 
-It is strict about types: an ``id`` must not be a number. It is tolerant of new words and fields: a
-field that a class does not name is kept in its ``extra``. Of HTTP it knows only the status that
-decides the class of an error.
+Strict about types: an ``id`` that is a number is not the API's. Tolerant of words and fields that
+came later: what a class does not name is kept in its ``extra``. Knows nothing of HTTP except the
+status that an error is filed under.
 """
 
 from __future__ import annotations
@@ -61,20 +61,18 @@ _ERROR_CLASSES: Final = {
 }
 
 _BODY_KEPT: Final = 2048
-"""Characters of an error's body that are kept: enough for any error envelope, too few to fill a
-log.
-"""
+"""Characters of an error's body: enough for any error envelope, too little to fill a log by
+accident."""
 
 _MARGIN: Final = 16 * 1024
-"""Further characters of a body that are searched, so that no credential is cut in half before it is
-found.
-"""
+"""Characters of a body that are searched beyond those kept, so that no credential is cut in half
+before it is found."""
 
 _MAX_PAGE_TOKEN: Final = 4096
 """Characters. It becomes a part of the next request's target, and servers refuse heads of more than
 8 KiB."""
 
-# Other names of a detail's type_url, in the API and in problem documents.
+# What the API and problem documents call a detail's type when they do not call it type_url.
 _TYPE_NAMES: Final = ("@type", "type")
 
 _MICROSECONDS: Final = len("2026-03-01T12:30:15.250000Z")
@@ -86,7 +84,7 @@ _EXTRA: Final = "extra"
 _T = TypeVar("_T")
 
 Hook = Callable[[Any, Any], Any]
-"""A function that cattrs calls with a value and its target type."""
+"""What cattrs calls with a value and the type to make of it."""
 
 
 # Values
@@ -105,7 +103,7 @@ def _flag(value: Any, _: object) -> bool | None:
 
 
 def _timestamp(value: Any, _: object) -> datetime.datetime | None:
-    """The moment that an RFC 3339 text names; None for another text.
+    """The moment that an RFC 3339 text names; None for a text that names none.
 
     ``fromisoformat`` reads nanoseconds too, and cuts them to microseconds.
     """
@@ -126,7 +124,7 @@ def _timestamp(value: Any, _: object) -> datetime.datetime | None:
 
 
 def _word(known: type[StrEnum]) -> Hook:
-    """Structure a word of an enum; a word that the enum does not list stays text."""
+    """Structures a word of an enum; a word that the enum does not list stays text."""
     members: dict[str, StrEnum] = {member.value: member for member in known}
 
     def structure(value: Any, _: object) -> str | None:
@@ -225,7 +223,7 @@ def _optional(base: Hook) -> Hook:
 
 
 def _keeping_extra(cls: type[Any], base: Hook) -> Hook:
-    """Wrap a structure function, so that ``extra`` keeps fields that the class does not name."""
+    """Wraps a structure function: the fields which the class does not name end up in ``extra``."""
     named = frozenset(field.name for field in attrs.fields(cls)) - {_EXTRA}
 
     def structure(value: Any, _: object) -> Any:
@@ -243,7 +241,7 @@ def _keeping_extra(cls: type[Any], base: Hook) -> Hook:
 
 
 def _keeping_accept_time(base: Hook) -> Hook:
-    """Wrap the messages' structure function, so that the text of ``accept_time`` is kept."""
+    """Wraps the messages' structure function: nothing of the text of ``accept_time`` is lost."""
     set_attribute = object.__setattr__  # the class is frozen
 
     def structure(value: Any, cls: object) -> ConversationMessage:
@@ -262,7 +260,7 @@ def _keeping_accept_time(base: Hook) -> Hook:
 def _generated_error(converter: cattrs.Converter, cls: type[ApiError]) -> Hook:
     """The function that structures an error.
 
-    It cannot fail, because :func:`error_fields` has prepared the fields.
+    Its fields have been made tidy by :func:`error_fields`, so it cannot fail.
     """
 
     def as_it_is(value: Any, _: object) -> Any:
@@ -276,13 +274,13 @@ def _generated_error(converter: cattrs.Converter, cls: type[ApiError]) -> Hook:
 
 
 def _detail(value: Any, _: object) -> ErrorDetail:
-    """One entry of ``details``, of any form, so that nothing is lost."""
+    """One entry of ``details``, whatever it is: nothing that the server says is lost."""
     extra = dict(value) if type(value) is dict else {"value": value}
     text = extra.pop("value") if type(extra.get("value")) is str else None
     implied = _type_name(extra)
     type_url = extra["type_url"] if type(extra.get("type_url")) is str else implied
-    # It stays in extra if a second field says the same, because _unstructure_detail could not tell
-    # that there were two.
+    # It stays in extra when a sibling says the same: _unstructure_detail could not tell that there
+    # were two.
     if type(extra.get("type_url")) is str and type_url != implied:
         del extra["type_url"]
     return ErrorDetail(type_url=type_url, value=text, extra=extra)
@@ -301,14 +299,14 @@ def structure_message(body: bytes) -> ConversationMessage | str:
 
 
 def structure_page(body: bytes) -> MessagePage | str:
-    """The page in a 200 answer of the list, or what is wrong and where."""
+    """The page that a 200 answer of the list holds, or what is wrong with it and where."""
     return _structured(body, MessagePage)
 
 
 def _structured(body: bytes, cls: Callable[..., _T]) -> _T | str:
-    """The text names types and places, never values.
+    """The words name types and places, never what was found there.
 
-    It is returned, not raised, because a traceback would hold the body in its frames.
+    They are returned, not raised: a traceback would carry the body along in its frames.
     """
     try:
         value = _json.loads(body)
@@ -323,7 +321,7 @@ def _structured(body: bytes, cls: Callable[..., _T]) -> _T | str:
 
 
 def structure_error(http_status: int, body: bytes, *, scrub: Callable[[str], str]) -> ApiError:
-    """The error in an answer of any form; never fails.
+    """The error that an answer holds, whatever its form; never fails.
 
     ``scrub`` cuts credentials out of a text, in case the server has repeated one.
     """
@@ -340,10 +338,10 @@ def structure_error(http_status: int, body: bytes, *, scrub: Callable[[str], str
 
 
 def _beginning(text: str, scrub: Callable[[str], str]) -> str:
-    """The part of a body that an error keeps."""
+    """What an error keeps of a body."""
     searched = scrub(text[: _BODY_KEPT + _MARGIN])
     if len(text) > _BODY_KEPT + _MARGIN:
-        searched = searched[:-_MARGIN]  # half a credential at the end could not be found
+        searched = searched[:-_MARGIN]  # half a credential at its end would not have been found
     return searched[:_BODY_KEPT]
 
 
@@ -436,9 +434,9 @@ def to_dict(
 ) -> dict[str, Any]:
     """Plain JSON-ready data of a model or an error, with the wire's names.
 
-    Fields that are ``None`` are left out. The fields of ``extra`` are beside the named ones.
-    ``accept_time`` is the text of the answer; for a message that was not read from an answer, it is
-    RFC 3339 text. An :class:`ApiError` always gives its ``code``, ``message``, ``status`` and
+    Fields that are ``None`` are left out. Those in ``extra`` stand beside the named ones.
+    ``accept_time`` is the text that the answer had; where a message was not read from an answer, it
+    is RFC 3339 text. An :class:`ApiError` always gives its ``code``, ``message``, ``status`` and
     ``details``; any other error gives its class as ``status`` and its ``message``.
     """
     return _converter().unstructure(model)  # type: ignore[no-any-return]  # the hooks above all give dicts

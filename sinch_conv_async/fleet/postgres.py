@@ -21,8 +21,6 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from .._wire.failure import Failure
-from .._wire.responses import TokenResponse
 from ..errors import InvalidArgumentError
 from . import (
     INTERVAL,
@@ -31,21 +29,16 @@ from . import (
     LEASE,
     LEAST_WISH,
     MANY,
-    Fleet,
     FleetError,
     ProjectKey,
     Share,
-    TokenKey,
     Wish,
 )
-from ._tokens import FRESH, LOCK, Found, forget_token, shared_token
+from ._store import CONNECT_TIMEOUT, FRESH, LOCK, TIMEOUT, Found, StoreFleet, in_time, seen
 
 __all__ = ["PostgresFleet"]
 
 T = TypeVar("T")
-
-TIMEOUT: Final = 0.25
-"""Seconds that one operation of the store may take."""
 
 CREATE_TIMEOUT: Final = 10.0
 """Seconds that the creation of the tables may take, once in the life of a database."""
@@ -237,8 +230,10 @@ _NOT_CREATED: Final = (
 )
 
 
-class PostgresFleet(Fleet):
-    """Shares limit and token through one PostgreSQL database: ``SessionManager(fleet=PostgresFleet("postgresql://..."))``.
+class PostgresFleet(StoreFleet):
+    """Shares limit and token through one PostgreSQL database.
+
+    ``SessionManager(fleet=PostgresFleet("postgresql://..."))``.
 
     ``dsn_or_pool``: a connection string, or an open ``psycopg_pool.AsyncConnectionPool`` of
     autocommit connections that the caller closes. ``schema``: where the tables lie; processes with
@@ -266,9 +261,8 @@ class PostgresFleet(Fleet):
         self._timeout = timeout
         self._connection: _Connection | None = None
         self._owner: tuple[asyncio.AbstractEventLoop, int] | None = None
-        self._turn: asyncio.Lock | None = None
-        self._opened: list[_Connection] = []
-        self._inherited: list[_Connection] = []
+        self._connecting: asyncio.Task[None] | None = None
+        self._inherited: list[object] = []
 
     def __repr__(self) -> str:
         # The connection string may hold a password.
@@ -278,12 +272,8 @@ class PostgresFleet(Fleet):
         """Makes schema, tables and functions, or brings them up to date. Raises FleetError."""
         await self._within(CREATE_TIMEOUT, self._create)
 
-    async def share(self, project: ProjectKey, wish: Wish) -> Share:
-        """The share of one process: one round trip. Raises FleetError."""
-        return await self.share_at(project, wish, None)
-
     async def share_at(self, project: ProjectKey, wish: Wish, now: float | None) -> Share:
-        """The same at a given time of the store's clock. For the conformance suite."""
+        """The share of one process: one round trip; see :class:`StoreFleet`."""
         row = await self._one(
             _ALLOT,
             [
@@ -303,27 +293,21 @@ class PostgresFleet(Fleet):
             share, lease, members, INTERVAL * (lease / LEASE if lease else 1.0), paused_for
         )
 
-    async def token(
-        self, key: TokenKey, fetch: Callable[[], Awaitable[TokenResponse | Failure]]
-    ) -> TokenResponse | Failure:
-        """The fleet's token for the key; without the store, what ``fetch`` gives."""
-        return await shared_token(self, key, fetch)
-
-    async def forget_token(self, key: TokenKey, access_token: str) -> None:
-        """Deletes this token, to which the API answered 401, if the fleet has no other one yet."""
-        await forget_token(self, key, access_token)
-
     async def close(self) -> None:
         """Closes the connection that the fleet has opened; a pool that was given stays open."""
+        if not self._is_ours():
+            return
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
         connection, self._connection = self._connection, None
-        if connection is not None and self._is_ours():
+        if connection is not None:
             await connection.close()
-            self._finish_opened()
 
-    # The operations of a TokenStore
+    # A token
 
     async def look(self, name: str, owner: str) -> Found:
-        """What is kept of one token; see :class:`TokenStore`."""
+        """What is kept of one token; see :class:`StoreFleet`."""
         row = await self._one(_LOOK, {"name": name})
         assert row is not None  # the statement inserts the row that it returns
         sealed, lifetime, free = row
@@ -382,17 +366,16 @@ class PostgresFleet(Fleet):
         is frozen gives none. So the socket is shut down instead, and the operation ends with an
         error.
         """
-        operation = asyncio.ensure_future(self._operate(run))
-        operation.add_done_callback(_look_at)
+        operation = seen(self._operate(run))
         try:
-            await asyncio.wait([operation], timeout=seconds)
+            await in_time(operation, seconds)
         finally:
             late = not operation.done()
             if late:
                 if not self._shut_down():
                     operation.cancel()  # it was still connecting
                 await asyncio.wait([operation])
-        if late:
+        if late or operation.cancelled():  # also where the fleet was closed meanwhile
             problem: BaseException = TimeoutError()
         elif isinstance(failed := operation.exception(), psycopg.Error | OSError):
             problem = failed
@@ -432,39 +415,33 @@ class PostgresFleet(Fleet):
 
     async def _connected(self) -> _Connection:
         """The connection of the running event loop and process."""
-        if self._turn is None or not self._is_ours():
+        if not self._is_ours():
             self._leave_behind()
             self._owner = (asyncio.get_running_loop(), os.getpid())
-            self._turn = asyncio.Lock()
-        async with self._turn:
-            if self._connection is None:
-                self._finish_opened()
-                connection = await psycopg.AsyncConnection.connect(
+        while self._connection is None:
+            if self._connecting is None:
+                self._connecting = seen(self._connect())
+            await asyncio.shield(self._connecting)
+        return self._connection
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                self._connection = await psycopg.AsyncConnection.connect(
                     self._dsn, autocommit=True, application_name="sinch_conv_async fleet"
                 )
-                self._opened.append(connection)
-                self._connection = connection
-            return self._connection
-
-    def _finish_opened(self) -> None:
-        """Closes whatever connection of this process is still open: there is one at a time."""
-        for connection in self._opened:
-            connection.pgconn.finish()
-        self._opened.clear()
+        finally:
+            self._connecting = None
 
     def _leave_behind(self) -> None:
-        self._connection = None
-        if self._owner is not None and self._owner[1] == os.getpid():
-            self._finish_opened()
-        else:
-            self._inherited += self._opened  # the parent process still uses them
-            self._opened.clear()
+        """Lets go of the connection of another event loop or process."""
+        if self._owner is not None and self._owner[1] != os.getpid():
+            # The parent process still uses them.
+            self._inherited += [self._connection, self._connecting]
+        elif self._connection is not None:
+            self._connection.pgconn.finish()  # its event loop is closed
+        self._connection = self._connecting = None
 
 
 _MISSING: Final[tuple[Any, ...]] = ("missing",)
 """In place of a row: the schema is not there, or a part of it."""
-
-
-def _look_at(operation: asyncio.Future[Any]) -> None:
-    if not operation.cancelled():
-        operation.exception()  # of one that nobody waits for any more: asyncio need not report it

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import os
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import redis.asyncio
@@ -18,8 +18,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from .._wire.failure import Failure
-from .._wire.responses import TokenResponse
 from . import (
     INTERVAL,
     KEPT_BACK,
@@ -27,19 +25,14 @@ from . import (
     LEASE,
     LEAST_WISH,
     MANY,
-    Fleet,
     FleetError,
     ProjectKey,
     Share,
-    TokenKey,
     Wish,
 )
-from ._tokens import FRESH, LOCK, Found, forget_token, shared_token
+from ._store import CONNECT_TIMEOUT, FRESH, LOCK, TIMEOUT, Found, StoreFleet, in_time, seen
 
 __all__ = ["RedisFleet"]
-
-TIMEOUT: Final = 0.25
-"""Seconds that one operation of the store may take."""
 
 # The names are those of `allot` and its helpers. A lease is one field of a hash: "share until
 # wanted limit kept_back". The new lease is written before any other change: for want of memory,
@@ -86,24 +79,22 @@ if not leaves then
   local capacity = whole
   if whole >= KEPT_BACK_FROM then capacity = whole - math.ceil(whole / KEPT_BACK) end
   if now >= learning_until then
-    local order, lent = {}, 0
-    for _, name in ipairs(names) do
-      order[#order + 1] = {name = name, wanted = live[name].wanted}
-      lent = lent + live[name].share
+    local lent, turn, count, keys, own_key = 0, math.floor(now / LEASE), #names + 1, {}, nil
+    for _, lease in pairs(live) do lent = lent + lease.share end
+    names[count] = member
+    table.sort(names)
+    -- One number says what a member wants and whose turn it is. Lua sorts numbers fast.
+    for at, name in ipairs(names) do
+      local wants = name == member and wanted or live[name].wanted
+      keys[at] = wants * count + (at - 1 + turn) % count
+      if name == member then own_key = keys[at] end
     end
-    order[#order + 1] = {name = member, wanted = wanted}
-    table.sort(order, function(a, b) return a.name < b.name end)
-    local turn = math.floor(now / LEASE)
-    for at, entry in ipairs(order) do entry.turn = (at - 1 + turn) % #order end
-    table.sort(order, function(a, b)
-      if a.wanted ~= b.wanted then return a.wanted < b.wanted end
-      return a.turn < b.turn
-    end)
+    table.sort(keys)
     local left = capacity
-    for at, entry in ipairs(order) do
-      local part = math.min(entry.wanted, math.floor(left / (#order - at + 1)))
-      left = left - part
-      if entry.name == member then share = part end
+    for at, sort_key in ipairs(keys) do
+      share = math.min(math.floor(sort_key / count), math.floor(left / (count - at + 1)))
+      if sort_key == own_key then break end
+      left = left - share
     end
     share = math.max(0, math.min(share, capacity - lent))
   elseif own then
@@ -184,8 +175,10 @@ def _script(source: str) -> str:
     return source
 
 
-class RedisFleet(Fleet):
-    """Shares limit and token through one Redis server: ``SessionManager(fleet=RedisFleet("redis://..."))``.
+class RedisFleet(StoreFleet):
+    """Shares limit and token through one Redis server.
+
+    ``SessionManager(fleet=RedisFleet("redis://..."))``.
 
     ``url_or_client``: a ``redis://``, ``rediss://`` or ``unix://`` URL, or a
     ``redis.asyncio.Redis`` that the caller closes. ``namespace``: what all keys begin with;
@@ -209,18 +202,16 @@ class RedisFleet(Fleet):
         self._client: redis.asyncio.Redis | None = self._given
         self._owner: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._scripts: dict[str, Any] = {}
-        self._inherited: list[redis.asyncio.Redis] = []
+        self._connecting: asyncio.Task[None] | None = None
+        self._is_connected = False
+        self._inherited: list[object] = []
 
     def __repr__(self) -> str:
         # The URL may hold a password.
         return f"<RedisFleet namespace={self._namespace!r}>"
 
-    async def share(self, project: ProjectKey, wish: Wish) -> Share:
-        """The share of one process: one round trip. Raises FleetError."""
-        return await self.share_at(project, wish, None)
-
     async def share_at(self, project: ProjectKey, wish: Wish, now: float | None) -> Share:
-        """The same at a given time of the store's clock. For the conformance suite."""
+        """The share of one process: one round trip; see :class:`StoreFleet`."""
         arguments = [
             wish.member,
             repr(wish.limit),
@@ -236,27 +227,22 @@ class RedisFleet(Fleet):
         interval = INTERVAL * (seconds / LEASE if seconds else 1.0)
         return Share(int(share), seconds, int(members), interval, float(paused_for))
 
-    async def token(
-        self, key: TokenKey, fetch: Callable[[], Awaitable[TokenResponse | Failure]]
-    ) -> TokenResponse | Failure:
-        """The fleet's token for the key; without the store, what ``fetch`` gives."""
-        return await shared_token(self, key, fetch)
-
-    async def forget_token(self, key: TokenKey, access_token: str) -> None:
-        """Deletes this token, to which the API answered 401, if the fleet has no other one yet."""
-        await forget_token(self, key, access_token)
-
     async def close(self) -> None:
         """Closes the connections that the fleet has opened; a client that was given stays open."""
         client, self._client = self._client, self._given
         self._scripts.clear()
-        if client is not None and client is not self._given and self._is_ours():
-            await client.aclose()
+        if client is None or client is self._given or not self._is_ours():
+            return
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        self._is_connected = False
+        await client.aclose()
 
-    # The operations of a TokenStore
+    # A token
 
     async def look(self, name: str, owner: str) -> Found:
-        """What is kept of one token; see :class:`TokenStore`."""
+        """What is kept of one token; see :class:`StoreFleet`."""
         sealed, left, locked = await self._run(_LOOK, self._token_keys(name), [owner])
         return Found(_text(sealed), int(left) / 1000, bool(locked))
 
@@ -281,22 +267,45 @@ class RedisFleet(Fleet):
     # One round trip
 
     async def _run(self, source: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        client = self._connected()
+        operation = seen(self._operate(source, keys, arguments))
+        try:
+            await in_time(operation, self._timeout)
+        finally:
+            if not operation.done():
+                operation.cancel()
+                await asyncio.wait([operation])
+        failed = TimeoutError() if operation.cancelled() else operation.exception()
+        if failed is None:
+            return operation.result()
+        if not isinstance(failed, RedisError | OSError | ValueError):
+            raise failed
+        self._is_connected = False
+        # The text of the error may quote a URL or a command.
+        raise FleetError(f"Redis gave no answer: {type(failed).__name__}")
+
+    async def _operate(self, source: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        client = self._client_of_loop()
+        if client is not self._given and not self._is_connected:
+            if self._connecting is None:
+                self._connecting = seen(self._connect(client))
+            await asyncio.shield(self._connecting)
         script = self._scripts.get(source)
         if script is None:
             script = self._scripts[source] = client.register_script(_script(source))
+        return await script(keys=keys, args=arguments)
+
+    async def _connect(self, client: redis.asyncio.Redis) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
-                return await script(keys=keys, args=arguments)
-        except (RedisError, OSError, ValueError) as error:  # TimeoutError is an OSError
-            # The text of the error may quote a URL or a command.
-            problem = type(error).__name__
-        raise FleetError(f"Redis gave no answer: {problem}")
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await client.ping()
+            self._is_connected = True
+        finally:
+            self._connecting = None
 
     def _is_ours(self) -> bool:
         return self._owner == (asyncio.get_running_loop(), os.getpid())
 
-    def _connected(self) -> redis.asyncio.Redis:
+    def _client_of_loop(self) -> redis.asyncio.Redis:
         """The client of the running event loop and process."""
         if self._given is not None:
             return self._given
@@ -305,8 +314,8 @@ class RedisFleet(Fleet):
             self._owner = (asyncio.get_running_loop(), os.getpid())
             self._client = redis.asyncio.from_url(
                 self._url,
-                socket_timeout=self._timeout,
-                socket_connect_timeout=self._timeout,
+                socket_timeout=CONNECT_TIMEOUT,  # an operation is given up sooner, by _run
+                socket_connect_timeout=CONNECT_TIMEOUT,
                 retry=Retry(NoBackoff(), 0),
                 max_connections=4,
             )
@@ -315,13 +324,15 @@ class RedisFleet(Fleet):
     def _leave_behind(self) -> None:
         """Lets go of the connections of another event loop or process."""
         client, self._client = self._client, None
+        connecting, self._connecting = self._connecting, None
+        self._is_connected = False
         self._scripts.clear()
         if client is None:
             return
         if self._owner is not None and self._owner[1] != os.getpid():
-            self._inherited.append(client)  # the parent process still uses them
+            self._inherited += [client, connecting]  # the parent process still uses them
             return
-        del client
+        del client, connecting
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()  # freeing them closes their sockets; their event loop is closed

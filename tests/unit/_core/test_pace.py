@@ -417,6 +417,37 @@ def test_in_a_fleet_a_few_may_leave_at_once_after_idleness_and_the_window_holds(
     assert most_in(departures, 1.0) <= limit
 
 
+def test_what_idleness_saved_up_at_a_low_limit_is_no_larger_burst_at_a_high_one():
+    pace = Pace(None)
+    pace.burst = 8
+    pace.limit = 8
+    pace.idle()
+    pace.depart(100.0)
+    pace.idle()
+    pace.limit = 800
+    departures = []
+    now = 200.0
+    for _ in range(100):
+        now = max(now, pace.due)
+        pace.depart(now)
+        departures.append(now)
+    assert most_in(departures, 0.05) <= 0.05 * 800 + 8
+
+
+def test_a_higher_limit_makes_up_for_no_more_requests_than_were_late():
+    pace = Pace(80)
+    pace.depart(100.0)
+    now = 100.2  # 16 requests late
+    pace.depart(now)
+    pace.limit = 800
+    departures = []
+    for _ in range(100):
+        now = max(now, pace.due)
+        pace.depart(now)
+        departures.append(now)
+    assert departures.count(100.2) <= 21
+
+
 def test_the_burst_that_catches_up_after_a_stall_does_not_come_back_each_second():
     pace = Pace(400)
     before = steady(pace, seconds=2.0)
@@ -821,6 +852,28 @@ def test_a_fall_that_was_not_enough_is_followed_by_another_when_it_has_been_judg
     assert pace.rate == low
     steady(pace, seconds=0.4, start=resumed + 2.1)
     assert pace.rate == pytest.approx(low * 0.96 * Pace.DECREASE_FACTOR, rel=0.01)
+
+
+def test_a_few_departures_after_a_fall_say_nothing_and_the_pace_climbs_again(rng):
+    pace = Pace(5)
+    last = steady(pace, seconds=3.0)[-1]
+    pace.throttled(last, departed=last, retry_after=None, rng=rng)
+    fallen = pace.rate
+    # The fall is watched for five seconds; there are too few departures in them to judge it.
+    departures = steady(pace, seconds=7.0, start=last)
+    assert len(departures) < 36
+    assert fallen < pace.rate <= 5
+
+
+def test_a_pause_of_the_fleet_that_is_shorter_than_the_spacing_changes_nothing():
+    pace = Pace(1)
+    pace.depart(100.0)
+    due = pace.due
+    pace.pause(100.5)
+    assert pace.due == due
+    pace.pause(103.0)
+    pace.pause(102.0)
+    assert pace.due == 103.0
 
 
 def test_a_process_that_stops_sending_after_a_fall_learns_nothing_from_it(rng):

@@ -14,19 +14,23 @@ import psycopg_pool
 import pytest
 import redis.asyncio
 
-from sinch_conv_async import InvalidArgumentError, TokenError
+from sinch_conv_async import InvalidArgumentError, SessionManager, TokenError
 from sinch_conv_async._wire.failure import Failure
 from sinch_conv_async._wire.responses import TokenResponse
 from sinch_conv_async.fleet import FleetError, ProjectKey, TokenKey, Wish
+from sinch_conv_async.fleet._seal import Seal
 from sinch_conv_async.fleet.conformance import check_shares, check_tokens
 from sinch_conv_async.fleet.postgres import PostgresFleet
 from sinch_conv_async.fleet.redis import RedisFleet
+from sinch_conv_async.sandbox import Sandbox
+from tests.servers import ID, client_of
 from tests.whole.fleet.stores import Postgres, Redis, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sinch_conv_async.fleet.conformance import FleetUnderTest
+    from sinch_conv_async.fleet._seal import Seal
+from sinch_conv_async.fleet.conformance import FleetUnderTest
 
 PROJECT = ProjectKey("https://api.example", "project")
 WISH = Wish("member", 800, 100)
@@ -125,8 +129,6 @@ async def test_what_is_kept_of_a_token_is_sealed_and_nothing_tells_whose_it_is(s
 
 async def test_what_somebody_else_wrote_in_a_tokens_place_is_never_taken(make):
     fleet, of = make(), key()
-    from sinch_conv_async.fleet._seal import Seal
-
     name = Seal.of(of).name
     found = await fleet.look(name, "intruder")
     assert found.locked
@@ -137,6 +139,63 @@ async def test_what_somebody_else_wrote_in_a_tokens_place_is_never_taken(make):
         await fleet.forget_token(of, "ours")
         assert (await fleet.look(name, "intruder")).locked
     await fleet.close()
+
+
+async def test_who_waits_too_long_for_anothers_token_request_makes_its_own(make, monkeypatch):
+    monkeypatch.setattr("sinch_conv_async.fleet._store.WAIT", 0.2)
+    fleet, of = make(), key()
+    assert (await fleet.look(Seal.of(of).name, "somebody who never answers")).locked
+    assert (await token_of(fleet, of, "ours")).access_token == "ours"
+    await fleet.close()
+
+
+async def test_a_thousand_callers_in_eight_managers_fetch_one_token_and_renew_it_once(make):
+    async with Sandbox(auto_create=True) as sandbox, contextlib.AsyncExitStack() as stack:
+        clients = []
+        for _ in range(8):
+            manager = await stack.enter_async_context(SessionManager(fleet=make()))
+            client = client_of(sandbox, session_manager=manager)
+            clients.append(await stack.enter_async_context(client))
+        await asyncio.gather(*(client.authenticate() for client in clients for _ in range(125)))
+        assert len(sandbox.token_requests) == 1
+        sandbox.expire_tokens()
+        await asyncio.gather(*(client.update_message_metadata(ID, "x") for client in clients))
+        assert len(sandbox.token_requests) == 2
+
+
+async def test_an_attempt_to_connect_goes_on_while_operations_are_late(store, make):
+    fleet = make(timeout=0.25)
+    store.freeze()
+    try:
+        for _ in range(3):
+            with pytest.raises(FleetError):
+                await fleet.share(PROJECT, WISH)
+        late = asyncio.create_task(fleet.share(PROJECT, WISH))
+        await asyncio.sleep(0)
+    finally:
+        store.resume()
+    with contextlib.suppress(FleetError):  # a busy machine may need another one
+        await late
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(FleetError):
+                assert (await fleet.share(PROJECT, WISH)).members == 1
+                break
+    await fleet.close()
+
+
+async def test_a_fleet_is_closed_while_it_connects(store, make):
+    fleet = make(timeout=0.25)
+    store.freeze()
+    try:
+        asking = asyncio.create_task(fleet.share(PROJECT, WISH))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await fleet.close()
+        with pytest.raises(FleetError, match="TimeoutError"):
+            await asking
+    finally:
+        store.resume()
 
 
 async def test_the_lock_goes_back_when_the_request_fails_or_is_cancelled(make):
@@ -164,8 +223,6 @@ async def test_the_lock_goes_back_when_the_request_fails_or_is_cancelled(make):
 async def test_a_token_near_its_end_is_renewed_by_one_while_the_others_go_on_with_it(make):
     one, other, of = make(), make(), key()
     await token_of(one, of, "old", lifetime=60.0)
-    from sinch_conv_async.fleet._seal import Seal
-
     # Of the whole life a fifth is left: as though four fifths had passed.
     name, sealed = Seal.of(of).name, Seal.of(of).close("old")
     await one.delete(name, (await one.look(name, "")).sealed)
@@ -192,7 +249,7 @@ async def test_a_token_near_its_end_is_renewed_by_one_while_the_others_go_on_wit
 
 
 async def test_a_lock_outlives_a_slow_request_because_its_owner_renews_it(make, monkeypatch):
-    monkeypatch.setattr("sinch_conv_async.fleet._tokens.RENEW_LOCK", 0.01)
+    monkeypatch.setattr("sinch_conv_async.fleet._store.RENEW_LOCK", 0.01)
     fleet, of = make(), key()
     renewed = 0
     renew = fleet.renew_lock

@@ -4,17 +4,19 @@ stores.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sinch_conv_async._wire.responses import TokenResponse
 from sinch_conv_async.fleet import FleetError, TokenKey
-from sinch_conv_async.fleet._tokens import Found, shared_token
+from sinch_conv_async.fleet._store import Found, StoreFleet
 
 KEY = TokenKey("https://auth.example", "key-id", "key-secret")
 OWN = TokenResponse("own", 60.0)
 
 
-class Locked:
+class Locked(StoreFleet):
     """A store in which another process holds the lock and never brings a token."""
 
     def __init__(self, error: FleetError | None = None) -> None:
@@ -27,6 +29,11 @@ class Locked:
             raise self.error
         return Found(None, 0.0, locked=False)
 
+    async def never(self, *arguments: Any) -> Any:
+        raise AssertionError
+
+    share_at = renew_lock = store = delete = close = never
+
 
 async def fetch() -> TokenResponse:
     return OWN
@@ -35,14 +42,14 @@ async def fetch() -> TokenResponse:
 async def test_who_has_waited_long_for_another_process_asks_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sinch_conv_async.fleet._tokens.WAIT", 0.05)
-    monkeypatch.setattr("sinch_conv_async.fleet._tokens.LOOK_AGAIN", 0.01)
+    monkeypatch.setattr("sinch_conv_async.fleet._store.WAIT", 0.05)
+    monkeypatch.setattr("sinch_conv_async.fleet._store.LOOK_AGAIN", 0.01)
     store = Locked()
-    assert await shared_token(store, KEY, fetch) == OWN  # type: ignore[arg-type]
+    assert await store.token(KEY, fetch) == OWN
     assert store.looks > 1
 
 
 async def test_without_an_answer_of_the_store_each_process_asks_by_itself() -> None:
     store = Locked(FleetError("away"))
-    assert await shared_token(store, KEY, fetch) == OWN  # type: ignore[arg-type]
+    assert await store.token(KEY, fetch) == OWN
     assert store.looks == 1
