@@ -720,7 +720,7 @@ def _change(found: object) -> str | None:
 def _shown(columns: tuple[str, ...]) -> str:
     """Column names for an error. A first line that is data and no header is not quoted."""
     names = [
-        repr(name) if _LOOKS_LIKE_A_NAME.fullmatch(name) else "one that is no name"
+        repr(name) if _LOOKS_LIKE_A_NAME.fullmatch(name) else "a column that is not shown"
         for name in columns[:_COLUMNS_SHOWN]
     ]
     more = len(columns) - len(names)

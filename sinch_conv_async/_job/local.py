@@ -234,7 +234,7 @@ def _go(
         def interrupt() -> None:
             interrupts.count += 1
             if interrupts.count == 1:
-                progress.say("Finishing what is under way; once more ends it now.")
+                progress.say("Finishing the updates under way; a second signal ends the job now.")
                 run.stop()
             else:
                 this.cancel()

@@ -1,6 +1,6 @@
-"""The records of a pipe, read in a thread of their own.
+"""The records of a pipe, read in a thread.
 
-Whoever writes into the pipe may take hours; meanwhile outcomes go on coming.
+The writer of the pipe may take hours, and outcomes must come meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .input import BadLine, Record
 __all__ = ["FromPipe"]
 
 READ_AHEAD: Final = 256
-"""Records that are read before they are asked for."""
+"""Records that are read ahead."""
 
 
 class FromPipe:
@@ -30,8 +30,8 @@ class FromPipe:
         self._room = threading.Semaphore(READ_AHEAD)
         self._news = asyncio.Event()
         self._ended = False
-        self._error: Exception | None = None  # what ended the reading before the input's end
-        # A daemon thread: nothing can interrupt its read, so the program must end without it.
+        self._error: Exception | None = None  # the error that ended the reading
+        # A daemon thread, because its read cannot be interrupted and the program must still end.
         threading.Thread(target=self._read, name="sinch-conv input", daemon=True).start()
 
     def __aiter__(self) -> Self:
@@ -53,7 +53,7 @@ class FromPipe:
             for item in self._reader:
                 self._room.acquire()
                 self._tell(item)
-        except Exception as error:  # noqa: BLE001  # raised where the records are asked for
+        except Exception as error:  # noqa: BLE001  # raised in the task that asks for the records
             self._error = error
         finally:
             self._tell(None)

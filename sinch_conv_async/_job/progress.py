@@ -1,4 +1,4 @@
-"""The seam between a run and whoever shows how far it is."""
+"""The protocol between a run and the display of its progress."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ __all__ = ["Progress"]
 
 
 class Progress(Protocol):
-    """Is told how far a run is. What it cannot show must not raise."""
+    """Shows how far a run is. It must not raise if it cannot show something."""
 
     def start(self, total: int | None, done: int) -> None:
-        """The run begins, with ``done`` of ``total`` records behind it (None: unknown)."""
+        """The run begins; ``done`` of ``total`` records (None: unknown) are done."""
         ...
 
     def see(self, done: int, failed: int, *, outage: str | None) -> None:
-        """How far the run is. ``outage``: the last error while the API is out; else None."""
+        """How far the run is. ``outage``: the last error while the API is out, otherwise None."""
         ...
 
     def say(self, sentence: str) -> None:
-        """A sentence for people, which no quiet mode holds back."""
+        """A sentence for the user, which is shown in quiet mode too."""
         ...
 
     def stop(self) -> None:

@@ -1,12 +1,12 @@
-"""Where a CSV record ends, found from its quotes alone.
+"""Finds the end of a CSV record by its quotes alone.
 
-A quoted field may hold line ends, and the text in it may look like another record. So a record that
-cannot be read (bytes that are no text, a field that is too long) must still be followed to its end.
-``csv`` cannot do that: after an error it starts afresh in the middle of the field.
+A quoted field may contain line ends, and its text may look like another record. So even if a record
+cannot be read (bytes that are not text, a field that is too long), its end must be found. ``csv``
+cannot do that: after an error it starts again in the middle of the field.
 
 The grammar is RFC 4180, section 2, as Python's ``csv`` reads it in strict mode: a quote opens a
 field only at its beginning, two quotes inside stand for one, and a delimiter or a line end follows
-the closing quote. Where the quotes break these rules, nobody can know where the record ends.
+the closing quote. If the quotes break these rules, the end of the record is unknown.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ __all__ = ["Place", "RecordEnd"]
 
 
 class Place(Enum):
-    """Where in a record the text read so far stops."""
+    """The place in a record at which the text read so far ends."""
 
     FIELD_START = auto()
     PLAIN = auto()
-    """In a field without quotes. A quote in it is a letter like any other."""
+    """In a field without quotes. A quote in it is an ordinary character."""
     QUOTED = auto()
     AFTER_QUOTE = auto()
-    """Behind a quote that closes the field, unless another quote follows."""
+    """After a quote that closes the field, unless another quote follows."""
     AFTER_CR = auto()
-    """Behind a carriage return outside quotes, which only a line feed may follow."""
+    """After a carriage return outside quotes, which only a line feed may follow."""
     AFTER_LONE_CR = auto()
-    """Behind a carriage return that ends no line: the record is bad, and ends with the line."""
+    """After a carriage return that ends no line: the record is bad, and ends with the line."""
     END = auto()
     BROKEN = auto()
-    """The quotes break the rules: where the record ends cannot be known."""
+    """The quotes break the rules, so the end of the record is unknown."""
 
 
 class RecordEnd:
-    """Follows one record after the other to its end, in pieces of any length."""
+    """Finds the end of one record after the other, in pieces of any length."""
 
     def __init__(self, delimiter: str) -> None:
         self._delimiter = delimiter
@@ -46,10 +46,10 @@ class RecordEnd:
         self.place = Place.FIELD_START
 
     def is_doubtful(self, line: str) -> bool:
-        """Whether this line is a record to ``csv``, but the beginning of one to other programs.
+        """Whether ``csv`` reads this line as a record, and other programs as the beginning of one.
 
-        Many writers put a blank behind the delimiter, and many readers skip it: then the quote
-        behind it opens a field, which ``csv`` does not see.
+        Many writers put a blank after the delimiter, and many readers skip it. For them, a quote
+        after the blank opens a field; for ``csv`` it does not.
         """
         return (
             '"' in line
@@ -62,7 +62,7 @@ class RecordEnd:
         self.place = Place.FIELD_START
 
     def read(self, text: str) -> Place:
-        """Where the record stands after this text too. No text may follow an END."""
+        """The place after this further text. No text may follow an END."""
         at, place = 0, self.place
         while at < len(text) and place not in (Place.END, Place.BROKEN):
             place, at = self._step(place, text, at)
@@ -70,7 +70,7 @@ class RecordEnd:
         return place
 
     def _step(self, place: Place, text: str, at: int) -> tuple[Place, int]:
-        """One step: from here as far as the place stays the same, and one character more."""
+        """One step: to the end of this place, and one character further."""
         if place is Place.QUOTED:
             found = text.find('"', at)
             return (place, len(text)) if found < 0 else (Place.AFTER_QUOTE, found + 1)
@@ -93,7 +93,7 @@ class RecordEnd:
         return (Place.PLAIN if place is Place.FIELD_START else Place.BROKEN), at + 1
 
     def _left(self, letter: str) -> Place:
-        """Where a field leads that this letter ends."""
+        """The place after a field that this character ends."""
         if letter == self._delimiter:
             return Place.FIELD_START
         return Place.AFTER_CR if letter == "\r" else Place.END

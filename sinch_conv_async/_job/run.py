@@ -30,10 +30,10 @@ from .progress import Progress
 __all__ = ["SHARE_FROM", "Counts", "FailureLimit", "OtherRecordError", "Run"]
 
 SHARE_FROM: Final = 100
-"""Updates that must have ended before a share of failures means anything."""
+"""Updates that must have ended before a share of failures counts."""
 
 SHOW_EVERY: Final = 0.5
-"""Seconds between looks at a run in which nothing ends, so that an outage is seen."""
+"""Seconds between two displays of a run in which nothing ends, so that an outage is shown."""
 
 
 ERROR_SHOWN: Final = 200
@@ -58,7 +58,7 @@ class FailureLimit:
 
 @attrs.define
 class Counts:
-    """What this run has done. What all runs together have done is in the ledger."""
+    """The counts of this run. The ledger has those of all runs."""
 
     updated: int = 0
     unchanged: int = 0
@@ -86,7 +86,7 @@ class _Options(TypedDict):
 
 
 class OtherRecordError(LedgerError):
-    """A record is not the one that the ledger knows by its number."""
+    """A record differs from the one that the ledger has under its number."""
 
 
 class Run:
@@ -94,8 +94,8 @@ class Run:
 
     ``merge``: the records are changes (:class:`~.input.MergeRecord`), so each message is read
     first. ``total``: the number of records, if it is known. ``bad_lines``: whether a bad line ends
-    the run or is left out. ``limit``: how many updates may fail before the rest is not tried.
-    ``on_failure`` is told of each record that failed and each bad line.
+    the run or is left out. ``limit``: how many updates may fail before the run stops.
+    ``on_failure`` is called with each failed record and each bad line.
     """
 
     def __init__(
@@ -127,26 +127,26 @@ class Run:
         self.exhausted = False
         """Whether the input was read to its end."""
         self.over_limit = False
-        """Whether so many updates failed that the rest was not tried."""
+        """Whether the run stopped because too many updates failed."""
 
     @property
     def done(self) -> int:
-        """Records, of all runs, that are dealt with."""
+        """Records of all runs that are done."""
         counts = self._ledger.counts
-        # What was superseded in this run failed in this run: the records of one id keep their
-        # order.
+        # A record that was superseded in this run failed in this run, because the records of one id
+        # keep their order.
         superseded = counts[Outcome.SUPERSEDED] - self._superseded_before
         return sum(counts[outcome] for outcome in FINAL) + self.counts.failed - superseded
 
     @property
     def unfinished(self) -> bool:
-        """Whether some record has neither an outcome of this run nor a final one."""
+        """Whether a record has neither an outcome of this run nor a final outcome."""
         if self._total is not None:
             return self.done < self._total
         return self._under_way > 0 or not self.exhausted
 
     def stop(self) -> None:
-        """Reads no more. What is under way is finished, and then the run ends."""
+        """Read no further records. The updates under way are finished, and then the run ends."""
         self._stopping = True
         if self._bulk is not None:
             self._bulk.stop_reading()
@@ -160,7 +160,7 @@ class Run:
         max_outage: float | None,
         may_send: Callable[[], bool] | None = None,
     ) -> None:
-        """Runs until the input ends or :meth:`stop` is called.
+        """Run until the input ends or :meth:`stop` is called.
 
         ``may_send``: asked right before each request; its no ends the run with ClientStateError.
         Raises SinchError, InputError or LedgerError for what ends the run before.
@@ -243,7 +243,7 @@ class Run:
 
     async def _ended(self, outcome: UpdateOutcome) -> None:
         record = outcome.update
-        assert isinstance(record, Record)  # what was handed in comes back
+        assert isinstance(record, Record)  # the job gives back its items
         await self._write(entry_of(record, outcome))
         self._under_way -= 1
         if outcome.error is not None:
@@ -266,8 +266,8 @@ class Run:
                 self.stop()
 
     async def _write(self, entry: Entry) -> None:
-        """Into the ledger first, and only then into what is counted and shown."""
-        async with self._writing:  # the input's bad lines and the outcomes come from two tasks
+        """Write the entry into the ledger, before it is counted and shown."""
+        async with self._writing:  # two tasks write: one for bad lines, one for outcomes
             await self._ledger.write(entry)
 
     def _show(self) -> None:
@@ -282,12 +282,12 @@ class Run:
 
 
 def _not_called(message: ConversationMessage) -> str | None:
-    """The transform of a job whose items know their own change."""
+    """The transform of a job whose items have a change of their own."""
     raise AssertionError(message.id)  # pragma: no cover  # each item has its own change
 
 
 def entry_of(record: Record, outcome: UpdateOutcome) -> Entry:
-    """What the ledger remembers of an outcome."""
+    """The ledger's entry for an outcome."""
     error = outcome.error
     api = error if isinstance(error, ApiError) else None
     word = Outcome.UNCHANGED if isinstance(outcome, Unchanged) else Outcome.UPDATED
@@ -301,7 +301,7 @@ def entry_of(record: Record, outcome: UpdateOutcome) -> Entry:
         attempts=outcome.attempts,
         error=None if error is None else type(error).__name__,
         http_status=None if api is None else api.http_status,
-        # The server's own sentence may quote the metadata; a status word or an id can hardly do so.
+        # The server's message may quote the metadata. A status word or an id does not.
         status=None
         if api is None or api.status is None or not api.status.isidentifier()
         else api.status[:64],

@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM for a command that may be asked to stop.
+"""Handles SIGINT and SIGTERM in a command.
 
-A signal that the process was started to ignore stays ignored: a shell without job control starts
-background commands so, and ``nohup`` does the same for SIGHUP.
+If the process was started with a signal ignored, the signal stays ignored. A shell without job
+control starts background commands in this way, and ``nohup`` does it for SIGHUP.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ STOPPING: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def not_ignored() -> list[signal.Signals]:
-    """Those of the two signals that this process does not ignore."""
+    """The signals of the two that this process does not ignore."""
     return [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def handled(interrupt: Callable[[], object]) -> Generator[None]:
-    """Ctrl-C and SIGTERM call this, and afterwards do what they did before.
+    """Call a function on Ctrl-C and SIGTERM; restore the former handlers at the end.
 
-    The loop's own ``add_signal_handler`` will not do: when the loop is closed, SIGTERM would kill
-    the process without a word.
+    The loop's ``add_signal_handler`` is not enough: when the loop is closed, SIGTERM would kill the
+    process without a message.
     """
 
     def arrived(number: int, frame: FrameType | None) -> None:
@@ -39,7 +39,7 @@ def handled(interrupt: Callable[[], object]) -> Generator[None]:
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Generator[None]:
-    """SIGTERM does what Ctrl-C does, also outside an event loop."""
+    """Let SIGTERM act like Ctrl-C, also outside an event loop."""
     numbers = {signal.SIGTERM} & set(not_ignored())
     with _installed(dict.fromkeys(numbers, signal.default_int_handler)):
         yield

@@ -1,7 +1,7 @@
-"""How each record stands after the entries so far, in memory: one byte a record and a little more.
+"""The state of each record after the entries so far, in memory: little more than a byte a record.
 
-The last entry of a record counts. A failed record whose id a later record has updated is
-superseded: sent now, it would bring old metadata back.
+The last entry of a record counts. A failed record whose message a later record has updated is
+superseded, because sending it now would bring old metadata back.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from .ledger import Entry, Numbered, Outcome
 __all__ = ["IdMap", "States"]
 
 MAX_GAP: Final = 1_000_000
-"""Records without an entry before one that has an entry. A run leaves as many as it has under way,
-which are at most 10,000. A number beyond this was written by hand and would only take memory."""
+"""Records without an entry before one that has an entry. A run leaves as many such gaps as it has
+updates under way, at most 10,000. A larger gap was written by hand and would only take memory.
+"""
 
 _OUTCOMES: Final = (None, *Outcome)
 _CODES: Final = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
 _WAITS: Final = 0x80
-"""Beside the code of a record: it is among the failed records of its id."""
+"""A flag in the code of a record: it is among the failed records of its id."""
 
 
 class IdMap:
     """Whole numbers by message id. Ids have no case.
 
-    A hash table of 12 bytes a slot, where a dict takes some 170 bytes an id. It keeps 64 bits of
-    an id's hash. Of ten million ids, two are mixed up once in 400,000 jobs. 0 stands for no
-    number.
+    A hash table of 12 bytes a slot, where a dict takes some 170 bytes an id. It keeps 64 bits of an
+    id's hash. With ten million ids, two ids are mixed up in one of 400,000 jobs. 0 means no number.
     """
 
     def __init__(self) -> None:
@@ -76,8 +76,8 @@ def _hash(message_id: str) -> int:
 class _FailedRecords:
     """The failed records of each message id, in rising order: four bytes a record beside the map.
 
-    The records of one id are a ring: each leads to the next higher one and the last to the first.
-    The map knows the last, so a record is added at the end and the first is taken away without a
+    The records of one id form a ring: each points to the next higher one, and the last to the
+    first. The map has the last one, so adding a record at the end and removing the first needs no
     walk.
     """
 
@@ -86,7 +86,7 @@ class _FailedRecords:
         self._next = array("I")
 
     def add(self, message_id: str, record: int) -> None:
-        """Adds a record that is not among them."""
+        """Add a record that is not in the ring."""
         _fill(self._next, record)
         last = self._last[message_id]
         if not last:
@@ -95,7 +95,7 @@ class _FailedRecords:
             return
         before = last
         if record < last:
-            # Only a journal that was edited by hand has its records in another order.
+            # Only a journal that was edited by hand has another order.
             while record > self._next[before]:
                 before = self._next[before]
         else:
@@ -115,7 +115,7 @@ class _FailedRecords:
             found = self._next[found]
 
     def take_before(self, message_id: str, record: int) -> Iterator[int]:
-        """The same, each of them taken away."""
+        """The same, and remove each of them."""
         for found in self.before(message_id, record):
             last = self._last[message_id]
             if found == last:
@@ -146,12 +146,12 @@ class _Reasons:
 
 
 class States:
-    """How the records stand.
+    """The states of the records.
 
-    With ``digests`` (four bytes a record more) also which record each was, and with ``reasons``
-    (two bytes) why each failed. ``supersedes`` False: an update supersedes no earlier record of
-    its message, because it does not replace the whole metadata. ``max_gap``: records without an
-    entry before one that has an entry; ``None``: any number.
+    With ``digests`` (four more bytes a record) also the identity of each record, and with
+    ``reasons`` (two bytes) why each failed. ``supersedes`` False: an update supersedes no earlier
+    record of its message, because it does not replace the whole metadata. ``max_gap``: records
+    without an entry before one that has an entry; ``None``: any number.
     """
 
     def __init__(
@@ -179,18 +179,18 @@ class States:
         return max(len(self._states) - 1, 0)
 
     def agrees(self, item: Numbered) -> bool:
-        """Whether this is the record that the entries were about, as far as this is known."""
+        """Whether the entries were about this record, if that is known."""
         if self._digests is None or item.number >= len(self._digests):
             return True
         known = self._digests[item.number]
         return not known or known == _short(item.digest)
 
     def reason(self, record: int) -> str:
-        """Why this record failed or is invalid; empty if that is not known."""
+        """Why this record failed or is invalid; empty if unknown."""
         return "" if self._reasons is None else self._reasons[record]
 
     def superseded(self, record: int, message_id: str) -> list[Entry]:
-        """The entries to be written before the one that says that this record was updated."""
+        """The entries that must be written before the entry of this updated record."""
         return [
             Entry(record=earlier, outcome=Outcome.SUPERSEDED, message_id=message_id, by=record)
             for earlier in self._failed.before(message_id, record)
@@ -198,7 +198,7 @@ class States:
         ]
 
     def apply(self, entry: Entry) -> None:
-        """Takes an entry into account. Raises ValueError for a number that cannot be right."""
+        """Apply an entry. Raises ValueError for an impossible number."""
         if self._max_gap is not None and entry.record > self.last + self._max_gap:
             raise ValueError(f"record {entry.record:,} cannot follow record {self.last:,}")
         if self[entry.record] is Outcome.SUPERSEDED:
@@ -213,7 +213,7 @@ class States:
             self._apply_to_id(entry.message_id, entry)
 
     def _apply_to_id(self, message_id: str, entry: Entry) -> None:
-        """Remembers a failed record by its id, or supersedes those that an update is later than."""
+        """Record a failed record by its id, or supersede the failed records before an update."""
         if entry.outcome is Outcome.FAILED:
             if not self._states[entry.record] & _WAITS:
                 self._states[entry.record] |= _WAITS
@@ -243,7 +243,7 @@ def _reason(entry: Entry) -> str:
 
 
 def _fill(numbers: array[int], record: int) -> None:
-    """Makes room for this record's number."""
+    """Make room for this record's number."""
     missing = record + 1 - len(numbers)
     if missing > 0:
         numbers.frombytes(bytes(numbers.itemsize * missing))

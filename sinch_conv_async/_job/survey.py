@@ -1,4 +1,4 @@
-"""A first look at a whole input: how many records it has, and what is remarkable about them."""
+"""Reads a whole input beforehand: counts its records, and finds what the user should know."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MOST_BAD_LINES_SHOWN: Final = 10
 
 @attrs.frozen
 class Survey:
-    """What was found. ``emptied`` and ``repeated`` are counted only if ids were looked at.
+    """The result. ``emptied`` and ``repeated`` are counted only with ``ids``.
 
     ``beginning``: the fingerprint of a pipe. ``emptied``: records with empty metadata, which clear
-    what the message has. ``repeated``: records whose message id an earlier record has.
+    the message's metadata. ``repeated``: records whose message id an earlier record has.
     ``undecodable``: bad lines that are not in the input's encoding.
     """
 
@@ -34,9 +34,10 @@ class Survey:
 
 
 def survey(source: Source, say: Callable[[str], None], *, ids: bool = False) -> Survey:
-    """Reads the input from end to end and tells of the first bad lines. Raises InputError.
+    """Read the whole input and report the first bad lines.
 
-    ``ids``: look at each message id too, which takes up to 36 bytes of memory a record.
+    Raises InputError. ``ids``: check each message id too, which takes up to 36 bytes of memory a
+    record.
     """
     records = invalid = emptied = repeated = undecodable = 0
     seen = IdMap()

@@ -1,4 +1,4 @@
-"""Where to, as whom, and how fast: the options of every command that calls the API.
+"""The options of every command that calls the API: origin, credentials, proxy, fleet, log.
 
 Secrets come from the environment or a file, never from an argument, which every process of the
 machine can read.
@@ -53,7 +53,7 @@ class Finite(click.FloatRange):
 
 @attrs.frozen
 class Access:
-    """Where to, as whom, and by which way, as the options have it."""
+    """The values of these options."""
 
     file: Path | None
     credentials: dict[str, str] = attrs.field(repr=False)  # what the file says
@@ -66,7 +66,7 @@ class Access:
     fleet: str | None = attrs.field(repr=False)
 
     def manager(self, *, max_connections: int = 256) -> SessionManager:
-        """A session manager for these options. A wrong one ends the command with exit code 2."""
+        """A session manager for these options. A wrong option ends the command with exit code 2."""
         fleet = None if self.fleet is None else fleet_at(self.fleet)
         try:
             return SessionManager(max_connections=max_connections, proxy=self.proxy, fleet=fleet)
@@ -75,7 +75,10 @@ class Access:
         raise Ended(f"--proxy: {refusal}", USAGE)
 
     def client(self, manager: SessionManager, *, rate: float | None = None) -> ConversationClient:
-        """A client for these options. A missing or wrong one ends the command with exit code 3."""
+        """A client for these options.
+
+        A missing or wrong credential ends the command with exit code 3.
+        """
         options: ClientOptions = {**self.client_options(), "session_manager": manager}
         if rate is not None:
             options["rate_limit"] = rate
@@ -83,12 +86,12 @@ class Access:
             return ConversationClient.from_env(**options)
         except InvalidArgumentError as error:
             refusal = str(error)
-        # A misspelt name in the file is passed over, and nobody would look for it there.
+        # A misspelt name in the file is ignored, and the user would not look for it there.
         looked = "" if self.file is None else f" (credentials were read from {self.file}, too)"
         raise Ended(refusal + looked, REFUSED)
 
     def client_options(self, further: Path | None = None) -> ClientOptions:
-        """What these options say to a client; with the credentials of a ``further`` project."""
+        """The client's keywords for these options, or for those of a ``further`` project."""
         options: ClientOptions = {"auth": self.auth}
         given = {
             "conversation_origin": self.conversation_origin,
@@ -108,11 +111,11 @@ class Access:
         return options
 
     def known_project(self) -> str | None:
-        """The project, if that much is known."""
+        """The project, if it is known."""
         return self._known("project_id", self.project_id)
 
     def known_origin(self) -> str | None:
-        """Where updates are sent, if that much is known."""
+        """The origin that updates are sent to, if it is known."""
         origin = self._known("conversation_origin", self.conversation_origin)
         region = self._known("conversation_region", self.region)
         try:
@@ -127,10 +130,10 @@ class Access:
 
 
 def fleet_at(url: str) -> Fleet:
-    """The fleet on the store at this URL, whose password is shown nowhere."""
+    """The fleet on the store at this URL. The URL's password is never shown."""
     scheme = url.partition("://")[0].lower()
     try:
-        # Here: each needs an extra that most commands can do without.
+        # Imported here, because each needs an extra that most commands do not need.
         if scheme in ("redis", "rediss", "unix"):
             from ..fleet.redis import RedisFleet
 
@@ -153,7 +156,7 @@ def fleet_at(url: str) -> Fleet:
 def read_credentials(path: Path) -> dict[str, str]:
     """The client's options from lines of ``NAME=value``.
 
-    ``export`` before and quotes around are allowed, other names are passed over.
+    ``export`` before the name and quotes around the value are allowed; other names are ignored.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -191,7 +194,7 @@ credentials_option: Final = click.option(
     "--credentials",
     type=click.Path(readable=False, path_type=Path),
     metavar="FILE",
-    help="File with lines such as SINCH_KEY_ID=...; it wins over the environment.",
+    help="File with lines such as SINCH_KEY_ID=...; it overrides the environment.",
 )
 
 _OPTIONS: Final = (
@@ -216,7 +219,7 @@ _OPTIONS: Final = (
         type=click.Choice(["oauth2", "basic"]),
         default="oauth2",
         show_default=True,
-        help="How to sign in. Basic is for trying things out: the API limits it heavily.",
+        help="How to authenticate. Basic is for trials, because the API limits it heavily.",
     ),
     click.option(
         "--proxy",
@@ -246,7 +249,7 @@ def with_access(command: _Command) -> _Command:
 
 
 def access_of(options: dict[str, Any], *, tell: Callable[[str], None] = say) -> Access:
-    """What the options say, taken out of them. ``tell`` gets the log, if it was asked for.
+    """Take these options out of ``options``. ``tell`` gets the log, if it was requested.
 
     A file of credentials that cannot be read ends the command with exit code 3.
     """
@@ -272,14 +275,14 @@ _LEVELS: Final = (None, logging.INFO, logging.DEBUG)
 
 
 def log_to(tell: Callable[[str], None], verbose: int) -> None:
-    """Has the package's log told here: nothing, from INFO on, or everything."""
+    """Show the package's log: nothing, from INFO on, or everything."""
     logger = logging.getLogger("sinch_conv_async")
     for handler in list(logger.handlers):
         if isinstance(handler, _Said):
             logger.removeHandler(handler)
     level = _LEVELS[min(verbose, len(_LEVELS) - 1)]
     if level is None:
-        # These commands say errors in sentences of their own; Python's last resort would repeat
+        # These commands report errors in sentences of their own; logging's last resort would repeat
         # them.
         logger.addHandler(_SILENT)
         logger.setLevel(logging.NOTSET)

@@ -37,13 +37,13 @@ except ImportError:  # pragma: no cover  # Windows has no such module
 __all__ = ["bulk", "tell"]
 
 FILES: Final = 32
-"""Files that a job has open beside its connections, and some to spare."""
+"""Files that a job has open beside its connections, with a reserve."""
 
 
 def _failures(
     context: click.Context, parameter: click.Parameter, value: Path | None
 ) -> Path | None:
-    """Where failures are written. They may take the place of a plain file only."""
+    """The path of the file of failures. It may replace only a plain file."""
     if value is None:
         return None
     if value == Path("-"):
@@ -61,16 +61,16 @@ def _failures(
 )
 @click.option(
     "--journal",
-    # What is wrong with this file the journal says, and with exit code 3.
+    # The journal reports what is wrong with this file, with exit code 3.
     type=click.Path(readable=False, path_type=Path),
     metavar="FILE",
-    help="Where to write what became of each record.  [default: FILE.journal.jsonl]",
+    help="Where to write the outcome of each record.  [default: FILE.journal.jsonl]",
 )
 @click.option(
     "--failures",
     type=click.Path(dir_okay=False, readable=False, path_type=Path),
     callback=_failures,
-    help="Where to write the records that failed, in the input's own format.",
+    help="Where to write the failed records, in the input's own format.",
 )
 @with_input
 @click.option(
@@ -83,7 +83,7 @@ def _failures(
 @click.option(
     "--fsync",
     is_flag=True,
-    help="Bring each line of the journal to the disk at once: safe from power loss, and slower.",
+    help="Write each line of the journal to the disk at once: slower, but safe from power loss.",
 )
 @click.option(
     "--output",
@@ -106,9 +106,9 @@ def bulk(
 ) -> int:
     """Update every message that FILE names: CSV with a header, or JSON Lines; - for standard input.
 
-    What became of each record is written to a journal. Started again, the job goes on where it
-    was, and tries again what failed. Ctrl-C finishes what is under way; a second Ctrl-C ends at
-    once.
+    The outcome of each record is written to a journal. Started again, the job goes on where it
+    stopped, and tries failed records again. Ctrl-C finishes the updates under way; a second Ctrl-C
+    ends the job at once.
 
     Exit code 0: all updated. 1: some failed. 2: bad arguments or input. 3: credentials or journal.
     130: interrupted.
@@ -126,13 +126,14 @@ def bulk(
         if dry_run:
             return _dry_run(given, journal, access, output=output)
         if journal is None:
-            raise click.UsageError("what comes from a pipe needs --journal FILE")
+            raise click.UsageError("a pipe needs --journal FILE")
         manager = access.manager(max_connections=concurrency)
-        client = access.client(manager, rate=given.rate)  # first: it needs credentials
+        # First of all, because it needs credentials.
+        client = access.client(manager, rate=given.rate)
         _allow_files(concurrency + FILES)
         job = LocalJob(
             source,
-            access.known_project() or "",  # the client has refused to do without
+            access.known_project() or "",  # the client needs a project id
             access.known_origin() or "",  # the same
             journal,
             failures=failures,
@@ -159,13 +160,13 @@ def _say_what_to_do(report: Report, *, is_pipe: bool) -> None:
         return
     if report.failed and report.failures is None:
         say("--failures FILE writes what failed, each with its reason.")
-    what = "To try again what failed" if report.remaining == 0 else "To go on"
+    what = "To try the failed records again" if report.remaining == 0 else "To go on"
     how = ", with the same input" if is_pipe else ""
     given = sys.argv[1:]
     error = report.ended_by
     if isinstance(error, InputError) and error.reason is InputReason.BAD_LINE:
         how = ", mend that line in the input, or leave it out"
-        # Right behind the command's name: behind a -- it would be no option.
+        # Right after the command's name, because after a -- it would not be an option.
         given[1:1] = ["--on-bad-line", "skip"]
     elif isinstance(error, InputError) and error.reason is InputReason.NO_END:
         how = ", mend that record in the input"
@@ -174,7 +175,7 @@ def _say_what_to_do(report: Report, *, is_pipe: bool) -> None:
 
 @contextlib.contextmanager
 def _told(output: Literal["text", "json"]) -> Generator[None]:
-    """Ends the command for what keeps a job from beginning; with a document, if JSON is wanted."""
+    """End the command because a job cannot begin; print a document if JSON is wanted."""
     try:
         yield
         return
@@ -190,11 +191,11 @@ def _told(output: Literal["text", "json"]) -> Generator[None]:
 
 
 def tell(report: Report, *, output: Literal["text", "json"]) -> int:
-    """Prints the summary, and returns the command's exit code."""
+    """Print the summary, and return the command's exit code."""
     code, error = error_of(report)
     if error is not None:
         say(f"Error: {error}")
-    done = "" if report.journal is None else f"; what became of each record is in {report.journal}"
+    done = "" if report.journal is None else f"; the outcome of each record is in {report.journal}"
     if output == "json":
         put_json(to_json(report), done=done, code=code)
     else:
@@ -203,7 +204,7 @@ def tell(report: Report, *, output: Literal["text", "json"]) -> int:
 
 
 def _allow_files(number: int) -> None:
-    """Lets the process open so many files: some systems begin with 256."""
+    """Let the process open so many files; some systems allow 256 at first."""
     if resource is None:
         return
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -219,10 +220,10 @@ def _allow_files(number: int) -> None:
 
 
 def _check_places(source: Source, journal: Path | None, failures: Path | None) -> None:
-    """Raises UsageError unless the three files differ and failures can be written."""
+    """Raise UsageError unless the three files differ and failures can be written."""
     taken = [path for path in (source.path, journal) if path is not None]
     if len(taken) == 2 and _are_one(*taken):
-        raise click.UsageError("--journal names the input; name a file that is not there yet")
+        raise click.UsageError("--journal names the input; name a file that does not exist yet")
     if failures is None:
         return
     for place in (failures, part_of(failures)):
@@ -236,17 +237,17 @@ def _check_places(source: Source, journal: Path | None, failures: Path | None) -
 
 
 def _are_one(path: Path, other: Path) -> bool:
-    """Whether these two are one file, by whatever names."""
+    """Whether these two paths lead to one file."""
     try:
         return path.samefile(other)
-    except OSError:  # one of them is not there yet
+    except OSError:  # one of them does not exist yet
         return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _dry_run(
     given: Input, journal: Path | None, access: Access, *, output: Literal["text", "json"]
 ) -> int:
-    """Says what would be done. Locks nothing, writes nothing, sends nothing."""
+    """Say what would be done. Locks, writes and sends nothing."""
     source = given.source
     found = survey(source, say, ids=True)
     if found.undecodable:
@@ -282,8 +283,8 @@ def _dry_run(
         rows = [
             ("records", found.records, ""),
             ("bad lines", found.invalid, ""),
-            ("empty", found.emptied, "metadata is empty, which clears what is there"),
-            ("repeated", found.repeated, "the id stands in an earlier record too"),
+            ("empty", found.emptied, "metadata is empty, which clears the message's"),
+            ("repeated", found.repeated, "an earlier record has the same id"),
             ("updated", counts[Outcome.UPDATED], f"by {journal}"),
             ("unchanged", counts[Outcome.UNCHANGED], f"by {journal}"),
             ("superseded", counts[Outcome.SUPERSEDED], ""),

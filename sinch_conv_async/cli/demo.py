@@ -64,8 +64,8 @@ def demo(messages: int) -> int:
 def demonstrate(
     messages: int, progress: Progress, say: Callable[[str], None]
 ) -> tuple[Report, int]:
-    """The job's report, and how many messages do not hold what they should."""
-    # Here: its web server is of no use to the other commands, and takes its time to load.
+    """The job's report, and the number of messages with wrong metadata."""
+    # Imported here, because the other commands do not need its web server, which is slow to load.
     from ..sandbox import Sandbox
 
     sandbox = Sandbox(project_id=PROJECT, rate_limit=800, latency=0.05)
@@ -111,7 +111,7 @@ async def _client(
 
 
 async def _trouble(sandbox: Sandbox, messages: int) -> None:
-    """One thing after the other, spread over the job."""
+    """The faults, one after the other, spread over the job."""
     troubles: tuple[tuple[float, Callable[[], None]], ...] = (
         (0.15, lambda: sandbox.fail_next(503, times=8)),
         (0.3, lambda: sandbox.drop_next(times=4)),

@@ -1,4 +1,4 @@
-"""What is to be sent, and how: the options that ``bulk`` and ``jobs submit`` share."""
+"""The options of an input, which ``bulk`` and ``jobs submit`` share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONCURRENCY: Final = 256
 
 @attrs.frozen
 class Input:
-    """Which records, what becomes of bad lines, and how fast and how long they are sent."""
+    """The values of these options: records, bad lines, pace and limits."""
 
     source: Source
     bad_lines: Literal["stop", "skip"]
@@ -59,22 +59,25 @@ def _delimiter(context: click.Context, parameter: click.Parameter, value: str | 
 
 
 def _encoding(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """An encoding in which quotes, delimiters and line ends are those of ASCII."""
+    """An encoding that contains ASCII: quotes, delimiters and line ends are single bytes."""
     signs = "".join(map(chr, range(128)))
     try:
         name = codecs.lookup(value).name
         if name == "utf-8-sig":
-            return "utf-8"  # a byte order mark is passed over anyway
+            return "utf-8"  # a byte order mark is skipped in any case
         fits = signs.encode(name) == signs.encode("ascii") and not name.startswith("iso2022")
     except (LookupError, UnicodeError):
-        raise click.BadParameter(f"{value!r} is no encoding of text") from None
+        raise click.BadParameter(f"{value!r} is not a text encoding") from None
     if not fits:
         raise click.BadParameter(f"{value} does not contain ASCII; save the input as UTF-8")
     return name
 
 
 def _constant(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """The metadata of every record: JSON, so that a shell that ate its quotes is noticed."""
+    """The metadata of every record.
+
+    It must be JSON, so that quotes which the shell has removed are noticed.
+    """
     if value is None:
         return None
     try:
@@ -101,13 +104,13 @@ _OPTIONS: Final = (
         type=click.Choice(["stop", "skip"]),
         default="stop",
         show_default=True,
-        help="What to do about a line that is no update.",
+        help="What to do with an invalid line.",
     ),
     click.option(
         "--format",
         "form",
         type=click.Choice(["csv", "jsonl"]),
-        help="By default told from the name, else from the first line.",
+        help="By default the file's name decides, else the first line.",
     ),
     click.option(
         "--delimiter",
@@ -145,7 +148,7 @@ _OPTIONS: Final = (
     click.option(
         "--messages-source",
         type=click.Choice([str(source) for source in MessagesSource]),
-        help="Where the messages are kept whose record does not say it. "
+        help="Where the messages are kept, for records that do not say it. "
         "The API assumes CONVERSATION_SOURCE.",
     ),
     click.option(
@@ -178,7 +181,7 @@ _OPTIONS: Final = (
         "limit",
         callback=_failure_limit,
         metavar="N|N%",
-        help="End the job when more than so many have failed; "
+        help="End the job when more records than this have failed; "
         f"a percentage counts from {SHARE_FROM} updates on.",
     ),
 )
@@ -192,7 +195,7 @@ def with_input(command: _Command) -> _Command:
 
 
 def input_of(options: dict[str, Any]) -> Input:
-    """What the options say, taken out of them. UsageError for those that do not go together."""
+    """Take these options out of ``options``. UsageError if two of them exclude each other."""
     file, merge, constant = options.pop("file"), options.pop("merge"), options.pop("constant")
     path = None if file == "-" else Path(file)
     names = "" if path is None else path.name.removesuffix(".gz")

@@ -364,7 +364,7 @@ async def _until_stopped(
         if stop.is_set():
             working.cancel()
         else:
-            say("Finishing what is under way; once more ends it now.")
+            say("Finishing the updates under way; a second signal ends the job now.")
             stop.set()
 
     with handled(functools.partial(loop.call_soon_threadsafe, interrupt)):

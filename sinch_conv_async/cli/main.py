@@ -33,7 +33,7 @@ for command in (update, get, list_, bulk, jobs, sandbox, demo):
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Run one command and return its exit code."""
     try:
         code = main.main(arguments, prog_name="sinch-conv", standalone_mode=False)
     except click.exceptions.Abort:

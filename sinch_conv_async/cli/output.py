@@ -1,7 +1,7 @@
-"""What a command says: its result on standard output, all else on standard error.
+"""The output of a command: the result on standard output, everything else on standard error.
 
-What a command does, and its exit code, do not depend on who listens: a standard error that takes
-nothing changes neither. A standard output without room does, because the result is lost.
+If standard error cannot be written, the command and its exit code do not change. If standard output
+cannot be written, the exit code changes, because the result is lost.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ SOME_FAILED: Final = 1
 USAGE: Final = 2
 REFUSED: Final = 3
 INTERRUPTED: Final = 130
-"""128 and SIGINT, as shells have it."""
+"""128 plus SIGINT, as in shells."""
 
 
 class Ended(click.ClickException):
-    """The command ends here, with this sentence and this exit code."""
+    """Ends the command with this sentence and this exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # click reads the instance's
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads the attribute of the instance
 
     def show(self, file: Any = None) -> None:
-        """Says the sentence."""
+        """Print the sentence."""
         say(f"Error: {self.message}")
 
 
 @contextlib.contextmanager
 def printing(done: str = "", code: int = 0) -> Generator[None]:
-    """For what goes to standard output.
+    """Around output to standard output.
 
-    If there is no room, the command says so and what is ``done``. It then ends with ``code``, or
-    with 1 instead of 0. A reader that has left is no error.
+    If it cannot be written, the command says so and what is ``done``, and ends with ``code``, or
+    with 1 instead of 0. A reader that has left is not an error.
     """
     try:
         yield
@@ -64,10 +64,10 @@ def printing(done: str = "", code: int = 0) -> Generator[None]:
 
 
 class PrintingCommand(click.Command):
-    """A command whose --help and --version are printed like everything else."""
+    """A command that prints --help and --version with the functions of this file."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The arguments that are left."""
+        """The remaining arguments."""
         with printing():
             return super().parse_args(ctx, args)
         raise click.exceptions.Exit(0)
@@ -80,9 +80,9 @@ class PrintingGroup(PrintingCommand, click.Group):
 
 
 def put(text: str, *, done: str = "", code: int = 0) -> bool:
-    """Writes to standard output, and returns whether anybody still reads it.
+    """Write to standard output, and return whether it still has a reader.
 
-    A letter that its encoding lacks is written as an escape.
+    A character that its encoding lacks is written as an escape.
     """
     if sys.stdout is None or sys.stdout.closed:
         return False
@@ -93,10 +93,9 @@ def put(text: str, *, done: str = "", code: int = 0) -> bool:
 
 
 def put_json(document: Any, *, indent: int | None = None, done: str = "", code: int = 0) -> bool:
-    """Writes a JSON document as :func:`put` does.
+    """Write a JSON document as :func:`put` does.
 
-    It is written with escapes alone if a letter could harm a terminal or is missing in the
-    encoding.
+    It is ASCII with escapes if a character could harm a terminal or is missing in the encoding.
     """
     text = json.dumps(document, indent=indent, ensure_ascii=False)
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
@@ -108,7 +107,7 @@ def put_json(document: Any, *, indent: int | None = None, done: str = "", code: 
 
 
 def say(sentence: str) -> None:
-    """Writes to standard error, if that takes it."""
+    """Write to standard error, if that is possible."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
             _write(sys.stderr, sentence)

@@ -1,6 +1,6 @@
-"""How far a job is, as a person sees it: a bar on a terminal, lines elsewhere, or nothing.
+"""Shows how far a job is: a bar on a terminal, lines elsewhere, or nothing.
 
-What cannot be shown (on a terminal that was closed) is not shown, and harms no job.
+If something cannot be shown (on a closed terminal), the job goes on.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .._job.progress import Progress
 __all__ = ["Bar", "Lines", "Quiet", "Rate", "duration", "progress_on"]
 
 LINE_EVERY: Final = 5.0
-"""Seconds between lines: a night's job writes a few thousand into its log."""
+"""Seconds between two lines. A job of a whole night writes a few thousand lines."""
 
 RATE_OVER: Final = 30.0
-"""Seconds that the rate, and so the time left, is measured over."""
+"""Seconds over which the rate is measured, and so the time left."""
 
 WAITING: Final = "waiting for the API"
-"""What a bar says in an outage."""
+"""The text of a bar in an outage."""
 
 _CLEAR_LINE: Final = "\r\x1b[K"
-"""Carriage return, and ECMA-48's EL: what stands on the terminal's line goes."""
+"""Carriage return and ECMA-48's EL, which erase the terminal's line."""
 
 ERROR_SHOWN: Final = 60
-"""Characters of an error that a bar has room for."""
+"""Characters of an error that a bar shows."""
 
 
 def duration(seconds: float) -> str:
@@ -50,13 +50,13 @@ class Rate:
         self._seen: deque[tuple[float, int]] = deque()
 
     def see(self, now: float, done: int) -> None:
-        """So many were done by now."""
+        """Record that so many are done now."""
         self._seen.append((now, done))
         while len(self._seen) > 2 and self._seen[1][0] <= now - RATE_OVER:
             self._seen.popleft()
 
     def per_second(self) -> float:
-        """0 where nothing can be said."""
+        """The rate; 0 if it is unknown."""
         if len(self._seen) < 2:
             return 0.0
         (then, before), (now, done) = self._seen[0], self._seen[-1]
@@ -64,7 +64,7 @@ class Rate:
 
 
 class Quiet:
-    """Shows nothing but sentences that somebody must read."""
+    """Shows only sentences that the user must read."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -84,7 +84,7 @@ class Quiet:
 
     def _print(self, text: str) -> None:
         if self._stream is None:
-            return  # print() would take that for standard output
+            return  # print() would use standard output for None
         with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
             print(text, file=self._stream, flush=True)
 
@@ -92,8 +92,8 @@ class Quiet:
 class Lines(Quiet):
     """A line every few seconds, without control characters: for a log.
 
-    With a ``unit``, such as ``messages``, nothing can fail. On a terminal such a line takes the
-    place of the bar that the next command of the pipe draws there.
+    With a ``unit``, such as ``messages``, it shows no failures. On a terminal such a line replaces
+    the bar that the next command of the pipe draws there.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Bar(Quiet):
 
     def start(self, total: int | None, done: int) -> None:
         """The run begins."""
-        # tqdm's own thread wakes bars that stand still; a job looks after its bar by its own clock.
+        # tqdm's own thread redraws idle bars; a job redraws its bar by its own clock.
         tqdm.monitor_interval = 0
         self._bar = tqdm(
             total=total,
@@ -169,7 +169,7 @@ class Bar(Quiet):
             unit=" updates",
             dynamic_ncols=True,
             mininterval=0.2,
-            # tqdm's own guess of how many updates are worth drawing would leave out an outage.
+            # tqdm's own estimate of when to draw would leave out an outage.
             miniters=0,
             smoothing=0.05,
         )
@@ -182,11 +182,12 @@ class Bar(Quiet):
             words.insert(0, f"{WAITING} ({outage[:ERROR_SHOWN]})" if outage else WAITING)
         with contextlib.suppress(OSError, ValueError):
             bar.set_postfix_str(", ".join(words), refresh=False)
-            # Drawn without news too, as often as tqdm draws: an outage shows how long it lasts.
+            # Drawn without a change too, as often as tqdm draws, so that an outage shows how long
+            # it lasts.
             bar.update(done - bar.n)
             if (outage is not None) is not self._outage:
                 self._outage = outage is not None
-                # In an outage the rate before it, and the time left by it, would be a guess.
+                # In an outage, the former rate says nothing about the time left.
                 known = "{l_bar}{bar}| {n_fmt}/{total_fmt}" if bar.total else "{n_fmt}"
                 bar.bar_format = known + " [{elapsed}{postfix}]" if self._outage else None
                 bar.refresh()
@@ -208,14 +209,17 @@ class Bar(Quiet):
 
 
 def progress_on(stream: TextIO | None, *, quiet: bool = False) -> Progress:
-    """What suits this stream; None: standard error was closed before the program began."""
+    """The display for this stream. None: standard error was closed before the program began."""
     if quiet or stream is None:
         return Quiet(stream)
     return Bar(stream) if stream.isatty() and _has_width(stream) else Lines(stream)
 
 
 def _has_width(stream: TextIO) -> bool:
-    """A terminal without a size, such as a container's, has no room for a bar."""
+    """Whether the terminal has a size.
+
+    A container's terminal may have none, and then no bar fits.
+    """
     try:
         return os.get_terminal_size(stream.fileno()).columns > 0
     except OSError:

@@ -54,7 +54,7 @@ class _Moment(click.ParamType[datetime.datetime]):
         try:
             moment = datetime.datetime.fromisoformat(str(value))
         except ValueError:
-            self.fail(f"{value!r} is no time such as 2026-11-24T08:00:00Z", param, ctx)
+            self.fail(f"{value!r} is not a time such as 2026-11-24T08:00:00Z", param, ctx)
         if moment.tzinfo is None:
             self.fail(
                 f"{value!r} has no zone; add Z for UTC, or an offset such as +01:00", param, ctx
@@ -173,7 +173,7 @@ def list_(limit: int | None, output: Literal["jsonl", "csv"], quiet: bool, **opt
 
 
 def _called(access: Access, work: Callable[[ConversationClient], Any]) -> None:
-    """Does the work with a client; an error ends the command."""
+    """Do the work with a client; an error ends the command."""
 
     async def call() -> None:
         async with access.manager() as manager, access.client(manager) as client:

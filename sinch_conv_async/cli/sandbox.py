@@ -62,7 +62,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default="127.0.0.1",
     show_default=True,
     metavar="ADDRESS",
-    help="The address to listen on. The client speaks plain http to the loopback only.",
+    help="The address to listen on. The client uses plain http only to the loopback.",
 )
 @click.option(
     "--port",
@@ -76,7 +76,10 @@ _FILE = click.Path(exists=True, dir_okay=False)
     "--certificate", type=_FILE, metavar="FILE", help="Speak https with this certificate (PEM)."
 )
 @click.option(
-    "--private-key", type=_FILE, metavar="FILE", help="Its key, if the certificate's file has none."
+    "--private-key",
+    type=_FILE,
+    metavar="FILE",
+    help="Its private key, if it is not in the certificate's file.",
 )
 @click.option(
     "--seed",
@@ -99,7 +102,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     "--rate-burst",
     type=click.IntRange(1),
     metavar="N",
-    help="Limit as a token bucket that holds N requests, instead of a window of a second.",
+    help="Make the limit a token bucket of N requests, instead of a window of a second.",
 )
 @click.option(
     "--latency", type=Finite(0), default=0.0, metavar="SECONDS", help="Added before each answer."
@@ -136,7 +139,7 @@ _FILE = click.Path(exists=True, dir_okay=False)
     default=0,
     show_default=True,
     metavar="N",
-    help="What the random choice of --fail STATUS:P% begins with.",
+    help="Seed of the random choice of --fail STATUS:P%.",
 )
 @click.option(
     "--keep-requests",
@@ -170,14 +173,13 @@ def sandbox(
     log: bool,
     no_gc: bool,
 ) -> int:
-    """A stand-in for the API, for trying things out and for tests in any language.
+    """A stand-in for the API, for trials and for tests in any language.
 
-    It knows every message id, unless --strict-ids is given. Other programs can ask what arrived,
-    add messages and script faults under /_sandbox/ on the same port.
-
-    Prints the environment that leads to it, one NAME=value a line, and runs until Ctrl-C.
+    It knows every message id, unless --strict-ids is given. Other programs can read the requests,
+    add messages and script faults under /_sandbox/ on the same port. Prints its environment
+    variables, one NAME=value a line, and runs until Ctrl-C.
     """
-    # Here: its web server is of no use to the other commands, and takes its time to load.
+    # Imported here, because the other commands do not need its web server, which is slow to load.
     from ..sandbox import Sandbox
 
     if rate_burst is not None and not rate_limit:
@@ -242,7 +244,7 @@ def _fail(box: Sandbox, each: Failing, random_seed: int) -> None:
 
 
 def _log(request: SandboxRequest | SandboxTokenRequest) -> None:
-    """One line for a request that is over, without query and body: they may be private."""
+    """One line for a finished request, without query and body, which may be private."""
     method, path = getattr(request, "method", "POST"), getattr(request, "path", "/oauth2/token")
     shown = "".join(each if each.isprintable() else "?" for each in path)
     status = "no answer" if request.status is None else request.status
@@ -251,7 +253,7 @@ def _log(request: SandboxRequest | SandboxTokenRequest) -> None:
 
 async def _serve(box: Sandbox) -> None:
     over = asyncio.Event()
-    with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C ends it all the same
+    with contextlib.suppress(NotImplementedError):  # on Windows, where Ctrl-C ends it nevertheless
         for number in not_ignored():
             asyncio.get_running_loop().add_signal_handler(number, over.set)
     async with box:

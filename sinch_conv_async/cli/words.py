@@ -1,4 +1,4 @@
-"""The job's reasons in words, with the options that help, and the exit codes."""
+"""The errors of a job in words, with the options that help, and the exit codes."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _JOURNAL_ADVICE: Final = {
 
 
 def exit_code_of(error: SinchError | InputError | LedgerError) -> int:
-    """What a command ends with that this error ended."""
+    """The exit code of a command that this error ended."""
     if isinstance(error, InputError | InvalidArgumentError):
         return USAGE
     if isinstance(error, LedgerError | AuthenticationError):
         return REFUSED
     if isinstance(error, TokenError):
-        # An endpoint that is out says nothing about the credentials.
+        # An endpoint in an outage says nothing about the credentials.
         return REFUSED if error.refused else SOME_FAILED
     return SOME_FAILED
 
 
 def sentence(error: SinchError | InputError | LedgerError) -> str:
-    """The error as a person reads it, with the option that helps."""
+    """The error as a sentence for the user, with the option that helps."""
     if isinstance(error, InputError):
         return f"{error}{_input_advice(error)}"
     if isinstance(error, JournalError):
@@ -52,7 +52,7 @@ def sentence(error: SinchError | InputError | LedgerError) -> str:
     if isinstance(error, LedgerError):
         return str(error)
     if isinstance(error, SinchError):
-        # That advice is for callers of `update_many`; here the same command goes on, and says so.
+        # That note is for callers of `update_many`. Here the same command goes on, and says so.
         notes = (note.removesuffix(f" {TO_GO_ON}") for note in getattr(error, "__notes__", []))
         return "\n".join([f"{type(error).__name__}: {error}", *notes])
     assert_never(error)
@@ -76,7 +76,7 @@ def _input_advice(error: InputError) -> str:
 
 
 def error_of(report: Report) -> tuple[int, str | None]:
-    """The exit code of a command whose run ended so, and the sentence about what ended it."""
+    """The exit code of a command with this report, and the sentence about what ended the run."""
     code, text = _ended(report)
     problem = report.failures_problem
     if problem is not None:
@@ -124,7 +124,7 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def to_text(report: Report) -> str:
-    """The summary for people: a line for each thing that there is something to say of."""
+    """The summary for people: a line for each figure that is not zero."""
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in report.kinds.most_common(5))
     total = "" if report.records is None else f"of {report.records:,}"
     rows: list[tuple[str, str, str]] = [

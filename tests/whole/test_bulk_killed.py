@@ -192,7 +192,7 @@ async def test_the_first_signal_finishes_what_is_under_way(
     async with Running(arguments, environment_of(sandbox), tmp_path) as command:
         await held(sandbox)
         command.send(number)
-        await command.says("Finishing what is under way; once more ends it now.")
+        await command.says("Finishing the updates under way; a second signal ends the job now.")
         sandbox.release()
         ended = await command.ends()
     assert ended.code == 130
@@ -223,7 +223,7 @@ async def test_the_second_signal_ends_it_now(sandbox: Sandbox, tmp_path: Path) -
     async with Running(arguments, environment_of(sandbox), tmp_path) as command:
         await held(sandbox)
         command.send(signal.SIGINT)
-        await command.says("Finishing what is under way")
+        await command.says("Finishing the updates under way")
         command.send(signal.SIGINT)
         ended = await command.ends()
     assert ended.code == 130
@@ -291,7 +291,7 @@ async def test_a_signal_that_comes_when_all_is_under_way_interrupts_nothing(
     async with Running(arguments, environment_of(sandbox), tmp_path) as command:
         await held(sandbox)
         command.send(signal.SIGTERM)
-        await command.says("Finishing what is under way")
+        await command.says("Finishing the updates under way")
         sandbox.release()
         ended = await command.ends()
     assert ended.code == 0
@@ -332,7 +332,7 @@ async def test_a_signal_while_the_failures_are_written_ends_that_and_reports(
     told = ended.json
     assert (told["updated"], told["failed"], told["failures"]) == (39, 1, None)
     assert "f was not written: interrupted" in ended.err
-    assert "To try again what failed: sinch-conv bulk" in ended.err
+    assert "To try the failed records again: sinch-conv bulk" in ended.err
     assert sorted(file.name for file in tmp_path.iterdir()) == ["f", "ids.csv", "j"]
     assert failures.read_text() == "older"
 

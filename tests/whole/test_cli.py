@@ -392,7 +392,7 @@ async def test_bulk_tries_again_what_failed_and_nothing_else(
         f"ID17,{SECRET_METADATA}-17,404 NotFoundError NOT_FOUND\n"
     )
     assert ended.err.splitlines() == [
-        f"To try again what failed: sinch-conv bulk {path} --failures {failures} --output json"
+        f"To try the failed records again: sinch-conv bulk {path} --failures {failures} --output json"
     ]
     sent = len(sandbox.requests)
     assert sent == 20
@@ -584,7 +584,10 @@ async def test_of_what_was_all_tried_nothing_is_said_to_be_left(
             "would overwrite j.part, which is the input or the journal",
         ),
         (["--failures", "nowhere/failed.csv"], "no file can be made in"),
-        (["--journal", "ids.csv"], "--journal names the input; name a file that is not there yet"),
+        (
+            ["--journal", "ids.csv"],
+            "--journal names the input; name a file that does not exist yet",
+        ),
         (["--journal", "another-name.csv", "--dry-run"], "--journal names the input"),
         (["--concurrency", "0"], "0 is not in the range"),
         (["--rate", "0"], "0.0 is not in the range"),
@@ -839,7 +842,7 @@ async def test_a_dry_run_knows_what_the_journal_says(sandbox: Sandbox, tmp_path:
         assert ended.code == 0
         said = [line.split()[:3] for line in ended.out.splitlines()]
         assert said[2:6] == [
-            ["repeated", "1", "the"],
+            ["repeated", "1", "an"],
             ["updated", "1", "by"],
             ["superseded", "1"],
             ["to", "send", "1"],
@@ -857,7 +860,7 @@ async def test_a_dry_run_knows_what_the_journal_says(sandbox: Sandbox, tmp_path:
 async def test_a_pipe_needs_a_journal(sandbox: Sandbox, tmp_path: Path) -> None:
     ended = await sinch_conv("bulk", "-", folder=tmp_path, sandbox=sandbox, given=b"")
     assert ended.code == 2
-    assert "what comes from a pipe needs --journal FILE" in ended.err
+    assert "a pipe needs --journal FILE" in ended.err
 
 
 async def test_a_pipe_is_updated_and_gone_on_with(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -871,7 +874,8 @@ async def test_a_pipe_is_updated_and_gone_on_with(sandbox: Sandbox, tmp_path: Pa
         f"message_id,metadata,_reason\nID2,{SECRET_METADATA}-2,404 NotFoundError NOT_FOUND\n"
     )
     assert (
-        "To try again what failed, with the same input: sinch-conv bulk - --journal j" in ended.err
+        "To try the failed records again, with the same input: sinch-conv bulk - --journal j"
+        in ended.err
     )
     ended = await sinch_conv(*arguments, folder=tmp_path, sandbox=sandbox, given=data)
     assert ended.code == 0
@@ -1208,10 +1212,10 @@ def test_a_number_that_is_none_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "done"),
     [
-        ("bulk ids.csv --quiet", "; what became of each record is in ids.csv.journal.jsonl"),
+        ("bulk ids.csv --quiet", "; the outcome of each record is in ids.csv.journal.jsonl"),
         (
             "bulk ids.csv --quiet --output json",
-            "; what became of each record is in ids.csv.journal.jsonl",
+            "; the outcome of each record is in ids.csv.journal.jsonl",
         ),
         ("bulk ids.csv --dry-run", ""),
         ("bulk ids.csv --dry-run --output json", ""),
@@ -1491,8 +1495,8 @@ async def test_an_encoding_may_be_named(sandbox: Sandbox, tmp_path: Path) -> Non
     [
         (["--encoding", "utf-16"], "utf-16 does not contain ASCII"),
         (["--encoding", "iso2022_jp"], "iso2022_jp does not contain ASCII"),
-        (["--encoding", "rot13"], "'rot13' is no encoding of text"),
-        (["--encoding", "klingon"], "'klingon' is no encoding of text"),
+        (["--encoding", "rot13"], "'rot13' is not a text encoding"),
+        (["--encoding", "klingon"], "'klingon' is not a text encoding"),
         (["--set", "{tag: x}"], "it is not JSON; put single quotes around it"),
         (["--set", f'"{"x" * 1024}"'], "metadata must be at most 1,024 characters"),
         (["--proxy", "socks5://x"], "--proxy: "),
@@ -1513,8 +1517,8 @@ def test_a_dry_run_counts_what_would_clear_and_what_comes_twice(tmp_path: Path, 
     ended = here("bulk", "ids.csv", "--dry-run", "--output", "json", "--encoding", "utf-8-sig")
     assert (ended.json["records"], ended.json["emptied"], ended.json["repeated"]) == (5, 2, 2)
     said = here("bulk", "ids.csv", "--dry-run").out.splitlines()
-    assert said[2] == "empty                  2   metadata is empty, which clears what is there"
-    assert said[3] == "repeated               2   the id stands in an earlier record too"
+    assert said[2] == "empty                  2   metadata is empty, which clears the message's"
+    assert said[3] == "repeated               2   an earlier record has the same id"
 
 
 async def test_what_is_logged_is_asked_for(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ async def test_list_takes_filters_and_a_limit(sandbox: Sandbox, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--start-time", "yesterday"], "'yesterday' is no time such as"),
+        (["--start-time", "yesterday"], "'yesterday' is not a time such as"),
         (["--end-time", "2026-11-01T00:00:00"], "has no zone; add Z"),
         (["--page-size", "1001"], "1001 is not in the range"),
         (["--channel", "PIGEON"], "'PIGEON' is not one of"),

@@ -194,7 +194,7 @@ async def test_a_worker_that_is_stopped_says_what_it_gave_back(jobs, url, sandbo
     async with Running(["jobs", "worker"], environment, tmp_path) as worker:
         await sandbox.wait_for_requests(4)
         worker.send(signal.SIGTERM)
-        await worker.says("Finishing what is under way; once more ends it now.")
+        await worker.says("Finishing the updates under way; a second signal ends the job now.")
         sandbox.release()
         ended = await worker.ends()
     assert ended.code == 0
@@ -211,7 +211,7 @@ async def test_the_second_signal_ends_a_worker_at_once(jobs, url, sandbox, tmp_p
         assert cancelled.code == 0
         assert "The worker finishes what is under way" in cancelled.err
         worker.send(signal.SIGTERM)
-        await worker.says("Finishing what is under way")
+        await worker.says("Finishing the updates under way")
         worker.send(signal.SIGTERM)
         ended = await worker.ends()
     assert (ended.code, ended.err.splitlines()[-1]) == (
