@@ -10,10 +10,16 @@ import atexit
 import contextlib
 import functools
 import threading
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from sinch_conv_async import ConversationClient, ConversationMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+Result = TypeVar("Result")
 
 
 class SyncClient:
@@ -25,11 +31,17 @@ class SyncClient:
     def update_message_metadata(
         self, message_id: str, metadata: str, *, timeout: float = 10.0
     ) -> ConversationMessage:
-        portal, client = self._start()
-        call = functools.partial(
-            client.update_message_metadata, message_id, metadata, timeout=timeout
+        update = functools.partial(
+            ConversationClient.update_message_metadata, timeout=timeout
         )
-        return portal.call(call)
+        return self.run(update, message_id, metadata)
+
+    def run(
+        self, function: Callable[..., Awaitable[Result]], *arguments: Any
+    ) -> Result:
+        """What a coroutine function makes of the client and these arguments."""
+        portal, client = self._start()
+        return portal.call(function, client, *arguments)
 
     def _start(self) -> tuple[BlockingPortal, ConversationClient]:
         with self._lock:

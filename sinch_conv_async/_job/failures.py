@@ -1,4 +1,4 @@
-"""The records that failed, written as an input of their own, with the reason beside each."""
+"""The file of failed records, which is an input again, with the reason beside each record."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _WRITTEN: Final = frozenset({Outcome.FAILED, Outcome.INVALID})
 
 
 class Spool:
-    """What failed, kept on disk until the run ends, because a pipe cannot be read again.
+    """Failed records, kept on disk until the run ends, because a pipe cannot be read again.
 
-    A disk without room for it does not end the job: whoever reads the spool gets the OSError.
+    A full disk does not end the job: the OSError is raised when the spool is read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,12 +51,12 @@ class Spool:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Closing writes what is still in memory, which nobody needs any more.
+        # Closing would write the rest of the buffer, which is not needed any more.
         with contextlib.suppress(OSError):
             self._file.close()
 
     def add(self, item: Record | BadLine) -> None:
-        """Keeps the number and the bytes of a record."""
+        """Keep the number and the bytes of a record."""
         if self._problem is not None:
             return
         try:
@@ -95,7 +95,7 @@ class Form:
         return self._appended(self.header, REASON_COLUMN)
 
     def with_reason(self, raw: bytes, reason: str) -> bytes:
-        """The record with its reason. One that is too broken to take a reason stays as it is."""
+        """The record with its reason. A record that is too broken for this stays unchanged."""
         if self.format == "jsonl":
             return self._in_object(raw, reason)
         if REASON_COLUMN in self.columns:
@@ -128,7 +128,7 @@ class Form:
             return _whole(raw)
         if not isinstance(found, dict) or not found:
             return _whole(raw)
-        # Not written anew where that can be avoided: numbers stay as they are.
+        # The object is not encoded again if that can be avoided, so that numbers stay unchanged.
         own = _OWN_REASON.search(text)
         if REASON_COLUMN in found and own is None:
             return (
@@ -151,17 +151,17 @@ class Form:
 def write_failures(
     path: Path, form: Form, rows: Iterable[tuple[int, bytes]], states: States
 ) -> int:
-    """Writes the rows that failed and are not superseded, and returns their number. Raises OSError.
+    """Write the rows that failed and are not superseded; return their number. Raises OSError.
 
-    The file takes the place of an older one only when it is whole; otherwise nothing is left of
-    it. It holds metadata, so only its owner may read it.
+    The file replaces an older one only when it is complete; otherwise it is removed. It holds
+    metadata, so only its owner may read it.
     """
     written = 0
     part = part_of(path)
-    # Opened outside of `try`: a file that cannot be opened is not ours to remove.
+    # Opened outside of `try`, because a file that cannot be opened must not be removed.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(part, flags, 0o600)
-    os.fchmod(descriptor, 0o600)  # a run that was killed may have left the file
+    os.fchmod(descriptor, 0o600)  # a killed run may have left the file
     try:
         with (
             open(descriptor, "wb") as plain,
@@ -182,10 +182,10 @@ def write_failures(
 
 
 def part_of(path: Path) -> Path:
-    """Where the failures are written until they are whole."""
+    """The path of the file until it is complete."""
     return path.with_name(path.name + ".part")
 
 
 def _whole(raw: bytes) -> bytes:
-    """With its end of line, which the last one of a file may lack."""
+    """The line with a line end, which the last line of a file may lack."""
     return raw if raw.endswith(b"\n") or not raw else raw + b"\n"

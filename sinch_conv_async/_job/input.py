@@ -1,11 +1,10 @@
 """The input of a bulk job: CSV or JSON Lines, gzipped or not, as numbered records and bad lines.
 
-A record is checked here, once: what :class:`RecordReader` yields as a :class:`Record` may be sent.
-This module does not know what becomes of a record. It holds one record at a time, and at most 1
-MiB of it.
+A record is checked once, when the :class:`Record` is made, and may then be sent. This module does
+not know what happens to a record. It holds one record at a time, and at most 1 MiB of it.
 
-A record that cannot be read is one bad line, wherever it ends: ``quoting`` follows it to its end.
-If that end cannot be known, reading ends with an error, because what follows may be the text of a
+A record that cannot be read is one bad line, however many lines it has: ``quoting`` finds its end.
+If the end is unknown, reading ends with an error, because the following lines may be the text of a
 field.
 """
 
@@ -56,7 +55,7 @@ MAX_LINE: Final = 1024 * 1024
 """Bytes of a record. Metadata has at most 1,024 characters; the rest is room for other columns."""
 
 REASON_COLUMN: Final = "_reason"
-"""Column or key of a file of failures: why each record failed. It is no part of an update."""
+"""Column or key of a file of failures: why the record failed. It is not a part of the update."""
 
 _TOO_LONG: Final = f"longer than {MAX_LINE:,} bytes"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # spreadsheets begin UTF-8 files with it
@@ -66,18 +65,20 @@ _NO_TEXT: Final = {
     b"\xff\xfe": "it is UTF-16; save it as UTF-8",
     b"\xfe\xff": "it is UTF-16; save it as UTF-8",
 }
-"""Beginnings of files that are often taken for a CSV."""
+"""Beginnings of files that are often mistaken for CSV."""
 
 _DELIMITERS: Final = ";\t|,"
-"""Delimiters that are tried when the header does not have the wanted columns."""
+"""Delimiters that are tried if the header lacks the wanted columns."""
 
 _COLUMNS_SHOWN: Final = 12
 _LOOKS_LIKE_A_NAME: Final = re.compile(r"[^\W\d][\w .-]{0,39}")
-"""A first line without column names is data, and data is not shown."""
+"""Column names that an error may show. A first line without column names is data, and data is not
+shown.
+"""
 
 
 class InputReason(StrEnum):
-    """What kind of problem an :class:`InputError` is about."""
+    """The kind of an :class:`InputError`."""
 
     UNREADABLE = "unreadable"
     NO_HEADER = "no header"
@@ -89,7 +90,7 @@ class InputReason(StrEnum):
 
 
 class InputError(Exception):
-    """The input cannot be read, or not be read further.
+    """The input cannot be read, or not any further.
 
     The text says where and why, and quotes no metadata. ``column`` names the column that is missing
     (``message_id`` or ``metadata``), ``columns`` those that are there, and ``delimiter`` one that
@@ -151,7 +152,10 @@ class Record(CheckedUpdate, MetadataUpdate):
 
 @attrs.frozen(kw_only=True)
 class MergeRecord(Record):
-    """A change to be merged into what the message has. ``metadata`` is the change until then."""
+    """A change that is to be merged into the message's metadata.
+
+    Before the merge, ``metadata`` is the change.
+    """
 
     change: str = attrs.field(repr=False)
 
@@ -160,7 +164,7 @@ class MergeRecord(Record):
 
     @property
     def digest(self) -> str:
-        """That of the change, which stays the same when it is merged."""
+        """The digest of the change, which the merge does not alter."""
         return digest_of(
             self.message_id.encode(), self.change.encode(), (self.messages_source or "").encode()
         )
@@ -168,7 +172,7 @@ class MergeRecord(Record):
     def changed(self, message: ConversationMessage) -> str | None:
         """The metadata after the merge; None if the change changes nothing.
 
-        Raises InvalidArgumentError if the metadata is no JSON object, or would be too long.
+        Raises InvalidArgumentError if the metadata is not a JSON object, or would be too long.
         """
         merged = merge_json(message, _json.loads(self.change.encode()))
         return None if merged == merge_json(message, {}) else merged
@@ -195,13 +199,13 @@ class BadLine:
 
 @attrs.frozen
 class Layout:
-    """How the records are written, and what is said for all of them.
+    """How the records are written, and the values that all of them share.
 
     ``format`` None: JSON Lines if the first line begins with a brace, else CSV. ``message_id``
     None: the column ``message_id``, or ``id`` if there is no such column. ``constant``: the
     metadata of every record, which then needs no metadata column. ``source``: the messages source
-    of records that name none. ``merge``: the metadata is a JSON object to be merged into what the
-    message has.
+    of records that name none. ``merge``: the metadata is a JSON object that is merged into the
+    message's metadata.
     """
 
     format: Literal["csv", "jsonl"] | None = None
@@ -215,7 +219,10 @@ class Layout:
     merge: bool = False
 
     def as_read(self, form: Literal["csv", "jsonl"], message_id: str) -> dict[str, str]:
-        """What a journal says about it. Equal for two runs that read the same records."""
+        """The layout as the journal's header has it.
+
+        It is equal for two runs that read the same records.
+        """
         found: dict[str, str] = {"format": form}
         if form == "csv":
             found["delimiter"] = self.delimiter
@@ -253,14 +260,14 @@ class Source:
 
     def status(self) -> os.stat_result:
         """The file's state. Raises InputError."""
-        assert self.path is not None  # standard input has no state that would say anything
+        assert self.path is not None  # the state of standard input says nothing
         try:
             return self.path.stat()
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror}") from None
 
     def check_unchanged(self, before: os.stat_result) -> None:
-        """Raises InputError if the file differs from what it was.
+        """Raise InputError if the file has changed.
 
         Journal numbers fit only one input; a changed file would update the wrong records.
         """
@@ -301,13 +308,13 @@ class Source:
     def _pipe(self) -> BinaryIO:
         if self.path is None and sys.stdin is None:
             raise InputError("standard input is closed")
-        # Never closed: a thread may be blocked in reading it, and closing would wait for that
-        # thread.
+        # Never closed, because a thread may be blocked in reading it, and closing would wait for
+        # that thread.
         descriptor = 0 if self.path is None else os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         return open(descriptor, "rb", closefd=False)
 
     def fingerprint(self) -> str:
-        """A digest of the file's bytes, which tells it from another file, whatever its name."""
+        """A digest of the file's bytes, which identifies the file under any name."""
         assert self.path is not None  # a pipe's fingerprint is that of its beginning
         try:
             with self.path.open("rb") as file:
@@ -326,7 +333,7 @@ class _Lines:
         self._at_start = True
         self.number = 0
         self.in_line = False
-        """Whether the last piece was not its line's end."""
+        """Whether the line goes on after the last piece."""
 
     def next(self) -> bytes:
         """The next piece; empty at the end of the stream."""
@@ -340,7 +347,7 @@ class _Lines:
         return piece
 
     def peek(self) -> bytes:
-        """The first line that is not blank, which is still to come; empty if there is none."""
+        """The next line that is not blank, without reading on; empty if there is none."""
         while line := self._read():
             if line.removeprefix(_BYTE_ORDER_MARK).strip() or len(line) > MAX_LINE:
                 self._peeked = line
@@ -350,14 +357,14 @@ class _Lines:
         return line.removeprefix(_BYTE_ORDER_MARK)
 
     def place(self, number: int) -> str:
-        """Where this line is, as an error says it."""
+        """The place of this line in the words of an error."""
         return f"{self._name}, line {number}"
 
     def _read(self) -> bytes:
         try:
             return self._stream.readline(MAX_LINE + 1)
         except (OSError, EOFError, zlib.error) as error:
-            # These three are what a gzip file raises that is cut short or is none.
+            # A gzip file that is cut short, or that is not gzip, raises these three.
             packed = isinstance(self._stream, gzip.GzipFile)
             how = "unpacked, as its name asks for" if packed else "read"
             place = self.place(self.number + (not self.in_line))
@@ -366,7 +373,7 @@ class _Lines:
 
 @attrs.define
 class _Taken:
-    """What has been read of the record under way: nothing, once it has become too long."""
+    """The part of the record that has been read. A record that is too long is not kept."""
 
     line: int
     size: int = 0
@@ -375,7 +382,7 @@ class _Taken:
     _all: bytearray | None = None  # once there is a second piece
 
     def take(self, piece: bytes) -> None:
-        """Keeps the piece, unless the record has become too long."""
+        """Keep the piece, unless the record has become too long."""
         self.size += len(piece)
         if self.size > MAX_LINE:
             self.problem = _TOO_LONG
@@ -394,7 +401,7 @@ class _Taken:
 
 @attrs.frozen
 class _Fields:
-    """What a record says, before it is checked."""
+    """The fields of a record before they are checked."""
 
     message_id: Any
     metadata: Any
@@ -402,7 +409,10 @@ class _Fields:
 
 
 class _Fed(deque[str]):
-    """The lines of one record for ``csv``. It ends after each record, and goes on with the next."""
+    """The lines of one record for ``csv``.
+
+    The iterator ends after each record, and goes on with the next one.
+    """
 
     def __iter__(self) -> Self:
         return self
@@ -414,12 +424,12 @@ class _Fed(deque[str]):
 
 
 class RecordReader:
-    """The records of a stream in their order, the bad ones among them. Blank lines are no records.
+    """The records and bad lines of a stream, in their order. Blank lines are skipped.
 
     Known at once: ``format``, ``header`` (the bytes of a CSV's first line), ``columns``,
-    ``layout``, and ``fingerprint``, the first record's digest, which is all that is known of a
-    pipe beforehand. Raises InputError for a header that lacks a column, and where reading must end.
-    ``name`` is the input's.
+    ``layout``, and ``fingerprint``, the digest of the first record, by which a pipe is recognized.
+    Raises InputError if the header lacks a column, or if reading cannot go on. ``name`` is the
+    input's.
     """
 
     def __init__(self, stream: BinaryIO, layout: Layout, *, name: str = "the input") -> None:
@@ -569,7 +579,10 @@ class RecordReader:
         return "id" if "id" in columns and "message_id" not in columns else "message_id"
 
     def _row(self, taken: _Taken) -> _Fields | str | None:
-        """The next record, or what is wrong with it: empty if it is blank. None at the end."""
+        """The next record, or what is wrong with it.
+
+        Empty text for a blank line; None at the end.
+        """
         row = self._next_row(taken)
         if row is None or isinstance(row, str):
             return row
@@ -587,8 +600,8 @@ class RecordReader:
     def _next_row(self, taken: _Taken) -> list[str] | str | None:
         """The fields of the next record, or what is wrong with it; None at the end.
 
-        Nearly every record is one line that ``csv`` accepts. All others are first followed to
-        their end.
+        Nearly every record is one line that ``csv`` accepts. For other records, their end is
+        searched first.
         """
         piece = self._lines.next()
         if not piece:
@@ -616,11 +629,11 @@ class RecordReader:
             lines = self._lines.number - taken.line
             span = f" (lines {taken.line:,} to {self._lines.number:,})" if lines else ""
             return f"not CSV: {_problem(error)}{span}"
-        assert not self._fed  # csv and we agree on where a record ends
+        assert not self._fed  # csv and this class agree on the end of a record
         return row
 
     def _go_to_its_end(self, text: str, taken: _Taken) -> None:
-        """Reads the record that begins with this text. Raises InputError if its end is unknown."""
+        """Read the record that begins with this text. Raises InputError if its end is unknown."""
         self._end.begin()
         while (place := self._end.read(text)) is not Place.END:
             if place is Place.BROKEN:
@@ -645,7 +658,7 @@ class RecordReader:
     # JSON Lines
 
     def _object(self, taken: _Taken) -> _Fields | str | None:
-        """The next record of JSON Lines, as :meth:`_row` gives one."""
+        """The next record of JSON Lines, in the form of :meth:`_row`."""
         piece = self._lines.next()
         if not piece:
             return None
@@ -678,7 +691,10 @@ class RecordReader:
     # Both
 
     def _text(self, piece: bytes, taken: _Taken) -> str:
-        """The piece as text. Bytes that are no text become lone surrogates: quotes stay quotes."""
+        """The piece as text.
+
+        Bytes that are not text become lone surrogates, so that quotes stay quotes.
+        """
         if self._lines.in_line or self._in_pieces:
             self._in_pieces = self._lines.in_line
             return self._pieces.decode(piece, not self._lines.in_line)
@@ -708,7 +724,7 @@ class RecordReader:
 
 
 def _change(found: object) -> str | None:
-    """The JSON text of an object that is to be merged; None if it is no object."""
+    """The JSON text of an object that is to be merged; None if it is not an object."""
     if isinstance(found, str):
         try:
             return found if isinstance(_json.loads(found.encode()), dict) else None
@@ -718,7 +734,7 @@ def _change(found: object) -> str | None:
 
 
 def _shown(columns: tuple[str, ...]) -> str:
-    """Column names for an error. A first line that is data and no header is not quoted."""
+    """Column names for an error. If the first line is data and not a header, it is not quoted."""
     names = [
         repr(name) if _LOOKS_LIKE_A_NAME.fullmatch(name) else "a column that is not shown"
         for name in columns[:_COLUMNS_SHOWN]
@@ -728,7 +744,7 @@ def _shown(columns: tuple[str, ...]) -> str:
 
 
 def _problem(error: csv.Error) -> str:
-    """What csv says, in words for users."""
+    """The error of csv in words for users."""
     if "new-line character" in str(error):
         return "a line ends in CR alone, as on old Macs; save it with LF, or with CR and LF"
     return str(error)

@@ -1,7 +1,7 @@
-"""The journal of a bulk job: what became of each record, one JSON object a line.
+"""The journal of a bulk job: the outcome of each record, one JSON object a line.
 
-A job that was killed goes on from it. The format is a set of pure functions; :class:`Journal` is
-the file, and a :class:`~.ledger.Ledger`. No metadata is ever in it.
+A killed job goes on from its journal. The format is a set of pure functions. :class:`Journal` is
+the file, and a :class:`~.ledger.Ledger`. It never contains metadata.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ VERSION: Final = 1
 """Of the format. A journal of another version is refused."""
 
 MAX_LINE: Final = 64 * 1024
-"""Bytes of a line, many times what is ever written."""
+"""The most bytes of a line, many times more than a line has."""
 
 MAX_RECORD: Final = 2**32 - 1
 
@@ -52,7 +52,7 @@ _BEGINNING: Final = b'{"journal": "sinch-conv bulk", '
 
 
 class JournalReason(StrEnum):
-    """What kind of problem a :class:`JournalError` is about."""
+    """The kind of a :class:`JournalError`."""
 
     OTHER_TARGET = "other target"
     """It belongs to a job that sends to another project or another origin."""
@@ -61,7 +61,7 @@ class JournalReason(StrEnum):
     NOT_A_JOURNAL = "not a journal"
     DAMAGED = "damaged"
     PLACE = "place"
-    """No journal can be kept there."""
+    """No journal can be written there."""
     IN_USE = "in use"
     LOST = "lost"
     """It was removed, replaced or changed, or cannot be written, while the job was running."""
@@ -77,7 +77,7 @@ class JournalError(LedgerError):
 
 @attrs.frozen(kw_only=True)
 class Header:
-    """The first line: which job the journal belongs to.
+    """The first line, which names the job of the journal.
 
     ``origin``: where the updates are sent; empty if a dry run does not know it. ``layout``: how
     the input is read. ``input``, ``size`` and ``modified`` (ISO 8601) describe the input for
@@ -93,7 +93,7 @@ class Header:
     modified: str | None = None
 
     def check(self, journal: Header, path: Path) -> None:
-        """Raises JournalError if a journal with that header is not this job's."""
+        """Raise JournalError if a journal with that header belongs to another job."""
         if journal.project_id != self.project_id:
             raise JournalError(
                 f"{path} belongs to project {journal.project_id}, this job to {self.project_id}",
@@ -117,7 +117,7 @@ class Header:
             raise JournalError(f"{path} {_other_input(journal, self)}", JournalReason.OTHER_INPUT)
 
     def fits(self, journal: Header) -> bool:
-        """Whether a journal with that header is this job's."""
+        """Whether a journal with that header belongs to this job."""
         return (
             journal.project_id == self.project_id
             and journal.origin == (self.origin or journal.origin)
@@ -133,7 +133,7 @@ def _option(layout: Mapping[str, str], name: str) -> str:
 
 
 def _other_input(journal: Header, job: Header) -> str:
-    """What changed, as far as the headers say it."""
+    """The changes of the input that the headers show."""
     if journal.size is None or job.size is None:
         return f"belongs to another input ({journal.input}), or this one has changed since"
     then = f"{journal.size:,} bytes, written {journal.modified}"
@@ -144,7 +144,7 @@ def _other_input(journal: Header, job: Header) -> str:
 
 
 def moment(seconds: float) -> str:
-    """A time of the file system as a header has it, in UTC."""
+    """A time of the file system in the form of a header, in UTC."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(" ", "seconds")
 
 
@@ -163,7 +163,7 @@ def encode(entry: Entry) -> bytes:
 
 
 def decode(text: bytes) -> Entry:
-    """The entry of a line, or ValueError. Fields of a later minor version are passed over."""
+    """The entry of a line, or ValueError. Fields of a later minor version are ignored."""
     found = _json.loads(text)
     if not isinstance(found, dict):
         raise ValueError("not an object")  # noqa: TRY004  # one error for all faults
@@ -212,9 +212,9 @@ def may_be_cut_header(text: bytes) -> bool:
 
 
 class Journal:
-    """The file: locked for one job, and appended to line by line.
+    """The file, which one job locks and appends to line by line.
 
-    Each line is in the file before anybody hears of the outcome. After :meth:`load` it is a
+    Each line is in the file before its outcome is shown. After :meth:`load` it is a
     :class:`~.ledger.Ledger`.
     """
 
@@ -223,21 +223,21 @@ class Journal:
         self._descriptor = descriptor
         self._fsync = fsync
         self._size = 0
-        self._refusal: JournalError | None = None  # why nothing is written any more
+        self._refusal: JournalError | None = None  # why writing has ended
         self.states = States()
-        """How the records stand, once the journal is loaded."""
+        """The states of the records, once the journal is loaded."""
         self.cut = 0
-        """Bytes of a torn last line that were cut off."""
+        """Bytes of an incomplete last line that were cut off."""
 
     @classmethod
     def open(cls, path: Path, *, fsync: bool = False) -> Self:
-        """The journal at this path, made if it is not there, and locked. Raises JournalError."""
+        """The journal at this path, created if it is missing, and locked. Raises JournalError."""
         if fcntl is None:
             raise JournalError(
                 "a journal is locked in a way that only POSIX systems have", JournalReason.PLACE
             )
         try:
-            # O_APPEND: whatever was taken back, the next byte comes to stand at the end.
+            # O_APPEND: the next byte is written at the end, even if the file was truncated before.
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             descriptor = os.open(path, flags, 0o600)
         except OSError as error:
@@ -270,28 +270,29 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Release the lock."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     @property
     def length(self) -> int:
-        """Bytes of the file as it is now."""
+        """The present size of the file in bytes."""
         return os.fstat(self._descriptor).st_size
 
     def load(self, header: Header, states: States) -> None:
-        """Brings the states to where the records stand by this journal. Raises JournalError.
+        """Set the states of the records by this journal. Raises JournalError.
 
-        A journal without any outcome yet may be of an input that was mended meanwhile: it begins
-        anew. A last line without its end was being written when the job was killed: it is cut off.
+        If a journal has no outcome yet, its input may have been corrected since, so the journal
+        begins again. If the job was killed while it wrote the last line, that incomplete line is
+        cut off.
         """
         try:
             with open(self._descriptor, "rb", closefd=False) as file:
                 whole, size = _load(file, header, self._path, states.apply)
             self._size = whole
             if size > whole:
-                self.cut = size - whole if whole else 0  # a header is written anew
+                self.cut = size - whole if whole else 0  # the header is written again
                 os.ftruncate(self._descriptor, whole)
         except OSError as error:
             raise JournalError(
@@ -320,7 +321,7 @@ class Journal:
         return self.states.agrees(item)
 
     async def write(self, entry: Entry) -> None:
-        """Appends the entry and what it supersedes, all or none, and takes them into account."""
+        """Append the entry and the entries that it supersedes, all or none; update the states."""
         entries = [entry]
         if entry.outcome is Outcome.UPDATED and entry.message_id is not None:
             entries = [*self.states.superseded(entry.record, entry.message_id), entry]
@@ -329,10 +330,10 @@ class Journal:
             self.states.apply(each)
 
     def append(self, entries: Iterable[Entry]) -> None:
-        """Appends these lines, all or none. Raises JournalError, then and from then on.
+        """Append these lines, all or none. Raises JournalError, also at every later call.
 
-        If the disk does not even let a part be taken back, that part is the last thing in the
-        file, and the next run cuts a torn line off.
+        If a partly written line cannot be removed either, it is the end of the file, and the next
+        run cuts it off.
         """
         self._write(b"".join(map(encode, entries)))
 
@@ -363,7 +364,7 @@ class Journal:
             ) from None
 
     def _check_place(self) -> None:
-        """Whether the file that is written is still the one that the next run will read."""
+        """Whether the path still leads to the file that is written."""
         ours = os.fstat(self._descriptor)
         try:
             there = os.stat(self._path)
@@ -378,7 +379,7 @@ class Journal:
         return JournalError(f"{self._path} was {how} while the job was running", JournalReason.LOST)
 
     def _sync_folder(self) -> None:
-        """A new file survives a power loss only once its folder has been written too (fsync(2))."""
+        """A new file survives a power loss only after its folder was written too (fsync(2))."""
         try:
             folder = os.open(self._path.absolute().parent, os.O_RDONLY)
             try:
@@ -393,9 +394,9 @@ class Journal:
 
 
 def look(path: Path, header: Header | None, states: States) -> bool:
-    """Applies the journal at this path to the states, and leaves it as it is.
+    """Apply the journal at this path to the states, without changing it.
 
-    False if it is not there. ``header`` None: whichever job it belongs to. Raises JournalError.
+    False if it is missing. ``header`` None: the journal of any job. Raises JournalError.
     """
     try:
         _check_plain(path, path.stat())
@@ -416,7 +417,7 @@ def _check_plain(path: Path, status: os.stat_result) -> None:
 
 
 def _is_blank(text: bytes, file: BinaryIO) -> bool:
-    """Whether only NULs follow, which some file systems leave after a power loss."""
+    """Whether the rest is only NULs, which some file systems leave after a power loss."""
     while text and not text.strip(b"\0"):
         text = file.read(MAX_LINE)
     return not text
@@ -425,7 +426,7 @@ def _is_blank(text: bytes, file: BinaryIO) -> bool:
 def _load(
     file: BinaryIO, header: Header | None, path: Path, apply: Callable[[Entry], None]
 ) -> tuple[int, int]:
-    """Applies each entry. The bytes of whole lines, and the bytes that are there."""
+    """Apply each entry. Returns the bytes of complete lines, and the bytes of the file."""
     text = file.readline(MAX_LINE)
     if not text.endswith(b"\n"):
         if not may_be_cut_header(text) or len(text) == MAX_LINE:
@@ -440,7 +441,7 @@ def _load(
     whole = len(text)
     text = file.readline(MAX_LINE)
     if header is not None and not header.fits(found):
-        # Without any outcome yet, the input may have been mended meanwhile.
+        # There is no outcome yet, so the input may have been corrected since.
         header.check(found if text else attrs.evolve(found, fingerprint=header.fingerprint), path)
         return 0, whole
     number = 2

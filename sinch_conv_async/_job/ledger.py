@@ -1,4 +1,4 @@
-"""What became of each record: the words for it, and the seam to whatever remembers it.
+"""The outcomes of records, and the protocol of a ledger, which stores them.
 
 A ledger knows records by their numbers and ids. It never holds metadata. The journal (``journal``)
 is the ledger of one machine.
@@ -16,13 +16,18 @@ __all__ = ["FINAL", "Entry", "Ledger", "LedgerError", "Numbered", "Outcome"]
 
 
 class Outcome(StrEnum):
-    """What became of a record. All but ``failed`` are final: the next run tries that again."""
+    """The outcome of a record.
+
+    All but ``failed`` are final; the next run tries failed records again.
+    """
 
     UPDATED = "updated"
     FAILED = "failed"
     INVALID = "invalid"
     SUPERSEDED = "superseded"
-    """It failed, and a later record updated the message: it would bring old metadata back."""
+    """It failed, and a later record updated the message. Sending it would bring old
+    metadata back.
+    """
     UNCHANGED = "unchanged"
     """The message had this metadata already, so nothing was sent."""
 
@@ -32,7 +37,10 @@ FINAL: Final = frozenset(Outcome) - {Outcome.FAILED}
 
 @attrs.frozen(kw_only=True)
 class Entry:
-    """What became of a record. ``line``: of the input. ``by``: the record that superseded it."""
+    """The outcome of a record, with its details.
+
+    ``line``: of the input. ``by``: the record that superseded it.
+    """
 
     record: int
     outcome: Outcome
@@ -53,7 +61,7 @@ class LedgerError(Exception):
 
 
 class Numbered(Protocol):
-    """A record or a bad line of an input, as far as a ledger knows it."""
+    """The part of a record or bad line that a ledger needs."""
 
     @property
     def number(self) -> int: ...
@@ -63,11 +71,11 @@ class Numbered(Protocol):
 
 
 class Ledger(Protocol):
-    """Remembers what became of each record, over all runs of a job.
+    """Stores the outcome of each record, over all runs of a job.
 
-    A run asks for the state of each record before it sends it, and writes an entry for each record
-    that has an outcome. What is written is remembered before :meth:`write` returns, or before the
-    next run can ask for it. ``write`` may be called by one task at a time only.
+    A run asks for the state of each record before it sends the record, and writes an entry for each
+    outcome. The entry is stored before :meth:`write` returns, or before the next run can ask for
+    it. ``write`` may be called by one task at a time only.
     """
 
     @property
@@ -85,9 +93,9 @@ class Ledger(Protocol):
         ...
 
     def agrees(self, item: Numbered) -> bool:
-        """Whether this is the record that was written under its number, as far as this is known."""
+        """Whether this record is the one that was written under its number, if that is known."""
         ...
 
     async def write(self, entry: Entry) -> None:
-        """Remembers the entry, and what it supersedes. Raises LedgerError if it cannot."""
+        """Store the entry, and the entries that it supersedes. Raises LedgerError if it cannot."""
         ...

@@ -1,7 +1,7 @@
 """A job of one machine: an input and a journal, from the files to the report.
 
-A file is checked as a whole before anything is sent, and must stay as it is. A pipe is read once,
-as it comes; what fails of it is kept on disk until the run ends.
+A file is checked completely before anything is sent, and must not change. A pipe is read once; its
+failed records are kept on disk until the run ends.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from .survey import Survey, survey
 __all__ = ["LocalJob", "header_of", "run_local"]
 
 TAKES_A_WHILE: Final = 10_000_000
-"""Bytes of a file that takes seconds to read, so that a person should be told."""
+"""Reading a file of this many bytes takes seconds, so the user is told."""
 
 Items = Iterable[Record | BadLine] | AsyncIterable[Record | BadLine]
 
 
 @attrs.frozen
 class LocalJob:
-    """What is to be done: which input, to which project and origin, with which journal, and how."""
+    """A job: its input, project, origin, journal and options."""
 
     source: Source
     project_id: str
@@ -80,7 +80,10 @@ def header_of(
 
 @attrs.frozen
 class _Opened:
-    """An input that is ready to be sent. ``failed``: the bytes of what failed, for afterwards."""
+    """An input that is ready to be sent.
+
+    ``failed``: the bytes of the failed records, for the file of failures.
+    """
 
     reader: RecordReader
     records: Callable[[], Items]
@@ -91,7 +94,7 @@ class _Opened:
 
 @attrs.define
 class _Interrupts:
-    """How often the process was asked to stop."""
+    """The number of signals that asked the process to stop."""
 
     count: int = 0
 
@@ -102,9 +105,9 @@ def run_local(
     manager: SessionManager,
     progress: Progress,
 ) -> Report:
-    """Runs the job on an event loop of its own, and tells how it ended.
+    """Run the job on an event loop of its own, and report how it ended.
 
-    Raises InputError and JournalError for what keeps it from beginning.
+    Raises InputError or JournalError if the job cannot begin.
     """
     with ExitStack() as stack:
         journal = stack.enter_context(Journal.open(job.journal, fsync=job.fsync))
@@ -140,7 +143,7 @@ def _open_file(job: LocalJob, journal: Journal, stack: ExitStack, progress: Prog
 
     def records() -> Iterator[Record | BadLine]:
         for item in reader:
-            # A record that is sent was read from the file as it was surveyed.
+            # A record is sent only if the file is unchanged since the survey.
             if states[item.number] in (None, Outcome.FAILED):
                 source.check_unchanged(before)
             yield item
@@ -158,7 +161,7 @@ def _open_file(job: LocalJob, journal: Journal, stack: ExitStack, progress: Prog
 
 
 def _check(job: LocalJob, size: int, progress: Progress) -> Survey:
-    """Reads the whole file. Raises InputError for one that must not be sent."""
+    """Read the whole file. Raises InputError if it must not be sent."""
     name = job.source.name
     if size >= TAKES_A_WHILE:
         progress.say(f"Checking {name} ({size / 1e6:,.0f} MB) before anything is sent.")
@@ -225,7 +228,7 @@ def _go(
     progress: Progress,
     interrupts: _Interrupts,
 ) -> SinchError | InputError | LedgerError | None:
-    """Runs on an event loop of its own; the error that ended the run, if one did."""
+    """Run on an event loop of its own; return the error that ended the run, if any."""
 
     async def work() -> None:
         loop, this = asyncio.get_running_loop(), asyncio.current_task()
@@ -248,7 +251,7 @@ def _go(
     try:
         asyncio.run(work())
     except (asyncio.CancelledError, KeyboardInterrupt):
-        # The second signal, or one that came before the loop was ready for it or while it closed.
+        # The second signal, or a signal that came before the loop was ready or while it closed.
         interrupts.count += 1
     except (SinchError, InputError, LedgerError) as error:
         return error
@@ -299,9 +302,9 @@ def _with_failures(
     progress: Progress,
     interrupts: _Interrupts,
 ) -> Report:
-    """Writes the failures, if they are wanted, and the report that says so."""
+    """Write the file of failures, if it is wanted, and add it to the report."""
     path = job.failures
-    if path is None or interrupts.count > 1:  # after the second signal only the end is wanted
+    if path is None or interrupts.count > 1:  # after the second signal, end at once
         return report
     if opened.spool is not None and run.unfinished and path.exists():
         progress.say(f"{path} is left as it was: not every record of the input has been tried.")

@@ -1,9 +1,9 @@
-"""What may be sent: every argument is checked here before a request is made of it.
+"""The checks of all arguments, before a request is made.
 
-An argument that cannot be right raises :class:`InvalidArgumentError`, whose text does not repeat
-the argument: arguments get mixed up, and this one may be a secret or a message's contents. The two
-arguments that hold a secret, the key and the proxy's URL, are checked by functions that return the
-problem: a raised error would carry the secret in the frames of its traceback.
+An invalid argument raises :class:`InvalidArgumentError`, whose text does not repeat the argument:
+arguments get mixed up, and this one may be a secret or a message's contents. Two arguments hold a
+secret: the key and the proxy's URL. The functions that check these return the problem, because the
+traceback of an exception would hold the secret in its frames.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ MAX_PAGE_SIZE: Final = 1000
 
 # RFC 3986's unreserved characters: a text of these needs no escaping, so no escaping can go wrong.
 _ID: Final = re.compile(r"[A-Za-z0-9._~-]{1,256}")
-# One or more DNS labels (RFC 1035, section 2.3.4). The resolver raises UnicodeError for any other
-# text.
+# One or more DNS labels (RFC 1035, section 2.3.4). The resolver raises UnicodeError for other
+# texts.
 _HOST: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 
 
 @attrs.frozen
 class Credentials:
-    """A project's access key. Compares by value: a rotated secret is another key."""
+    """A project's access key. It compares by value, so a rotated secret makes another key."""
 
     key_id: str
     key_secret: str = attrs.field(repr=False)
@@ -74,7 +74,7 @@ class Credentials:
     )
 
     def scrub(self, text: str) -> str:
-        """The text without the secret, however it is spelled there."""
+        """The text without the secret in any of its encodings."""
         return scrub(text, self._forms)
 
 
@@ -158,7 +158,7 @@ def checked_metadata(value: object) -> str:
 
 
 def checked_word(name: str, words: type[_Word], value: object) -> _Word:
-    """The member of an enum that a word names, in any case of its letters.
+    """The member of an enum that a word names, in upper or lower case.
 
     Or InvalidArgumentError.
     """
@@ -264,9 +264,9 @@ def checked_proxy(value: str | URL | None) -> Proxy | str | None:
 
 
 def _http_url(value: str | URL) -> URL | None:
-    """The URL; None if it is not http or https, or if its host cannot be looked up."""
+    """The URL; None if it is not http or https, or if its host name is invalid."""
     if "\\" in str(value):
-        return None  # some software reads it as a slash, and so finds another host in the URL
+        return None  # some software reads it as a slash, and then finds another host in the URL
     try:
         url = URL(value)
         host = (

@@ -1,6 +1,6 @@
-"""Error bodies: the documented error object of whatever a server sent in its place.
+"""Error bodies: finds the fields of the documented error object in every known form of an error.
 
-The documented form is ``{"error": {"code", "message", "status", "details"}}``. Also known:
+The documented form is ``{"error": {"code", "message", "status", "details"}}``. Other known forms:
 
 - the same fields without ``error`` around them (the specification's own examples),
 - RFC 9457 problem documents (``type``, ``title``, ``status``, ``detail``, ``errors``),
@@ -8,11 +8,11 @@ The documented form is ``{"error": {"code", "message", "status", "details"}}``. 
 - ``code`` and ``text``, or ``errorCode`` and ``message``, of other Sinch products,
 - a bare text or a bare list.
 
-So each of the four fields is looked for under several names, first inside ``error`` and then beside
-it. A field that is found is taken out. What is left is ``extra``: nothing is lost.
+So each of the four fields is searched under several names, first inside ``error`` and then beside
+it. A field that is found is taken out. The remaining fields are ``extra``, so nothing is lost.
 
-Credentials are cut out after that, and only out of values and of names that are not known: a secret
-that happens to be ``"message"`` must not hide the error's own fields.
+Credentials are cut out after that, and only from values and from unknown names: a secret with the
+text ``"message"`` must not hide the error's own fields.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ Scrub = Callable[[str], str]
 _T = TypeVar("_T")
 
 DETAILS_KEPT: Final = 100
-"""Details of an error. A mebibyte has room for half a million, which would take a hundred times as
-much memory as objects."""
+"""The most details of an error. A body of a mebibyte may hold half a million details, which would
+take a hundred times as much memory as objects.
+"""
 
 _NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
 
@@ -67,7 +68,7 @@ _KNOWN_NAMES: Final = frozenset(
     ]
 )
 
-# An answer of the token endpoint that is no error has these; an error has no business with them.
+# A successful answer of the token endpoint has these fields; an error must not show them.
 _TOKENS: Final = ("access_token", "id_token", "refresh_token")
 
 
@@ -123,7 +124,7 @@ def _layers(said: Any) -> list[dict[str, Any]]:
 
 
 def _take(layers: list[dict[str, Any]], read: Callable[[Any], _T | None], *names: str) -> _T | None:
-    """The first field of these names that ``read`` makes sense of. It is taken out of its layer."""
+    """The first field of these names that ``read`` can read. It is taken out of its layer."""
     for layer in layers:
         for name in names:
             value = read(layer.get(name))
@@ -134,7 +135,7 @@ def _take(layers: list[dict[str, Any]], read: Callable[[Any], _T | None], *names
 
 
 def _whole_number(value: Any) -> int | None:
-    """A number, also if it is written as ``"400"`` or ``400.0``. JSON's true is no number."""
+    """A number, also if it is written as ``"400"`` or ``400.0``. JSON's true is not a number."""
     if type(value) is str and _NUMBER.fullmatch(value):
         return int(value)
     if type(value) is float and value.is_integer() and abs(value) < _LARGEST:
@@ -153,7 +154,7 @@ def _list(value: Any) -> list[Any] | None:
 def _left(layers: list[dict[str, Any]]) -> dict[str, Any]:
     """All fields that were not taken.
 
-    Of two with one name, the inner one is kept under ``error``.
+    If two have one name, the inner one is kept under ``error``.
     """
     for layer in layers:
         for name in ("code", "message", "status", "details", "error"):
@@ -165,6 +166,6 @@ def _left(layers: list[dict[str, Any]]) -> dict[str, Any]:
     inner, outer = layers
     twice = {name: inner.pop(name) for name in outer if name in inner}
     if twice:
-        # No field of outer has this name: it was the one that the inner fields stood in.
+        # No field of outer has this name, because the inner fields were in the field of this name.
         inner["error"] = {**twice, "error": inner["error"]} if "error" in inner else twice
     return {**outer, **inner}

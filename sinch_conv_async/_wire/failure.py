@@ -1,4 +1,4 @@
-"""What is known of one attempt that failed."""
+"""The facts about one failed attempt."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["Failure"]
 
 
 class Failure(NamedTuple):
-    """One attempt that did not give what its operation asks for.
+    """One attempt that did not give the result of its operation.
 
     ``retryable``: whether trying again can change anything. ``maybe_applied``: whether the server
-    may have applied the update, so that a repeat could overwrite what somebody else wrote in
-    between. ``retry_after``: seconds that the server asked for. ``stale_connection``: an idle
-    connection turned out to be closed. ``crossed``: the connection carried somebody else's answer
-    and must not be used again.
+    may have applied the update, so that a repeat could overwrite the change of another writer.
+    ``retry_after``: seconds that the server asked for. ``stale_connection``: an idle connection
+    turned out to be closed. ``crossed``: the connection carried the answer to another request and
+    must not be used again.
     """
 
     error: SinchError

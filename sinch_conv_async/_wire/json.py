@@ -2,7 +2,7 @@
 
 Both give the same result for every input:
 
-- What orjson refuses (a lone surrogate, ``NaN``) is tried again with :mod:`json`, which decides.
+- If orjson refuses a text (a lone surrogate, ``NaN``), :mod:`json` decides.
 - What orjson would round (an integer beyond 64 bits) is given to :mod:`json` at once.
 - Neither is given a text that is nested so deeply that copying, pickling or printing its value
   would exhaust the stack.

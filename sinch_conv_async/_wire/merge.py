@@ -1,6 +1,6 @@
-"""Change a part of metadata that is a JSON object, by a JSON merge patch (RFC 7396).
+"""Changes a part of metadata that is a JSON object, by a JSON merge patch (RFC 7396).
 
-Pure. The result is checked here, so a change that does not fit is known before anything is sent.
+Pure. This file checks the result, so a change that does not fit is refused before anything is sent.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def merge_json(message: ConversationMessage, changes: Mapping[str, Any]) -> str:
 
 
 def _object(metadata: str | None) -> dict[str, Any] | None:
-    """The JSON object that the metadata is, None if it is none."""
+    """The metadata's JSON object; None if the metadata is not a JSON object."""
     if not metadata:
         return {}
     try:
         found = _json.loads(metadata.encode())
-        json.dumps(found, allow_nan=False)  # our reader also takes NaN, which is no JSON
+        json.dumps(found, allow_nan=False)  # the reader also accepts NaN, which is not JSON
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

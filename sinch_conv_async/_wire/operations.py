@@ -1,8 +1,8 @@
-"""The operations of the API: what is asked, how the response is read, and whether a repeat is safe.
+"""The operations of the API: requests, how to read the responses, and whether a repeat is safe.
 
 Each class implements the protocol ``Operation`` of ``_core/seams.py``. ``of`` checks the arguments
-and raises :class:`InvalidArgumentError` for one that cannot be right. :class:`CheckedUpdate` was
-checked when it was made, and makes its operations without another check.
+and raises :class:`InvalidArgumentError`. A :class:`CheckedUpdate` was checked when it was made, and
+makes its operations without another check.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ class _Operation:
 class UpdateMetadata(_Operation):
     """Set the metadata of one message.
 
-    Not safe to repeat whatever happened: a repeat can overwrite what another writer wrote in
-    between.
+    Repeating it is not always safe: a repeat can overwrite the change of another writer.
     """
 
     __slots__ = ()
@@ -149,7 +148,7 @@ class ListMessages(_Operation):
             if type(only_recipient_originated) is not bool:
                 raise InvalidArgumentError("only_recipient_originated must be True or False")
             query["only_recipient_originated"] = str(only_recipient_originated).lower()
-        # Every value is escaped, so a filter can name nothing but its own parameter.
+        # Every value is escaped, so a filter cannot add another parameter.
         target = (
             path.rstrip("/")
             + "?"

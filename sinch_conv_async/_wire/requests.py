@@ -1,7 +1,6 @@
 """Requests: their values, and how they go over the wire.
 
-Whatever is put into a request has been checked by ``arguments``, so nothing in it can end its line
-of the head.
+``arguments`` has checked all parts of a request, so no part can end its line of the head.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ VERSION: Final = "0.1.0"
 takes a millisecond at import."""
 
 MAX_RESPONSE: Final = 1024 * 1024
-"""Bytes that a response may have, also once it is decompressed. A message with its contents is a
-few KiB."""
+"""Bytes that a response may have, before and after decompression. A message with its contents has a
+few KiB.
+"""
 
 _JSON: Final = "application/json"
 _FORM: Final = "application/x-www-form-urlencoded"

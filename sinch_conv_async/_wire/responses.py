@@ -1,7 +1,8 @@
-"""Responses: what they mean.
+"""Reads responses.
 
-Each reader gives a value, or a :class:`Failure` that says what went wrong and whether a repeat can
-help. Raises nothing, so no credential and no message content is ever in the frames of a traceback.
+Each reader returns a value, or a :class:`Failure` that says what went wrong and whether a repeat
+can help. Raises nothing, so no credential and no message content is ever in the frames of a
+traceback.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ it). Sinch's live an hour."""
 _DELAY_SECONDS: Final = re.compile(r"[0-9]+(\.[0-9]*)?")
 # RFC 9111, section 1.2.2: a number of seconds that is too large is read as this one, 68 years.
 _LONGEST_DELAY: Final = 2.0**31
-# The names that Sinch and common gateways give it, the most telling first.
+# The names that Sinch and common gateways use, the most useful first.
 _REQUEST_ID_HEADERS: Final = (
     "X-Request-Id",
     "X-Correlation-Id",
@@ -57,8 +58,8 @@ _REQUEST_ID_HEADERS: Final = (
 )
 # After these statuses the server has not acted on the request (RFC 9110, 15.5.9; RFC 6585, 4).
 _TRY_AGAIN_NOT_APPLIED: Final = frozenset({408, 429})
-# After these it may have: a gateway also answers 503 when the connection behind it broke after the
-# request had passed.
+# After these it may have acted: a gateway also answers 503 if the connection to its backend broke
+# after it had passed on the request.
 _TRY_AGAIN_MAYBE_APPLIED: Final = frozenset({500, 502, 503, 504})
 
 _CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
@@ -72,7 +73,7 @@ MAX_MEMBERS: Final = 100
 
 
 class Response:
-    """What the server sent.
+    """The server's answer.
 
     The status, the headers (looked up in any case) and the body, as far as it was read.
     """
@@ -109,8 +110,8 @@ def read_message(
     message = _read(response, request, structure_message, "a message", scrub)
     if isinstance(message, Failure):
         return message
-    # Ids are ULIDs, whose letters have no case. Protobuf-style APIs write an empty text for what is
-    # missing.
+    # Ids are ULIDs, in which case does not matter. Protobuf-style APIs write an empty text for a
+    # missing field.
     if message.id and message.id.lower() != request.message_id.lower():
         problem = "the answer is about another message than the one asked for"
         if reused:
@@ -137,7 +138,7 @@ def _read(
     what: str,
     scrub: Scrub,
 ) -> _T | Failure:
-    """What a 200 holds, read by ``structure``, which returns the problem as text.
+    """The result of a 200, read by ``structure``, which returns a problem as text.
 
     Or a Failure for any other status.
     """
@@ -168,7 +169,8 @@ def _api_failure(response: Response, body: bytes, scrub: Scrub) -> Failure:
         error,
         retryable=maybe_applied or status in _TRY_AGAIN_NOT_APPLIED,
         maybe_applied=maybe_applied,
-        # No wait, or a date that has passed, leaves the length of the wait to the retry policy.
+        # Without a wait, or with a date in the past, the retry policy decides the length of the
+        # wait.
         retry_after=error.retry_after or None,
     )
 
@@ -187,8 +189,7 @@ def _request_id(headers: Mapping[str, str], extra: Mapping[str, Any], scrub: Scr
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """The seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3); None if there are none.
 
-    A date is compared with the response's own ``Date``: one clock wrote both, and ours may be
-    wrong.
+    A date is compared with the response's own ``Date``, because one clock wrote both.
     """
     value = headers.get("Retry-After", "").strip()
     if _DELAY_SECONDS.fullmatch(value):
@@ -207,7 +208,7 @@ def _moment(text: str) -> datetime | None:
     try:
         moment = parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError, IndexError):
-        # The parser is made for mail, and raises all of these for malformed dates.
+        # This parser of mail dates raises all of these for malformed dates.
         return None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
@@ -216,10 +217,10 @@ def _moment(text: str) -> datetime | None:
 
 
 def _content(response: Response, limit: int) -> tuple[bytes, str | None]:
-    """The body with its Content-Encoding undone (RFC 9110, section 8.4), and what is wrong with it.
+    """The decoded body (RFC 9110, section 8.4), and what is wrong with it.
 
-    No coding was asked for. One that cannot be undone is the server's mistake, and a repeat would
-    meet it again.
+    The request asks for no coding. A coding that cannot be decoded is the server's mistake, and a
+    repeat would not help.
     """
     body, problem = response.body, None
     if "Content-Encoding" not in response.headers:
@@ -244,8 +245,7 @@ def _codings(headers: Mapping[str, str]) -> list[str]:
 
     Several Content-Encoding lines mean the same as one with commas (RFC 9110, section 5.3).
     """
-    # Headers that keep equal names apart have `getall`; for a plain mapping, one line is all there
-    # can be.
+    # Headers with several lines of one name have `getall`; a plain mapping can have only one line.
     getall = getattr(headers, "getall", None)
     lines = [headers["Content-Encoding"]] if getall is None else getall("Content-Encoding")
     names = [part.strip().lower() for line in lines for part in line.split(",")]
@@ -279,7 +279,7 @@ def _members(data: bytes, bits: int, limit: int) -> tuple[bytes, str | None]:
             return body, "its compressed content has no end"
         data = inflate.unused_data
         if not data.startswith(_GZIP):
-            return body, None  # what follows is padding, which gzip ignores too
+            return body, None  # the rest is padding, which gzip ignores too
     return body, f"its compressed content has more than {MAX_MEMBERS} members"
 
 

@@ -1,8 +1,8 @@
-r"""Cuts credentials out of what a server says, however the server spells them.
+r"""Cuts credentials out of a server's text, in all common encodings.
 
-A server may repeat a credential as it came, percent-encoded (``%2b``), as HTML writes it
-(``&#43;``, ``&#x2B;``, ``&plus;``), as JSON and programming languages write it (``\u002b``,
-``\x2b``, ``\/``), or in several of these at once. So the text is decoded before it is searched:
+A server may repeat a credential unchanged, percent-encoded (``%2b``), as HTML writes it (``&#43;``,
+``&#x2B;``, ``&plus;``), as JSON and programming languages write it (``\u002b``, ``\x2b``, ``\/``),
+or in several of these at once. So the text is decoded before it is searched:
 
 1. Search the text for the credential.
 2. Decode the text once: each escape of a printable ASCII character becomes this character.
@@ -10,11 +10,11 @@ A server may repeat a credential as it came, percent-encoded (``%2b``), as HTML 
 3. Repeat both steps until there is nothing left to decode.
 
 A credential that holds escapes itself is also searched for in its decoded forms, because step 2
-decodes it too. What is found in a decoded text is cut out of the original text, at the place that
-it was decoded from.
+decodes it too. A credential that is found in a decoded text is cut out of the original text, at the
+place that it was decoded from.
 
-Only credentials of 8 characters or more are searched for: cutting out a shorter one would make
-texts unreadable, and guessing it takes no server that repeats it.
+Only credentials of 8 characters or more are searched for. Cutting out a shorter one would make
+texts unreadable, and a short secret is easily guessed anyway.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SHORTEST: Final = 8
 """Characters of the shortest credential that is searched for."""
 
 MAX_LAYERS: Final = 8
-"""Encodings within each other that are undone. A bound, so that a hostile text cannot cost more and
-more passes."""
+"""Nested encodings that are decoded. The bound limits the passes over a hostile text."""
 
 MAX_PRECISE: Final = 64 * 1024
 """Characters of a text out of which an encoded credential is cut. A longer text that holds one is
-dropped as a whole: a hostile server must not keep this process busy."""
+dropped as a whole, so that a hostile server cannot keep this process busy.
+"""
 
 _ESCAPE: Final = re.compile(
     r"%(?:[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})"
@@ -50,10 +50,7 @@ _BEGINS_ESCAPE: Final = re.compile(r"[%&\\]")
 
 
 def forms(*credentials: str) -> tuple[str, ...]:
-    """What to search for.
-
-    Each credential and its decoded forms, the longest first, because one may contain another.
-    """
+    """The texts to search for: each credential and its decoded forms, the longest first."""
     found: set[str] = set()
     for credential in credentials:
         # A form has a space as a plus sign.
@@ -145,7 +142,7 @@ def _named_entities() -> dict[str, str]:
     """HTML's names of printable ASCII characters, in small letters."""
     from html.entities import (
         html5,
-    )  # two thousand names that importing the package need not pay for
+    )  # imported here, because its two thousand names would slow down the import of the package
 
     return {
         name.rstrip(";").lower(): value

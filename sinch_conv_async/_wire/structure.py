@@ -1,12 +1,12 @@
 """JSON values to models and errors, and back, all through one cattrs converter.
 
 cattrs generates the function that structures each class; :func:`_converter` says how. The generated
-functions note where they are, so that an answer that does not fit is explained (``expected a string
-@ $.channel_identity.channel``) without a second try.
+functions record their place in the answer, so an error says where the answer does not fit
+(``expected a string @ $.channel_identity.channel``).
 
-Strict about types: an ``id`` that is a number is not the API's. Tolerant of words and fields that
-came later: what a class does not name is kept in its ``extra``. Knows nothing of HTTP except the
-status that an error is filed under.
+It is strict about types: an ``id`` must not be a number. It is tolerant of new words and fields: a
+field that a class does not name is kept in its ``extra``. Of HTTP it knows only the status that
+decides the class of an error.
 """
 
 from __future__ import annotations
@@ -61,18 +61,20 @@ _ERROR_CLASSES: Final = {
 }
 
 _BODY_KEPT: Final = 2048
-"""Characters of an error's body: enough for any error envelope, too little to fill a log by
-accident."""
+"""Characters of an error's body that are kept: enough for any error envelope, too few to fill a
+log.
+"""
 
 _MARGIN: Final = 16 * 1024
-"""Characters of a body that are searched beyond those kept, so that no credential is cut in half
-before it is found."""
+"""Further characters of a body that are searched, so that no credential is cut in half before it is
+found.
+"""
 
 _MAX_PAGE_TOKEN: Final = 4096
 """Characters. It becomes a part of the next request's target, and servers refuse heads of more than
 8 KiB."""
 
-# What the API and problem documents call a detail's type when they do not call it type_url.
+# Other names of a detail's type_url, in the API and in problem documents.
 _TYPE_NAMES: Final = ("@type", "type")
 
 _MICROSECONDS: Final = len("2026-03-01T12:30:15.250000Z")
@@ -84,7 +86,7 @@ _EXTRA: Final = "extra"
 _T = TypeVar("_T")
 
 Hook = Callable[[Any, Any], Any]
-"""What cattrs calls with a value and the type to make of it."""
+"""A function that cattrs calls with a value and its target type."""
 
 
 # Values
@@ -103,7 +105,7 @@ def _flag(value: Any, _: object) -> bool | None:
 
 
 def _timestamp(value: Any, _: object) -> datetime.datetime | None:
-    """The moment that an RFC 3339 text names; None for a text that names none.
+    """The moment that an RFC 3339 text names; None for another text.
 
     ``fromisoformat`` reads nanoseconds too, and cuts them to microseconds.
     """
@@ -124,7 +126,7 @@ def _timestamp(value: Any, _: object) -> datetime.datetime | None:
 
 
 def _word(known: type[StrEnum]) -> Hook:
-    """Structures a word of an enum; a word that the enum does not list stays text."""
+    """Structure a word of an enum; a word that the enum does not list stays text."""
     members: dict[str, StrEnum] = {member.value: member for member in known}
 
     def structure(value: Any, _: object) -> str | None:
@@ -223,7 +225,7 @@ def _optional(base: Hook) -> Hook:
 
 
 def _keeping_extra(cls: type[Any], base: Hook) -> Hook:
-    """Wraps a structure function: the fields which the class does not name end up in ``extra``."""
+    """Wrap a structure function, so that ``extra`` keeps fields that the class does not name."""
     named = frozenset(field.name for field in attrs.fields(cls)) - {_EXTRA}
 
     def structure(value: Any, _: object) -> Any:
@@ -241,7 +243,7 @@ def _keeping_extra(cls: type[Any], base: Hook) -> Hook:
 
 
 def _keeping_accept_time(base: Hook) -> Hook:
-    """Wraps the messages' structure function: nothing of the text of ``accept_time`` is lost."""
+    """Wrap the messages' structure function, so that the text of ``accept_time`` is kept."""
     set_attribute = object.__setattr__  # the class is frozen
 
     def structure(value: Any, cls: object) -> ConversationMessage:
@@ -260,7 +262,7 @@ def _keeping_accept_time(base: Hook) -> Hook:
 def _generated_error(converter: cattrs.Converter, cls: type[ApiError]) -> Hook:
     """The function that structures an error.
 
-    Its fields have been made tidy by :func:`error_fields`, so it cannot fail.
+    It cannot fail, because :func:`error_fields` has prepared the fields.
     """
 
     def as_it_is(value: Any, _: object) -> Any:
@@ -274,13 +276,13 @@ def _generated_error(converter: cattrs.Converter, cls: type[ApiError]) -> Hook:
 
 
 def _detail(value: Any, _: object) -> ErrorDetail:
-    """One entry of ``details``, whatever it is: nothing that the server says is lost."""
+    """One entry of ``details``, of any form, so that nothing is lost."""
     extra = dict(value) if type(value) is dict else {"value": value}
     text = extra.pop("value") if type(extra.get("value")) is str else None
     implied = _type_name(extra)
     type_url = extra["type_url"] if type(extra.get("type_url")) is str else implied
-    # It stays in extra when a sibling says the same: _unstructure_detail could not tell that there
-    # were two.
+    # It stays in extra if a second field says the same, because _unstructure_detail could not tell
+    # that there were two.
     if type(extra.get("type_url")) is str and type_url != implied:
         del extra["type_url"]
     return ErrorDetail(type_url=type_url, value=text, extra=extra)
@@ -299,14 +301,14 @@ def structure_message(body: bytes) -> ConversationMessage | str:
 
 
 def structure_page(body: bytes) -> MessagePage | str:
-    """The page that a 200 answer of the list holds, or what is wrong with it and where."""
+    """The page in a 200 answer of the list, or what is wrong and where."""
     return _structured(body, MessagePage)
 
 
 def _structured(body: bytes, cls: Callable[..., _T]) -> _T | str:
-    """The words name types and places, never what was found there.
+    """The text names types and places, never values.
 
-    They are returned, not raised: a traceback would carry the body along in its frames.
+    It is returned, not raised, because a traceback would hold the body in its frames.
     """
     try:
         value = _json.loads(body)
@@ -321,7 +323,7 @@ def _structured(body: bytes, cls: Callable[..., _T]) -> _T | str:
 
 
 def structure_error(http_status: int, body: bytes, *, scrub: Callable[[str], str]) -> ApiError:
-    """The error that an answer holds, whatever its form; never fails.
+    """The error in an answer of any form; never fails.
 
     ``scrub`` cuts credentials out of a text, in case the server has repeated one.
     """
@@ -338,10 +340,10 @@ def structure_error(http_status: int, body: bytes, *, scrub: Callable[[str], str
 
 
 def _beginning(text: str, scrub: Callable[[str], str]) -> str:
-    """What an error keeps of a body."""
+    """The part of a body that an error keeps."""
     searched = scrub(text[: _BODY_KEPT + _MARGIN])
     if len(text) > _BODY_KEPT + _MARGIN:
-        searched = searched[:-_MARGIN]  # half a credential at its end would not have been found
+        searched = searched[:-_MARGIN]  # half a credential at the end could not be found
     return searched[:_BODY_KEPT]
 
 
@@ -434,9 +436,9 @@ def to_dict(
 ) -> dict[str, Any]:
     """Plain JSON-ready data of a model or an error, with the wire's names.
 
-    Fields that are ``None`` are left out. Those in ``extra`` stand beside the named ones.
-    ``accept_time`` is the text that the answer had; where a message was not read from an answer, it
-    is RFC 3339 text. An :class:`ApiError` always gives its ``code``, ``message``, ``status`` and
+    Fields that are ``None`` are left out. The fields of ``extra`` are beside the named ones.
+    ``accept_time`` is the text of the answer; for a message that was not read from an answer, it is
+    RFC 3339 text. An :class:`ApiError` always gives its ``code``, ``message``, ``status`` and
     ``details``; any other error gives its class as ``status`` and its ``message``.
     """
     return _converter().unstructure(model)  # type: ignore[no-any-return]  # the hooks above all give dicts

@@ -20,12 +20,29 @@ from psycopg import conninfo
 from ..errors import InvalidArgumentError
 from .errors import JobStoreError, SchemaError
 
-__all__ = ["SCHEMA", "Connection", "connected", "dsn_of", "open_connection", "told", "within"]
+__all__ = [
+    "SCHEMA",
+    "Connection",
+    "connected",
+    "dsn_of",
+    "kept",
+    "open_connection",
+    "told",
+    "within",
+]
 
 SCHEMA: Final = "sinch_conv"
 
 CONNECT_TIMEOUT: Final = 5
 """Seconds that a connection may take, unless the connection string says otherwise."""
+
+_A_DEAD_HOST_IS_NOTICED: Final = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""Within some 25 seconds (the last one is in milliseconds). TCP itself would take hours."""
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -49,6 +66,7 @@ def dsn_of(dsn: str) -> str:
         options = f"{found.get('options') or ''} -c search_path={SCHEMA}".strip()
         settings: dict[str, Any] = {
             "connect_timeout": CONNECT_TIMEOUT,
+            **_A_DEAD_HOST_IS_NOTICED,
             "application_name": "sinch_conv_async jobs",
             **found,
             "options": options,
@@ -126,6 +144,13 @@ def _shut_down(connection: Connection) -> None:
         socket.socket(fileno=os.dup(connection.fileno())) as same,
     ):
         same.shutdown(socket.SHUT_RDWR)
+
+
+def kept(text: str | None) -> str | None:
+    """The text with escapes for what PostgreSQL cannot keep: NUL and lone surrogates."""
+    if text is None:
+        return None
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _look_at(task: asyncio.Future[Any]) -> None:

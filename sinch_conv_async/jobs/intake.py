@@ -20,17 +20,18 @@ from .._wire.arguments import checked_id, checked_metadata, checked_word
 from ..enums import MessagesSource
 from ..errors import InvalidArgumentError
 from ..models import MetadataUpdate
-from .database import Connection
+from .database import Connection, kept
+from .schema import OUTCOMES, RECORDS
 
-__all__ = ["Taken", "Updates", "load", "partition"]
+__all__ = ["NO_NUL", "NO_OBJECT", "Taken", "Updates", "is_object", "load", "partition"]
 
 BLOCK: Final = 1_000
 """Records that are sent to the database at a time."""
 
 MOST_BAD_LINES_SHOWN: Final = 10
 
-_ESCAPES: Final = {ord("\\"): "\\\\", ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
-"""What stands for something else in PostgreSQL's text format of COPY."""
+NO_NUL: Final = "has a NUL character, which PostgreSQL cannot keep"
+NO_OBJECT: Final = "must be a JSON object to be merged"
 
 Updates = (
     str
@@ -74,11 +75,10 @@ async def load(
     """
     records, outcomes = partition("records", job), partition("outcomes", job)
     check = sql.SQL("CHECK (job = {})").format(sql.Literal(job))
-    for table, parent in ((records, "records"), (outcomes, "outcomes")):
+    # Not LIKE: that would lock the parents, and so hold up deletions, as long as the input lasts.
+    for table, columns in ((records, RECORDS), (outcomes, OUTCOMES)):
         await connection.execute(
-            sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS, {})").format(
-                table, sql.Identifier(parent), check
-            )
+            sql.SQL("CREATE TABLE {} ({}, {})").format(table, sql.SQL(columns), check)
         )
     taken = Taken()
     with ExitStack() as stack:
@@ -95,14 +95,10 @@ async def load(
         "CREATE INDEX ON {outcomes} (record) WHERE outcome IN ('failed', 'invalid')",
     ):
         await connection.execute(sql.SQL(statement).format(records=records, outcomes=outcomes))
-    async with connection.cursor() as cursor:
-        await cursor.executemany(
-            sql.SQL(
-                "INSERT INTO {} (job, record, line, outcome, reason) "
-                "VALUES (%s, %s, %s, 'invalid', %s)"
-            ).format(outcomes),
-            [(job, bad.number, bad.line, bad.reason) for bad in taken.bad],
-        )
+    copy = sql.SQL("COPY {} (job, record, line, outcome, reason) FROM STDIN").format(outcomes)
+    async with connection.cursor() as cursor, cursor.copy(copy) as into:
+        for bad in taken.bad:
+            await into.write_row((job, bad.number, bad.line, "invalid", kept(bad.reason)))
     await connection.execute(sql.SQL("ANALYZE {}").format(records))
     for table, parent in ((records, "records"), (outcomes, "outcomes")):
         await connection.execute(
@@ -158,13 +154,14 @@ def _record_of(item: object, number: int, layout: Layout) -> Record | BadLine:
             checked_word("messages_source", MessagesSource, source)
     except InvalidArgumentError as refused:
         return BadLine(number=number, line=number, reason=str(refused), raw=b"")
-    if layout.merge and not _is_object(checked):
-        reason = "metadata must be a JSON object to be merged"
+    if layout.merge and not is_object(checked):
+        reason = f"metadata {NO_OBJECT}"
         return BadLine(number=number, line=number, reason=reason, raw=b"")
     return Record(item.message_id, checked, source, number=number, line=number, raw=b"")
 
 
-def _is_object(text: str) -> bool:
+def is_object(text: str) -> bool:
+    """Whether the text is a JSON object."""
     try:
         return isinstance(_json.loads(text.encode()), dict)
     except ValueError:
@@ -209,7 +206,7 @@ def _take(
 ) -> None:
     taken.records += 1
     if isinstance(item, Record) and "\0" in (item.metadata or ""):
-        reason = "metadata has a NUL character, which PostgreSQL cannot keep"
+        reason = f"metadata {NO_NUL}"
         item = BadLine(number=item.number, line=item.line, reason=reason, raw=b"")
     if isinstance(item, BadLine):
         taken.invalid += 1
@@ -219,11 +216,15 @@ def _take(
             taken.bad.append(attrs.evolve(item, raw=b""))
         return
     metadata = item.metadata
-    text = (
-        "\\N" if metadata is None or metadata == layout.constant else metadata.translate(_ESCAPES)
-    )
+    text = "\\N" if metadata is None or metadata == layout.constant else _escaped(metadata)
     source = "\\N" if item.messages_source is None else item.messages_source
     rows.append(f"{job}\t{item.number}\t{item.line}\t{item.message_id}\t{text}\t{source}\n")
+
+
+def _escaped(text: str) -> str:
+    """The text in PostgreSQL's text format of COPY. Ten times as fast as ``str.translate``."""
+    text = text.replace("\\", "\\\\")
+    return text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
 def _refuse_bad_lines(taken: Taken, *, skip: bool, say: Callable[[str], None]) -> None:

@@ -23,6 +23,7 @@ outcome. So memory is flat and the order is that of the input, also after a work
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -35,7 +36,7 @@ from psycopg import sql
 from .._job.input import MergeRecord, Record
 from .._job.ledger import Entry, LedgerError, Numbered, Outcome
 from .._job.states import States
-from .database import Connection, open_connection, within
+from .database import Connection, kept, open_connection, within
 from .intake import partition
 
 __all__ = ["BATCH", "Hold", "PostgresLedger", "Spec"]
@@ -47,6 +48,9 @@ BATCH: Final = 400
 
 PAGE: Final = 1_000
 """Records that are read at a time."""
+
+ROOM: Final = 100
+"""Characters of each outcome that there must be room for."""
 
 RATE_OVER: Final = 10.0
 """Seconds that the rate of a running job is measured over."""
@@ -149,6 +153,11 @@ SELECT number, line, message_id, metadata, messages_source FROM {records}
 
 _ENDED: Final = "SELECT record FROM {outcomes} WHERE record > %s AND record <= %s"
 
+_FILL: Final = """
+INSERT INTO {outcomes} (job, record, outcome, reason)
+  SELECT %(job)s, -n, 'failed', %(text)s FROM generate_series(1, %(number)s::integer) n
+"""
+
 _FAILED: Final = """
 SELECT o.record, r.message_id FROM {outcomes} o JOIN {records} r ON r.number = o.record
   WHERE o.outcome = 'failed' AND o.record > %s ORDER BY o.record LIMIT 10000
@@ -191,6 +200,7 @@ class PostgresLedger:
         self._flushes = spec.flushes
         self._turn = asyncio.Lock()  # one operation at a time on the connection
         self._flushing = asyncio.Lock()
+        self._over = asyncio.Event()
         self._under_way: dict[int, None] = {}  # in rising order
         self._read_to = spec.low
         self._held_until = at + hold.seconds
@@ -200,7 +210,7 @@ class PostgresLedger:
         names = {name: partition(name, spec.id) for name in ("records", "outcomes")}
         self._sql = {
             text: sql.SQL(text).format(**names).as_bytes(connection)
-            for text in (_FLUSH, _RECORDS, _ENDED, _FAILED)
+            for text in (_FLUSH, _RECORDS, _ENDED, _FILL, _FAILED)
         }
 
     @classmethod
@@ -220,11 +230,23 @@ class PostgresLedger:
             id_, project_id, region, options, records, low, epoch, flushes = row[:8]
             spec = Spec(id_, project_id, region, options, records, counts, low, epoch, flushes)
             ledger = cls(dsn, connection, spec, hold, at)
+            await ledger._check_room()
             await ledger._load_failed()
         except BaseException:
             await connection.close()
             raise
         return ledger
+
+    async def _check_room(self) -> None:
+        """Raises psycopg.Error if the database has no room for the outcomes of a flush.
+
+        Else a worker on a full disk would send the same records again and again.
+        """
+        assert self._connection is not None  # it has just taken the job
+        async with self._connection.transaction(force_rollback=True):
+            await self._connection.execute(
+                self._sql[_FILL], {"job": self.spec.id, "number": BATCH, "text": "x" * ROOM}
+            )
 
     async def _load_failed(self) -> None:
         """The records that failed in earlier holds, since a later record may supersede them."""
@@ -245,15 +267,20 @@ class PostgresLedger:
         return not self.late
 
     async def keep(self, on_cancel: Callable[[], object]) -> None:
-        """Flush again and again, until cancelled. Raises LostError if the job belongs to another.
+        """Flush again and again, until :meth:`let_go`. Raises LostError if another has the job.
 
         ``on_cancel`` is called when somebody has asked for the job's end.
         """
-        while True:
-            await asyncio.sleep(self._hold.seconds / 6)
+        while not self._over.is_set():
             await self.flush()
             if self.cancelled:
                 on_cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), self._hold.seconds / 6)
+
+    def let_go(self) -> None:
+        """Ends :meth:`keep`, after a flush that is under way."""
+        self._over.set()
 
     async def end(self, state: str, error: str | None) -> str | None:
         """Writes what still waits, and the job's state; None if the job is no longer ours.
@@ -263,7 +290,12 @@ class PostgresLedger:
         try:
             while self._batch is not None or self._waiting:
                 await self.flush(patience=self._hold.seconds)
-            words = {"state": state, "error": error, "job": self.spec.id, "epoch": self.spec.epoch}
+            words = {
+                "state": state,
+                "error": kept(error),
+                "job": self.spec.id,
+                "epoch": self.spec.epoch,
+            }
             rows = await self._patiently(lambda: self._query(_END, words), self._hold.seconds)
         except LedgerError:
             return None
@@ -406,7 +438,7 @@ class PostgresLedger:
             "low": batch.low,
             "rate": batch.rate,
             "seconds": batch.seconds,
-            "error": batch.error,
+            "error": kept(batch.error),
             **{str(outcome): change for outcome, change in batch.changes.items()},
             "record": [entry.record for entry in entries],
             "by": [entry.by for entry in entries],
@@ -414,9 +446,9 @@ class PostgresLedger:
             "attempts": [entry.attempts for entry in entries],
             "outcome": [str(entry.outcome) for entry in entries],
             "kind": [entry.error for entry in entries],
-            "status": [_kept(entry.status) for entry in entries],
-            "request_id": [_kept(entry.request_id) for entry in entries],
-            "reason": [_kept(entry.reason) for entry in entries],
+            "status": [kept(entry.status) for entry in entries],
+            "request_id": [kept(entry.request_id) for entry in entries],
+            "reason": [kept(entry.reason) for entry in entries],
         }
 
     # The database
@@ -456,8 +488,3 @@ class PostgresLedger:
 
 async def _rows(connection: Connection, query: bytes, arguments: Any) -> list[tuple[Any, ...]]:
     return await (await connection.execute(query, arguments)).fetchall()
-
-
-def _kept(text: str | None) -> str | None:
-    """PostgreSQL keeps no NUL."""
-    return None if text is None else text.replace("\0", "\\0")

@@ -8,6 +8,9 @@ A job is put back if
 - it waits, and the engine has no job for it that waits or has just been fetched: the worker died
   between two steps, or the engine gave the job up.
 
+A job of the engine whose bulk job has ended, or was deleted, is removed: its worker died before it
+could tell the engine, and the engine would let no other job of the project begin.
+
 The epoch is raised, so whoever held the job before writes nothing any more.
 """
 
@@ -37,6 +40,16 @@ SELECT j.id, j.state, j.project_id, j.cancel_requested, j.engine_job, e.status::
 """
 
 
+_LEFT_OVER: Final = """
+SELECT procrastinate_finish_job_v1(e.id, 'aborted', true) FROM procrastinate_jobs e
+  WHERE e.task_name = %(task)s AND e.status IN ('todo', 'doing')
+    AND NOT EXISTS (SELECT FROM jobs j
+      WHERE j.engine_job = e.id AND j.state IN ('queued', 'running'))
+    AND NOT EXISTS (SELECT FROM procrastinate_events v WHERE v.job_id = e.id
+      AND v.at > clock_timestamp() - make_interval(secs => %(grace)s))
+"""
+
+
 @attrs.frozen
 class _Found:
     id: int
@@ -53,6 +66,7 @@ async def retake(connection: Connection, grace: float) -> None:
         rows = await (await connection.execute(_LOST, {"grace": grace})).fetchall()
         for row in rows:
             await _put_back(connection, _Found(*row))
+        await connection.execute(_LEFT_OVER, {"task": engine.TASK, "grace": grace})
 
 
 async def _put_back(connection: Connection, found: _Found) -> None:

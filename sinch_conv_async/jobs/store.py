@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -14,12 +16,13 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from .._job.input import Layout, Source
-from .._wire.arguments import checked_id, regional_origin
+from .._wire.arguments import checked_id, checked_metadata, regional_origin
 from ..enums import Region
+from ..errors import InvalidArgumentError
 from . import engine
-from .database import Connection, connected, dsn_of, told
+from .database import Connection, connected, dsn_of, kept, open_connection, told
 from .errors import JobNotFoundError, JobStateError
-from .intake import Updates, load, partition
+from .intake import NO_NUL, NO_OBJECT, Updates, is_object, load, partition
 from .schema import check_version, create
 
 __all__ = ["FailedRecord", "JobOutcome", "JobStatus", "JobStore"]
@@ -138,16 +141,16 @@ class JobStore:
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn_of(dsn)
-        self._stack: contextlib.AsyncExitStack | None = None
         self._kept: Connection | None = None
+        self._turn: asyncio.Lock | None = None  # one call at a time on that connection
 
     def __repr__(self) -> str:
         return "<JobStore>"  # the connection string may hold a password
 
     async def __aenter__(self) -> Self:
-        stack = contextlib.AsyncExitStack()
-        self._kept = await stack.enter_async_context(connected(self._dsn))
-        self._stack = stack
+        with told():
+            self._kept = await open_connection(self._dsn)
+        self._turn = asyncio.Lock()
         return self
 
     async def __aexit__(
@@ -160,17 +163,20 @@ class JobStore:
 
     async def close(self) -> None:
         """Closes the connection of an ``async with`` block; closing twice is fine."""
-        stack, self._stack, self._kept = self._stack, None, None
-        if stack is not None:
-            await stack.aclose()
+        connection, self._kept, self._turn = self._kept, None, None
+        if connection is not None:
+            await connection.close()
 
     @contextlib.asynccontextmanager
     async def _connection(self, *, check: bool = True) -> AsyncGenerator[Connection]:
-        if self._kept is not None:
-            with told():
-                if check:
-                    await check_version(self._kept)
-                yield self._kept
+        if self._turn is not None:
+            async with self._turn:
+                with told():
+                    if self._kept is None or self._kept.closed:
+                        self._kept = await open_connection(self._dsn)
+                    if check:
+                        await check_version(self._kept)
+                    yield self._kept
             return
         async with connected(self._dsn) as connection:
             if check:
@@ -225,19 +231,21 @@ class JobStore:
         project_id = checked_id("project_id", project_id or os.environ.get("SINCH_PROJECT_ID"))
         if region is not None:
             regional_origin(region)
+        if bad_lines not in ("stop", "skip"):
+            raise InvalidArgumentError("bad_lines must be 'stop' or 'skip'")
         given = updates.layout if isinstance(updates, Source) else layout or Layout()
         if merge:
             given = attrs.evolve(given, merge=True)
         options = {
             "merge": given.merge or None,
-            "metadata": given.constant,
-            "rate_limit": rate_limit,
-            "concurrency": concurrency,
-            "max_failures": max_failures,
-            "max_failures_percent": max_failures_percent,
-            "max_outage": max_outage,
+            "metadata": checked_constant(given),
+            "rate_limit": positive("rate_limit", rate_limit),
+            "concurrency": _whole("concurrency", concurrency),
+            "max_failures": _up_to("max_failures", max_failures, sys.maxsize),
+            "max_failures_percent": _up_to("max_failures_percent", max_failures_percent, 100),
+            "max_outage": positive("max_outage", max_outage),
         }
-        kept = {name: value for name, value in options.items() if value is not None}
+        said = {name: value for name, value in options.items() if value is not None}
         async with self._connection() as connection, connection.transaction():
             row = await (
                 await connection.execute(
@@ -246,8 +254,8 @@ class JobStore:
                     [
                         project_id,
                         None if region is None else str(region),
-                        _name(updates),
-                        Jsonb(kept),
+                        kept(_name(updates)),
+                        Jsonb(said),
                     ],
                 )
             ).fetchone()
@@ -364,6 +372,41 @@ class JobStore:
         if not status.final:
             raise JobStateError(f"job {job} is {status.state}; cancel it first")
         return status
+
+
+def positive(name: str, value: float | None) -> float | None:
+    """A positive, finite number or None; or InvalidArgumentError."""
+    if value is None or (_is_number(value) and 0 < value <= sys.float_info.max):
+        return value
+    raise InvalidArgumentError(f"{name} must be a positive, finite number")
+
+
+def _up_to(name: str, value: float | None, most: float) -> float | None:
+    if value is None or (_is_number(value) and 0 <= value <= most):
+        return value
+    raise InvalidArgumentError(f"{name} must be a number from 0 to {most:,}")
+
+
+def _whole(name: str, value: int | None) -> int | None:
+    if value is None or (type(value) is int and 1 <= value <= sys.maxsize):
+        return value
+    raise InvalidArgumentError(f"{name} must be a whole number, 1 or more")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def checked_constant(layout: Layout) -> str | None:
+    """The metadata of all records, if there is one; or InvalidArgumentError."""
+    if layout.constant is None:
+        return None
+    checked = checked_metadata(layout.constant)
+    if "\0" in checked:
+        raise InvalidArgumentError(f"metadata {NO_NUL}")
+    if layout.merge and not is_object(checked):
+        raise InvalidArgumentError(f"metadata {NO_OBJECT}")
+    return checked
 
 
 def _name(updates: Updates) -> str:

@@ -33,13 +33,13 @@ from .._job.input import InputError
 from .._job.ledger import LedgerError, Outcome
 from .._job.run import Counts, FailureLimit, Run
 from ..client import ClientOptions, ConversationClient
-from ..errors import SinchError
+from ..errors import InvalidArgumentError, SinchError
 from ..fleet import Fleet
 from .database import dsn_of, open_connection
 from .engine import TASK, Again, GiveBack, app_of, queue_of
 from .ledger import Hold, PostgresLedger, Spec
 from .retake import retake
-from .store import JobStore
+from .store import JobStore, positive
 
 __all__ = ["RETAKE_AFTER", "WorkerReport", "run_worker"]
 
@@ -48,6 +48,10 @@ RETAKE_AFTER: Final = 3.0
 
 JOBS: Final = 5
 CONNECTIONS: Final = 256
+
+
+class NotTakenError(Exception):
+    """The database did not let the worker take a job."""
 
 
 @attrs.frozen
@@ -85,6 +89,10 @@ async def run_worker(
     Raises :class:`JobStoreError` if the database cannot be used at the beginning; later it waits
     for the database. Raises :class:`~sinch_conv_async.InvalidArgumentError` for wrong credentials.
     """
+    if type(jobs) is not int or jobs < 1:
+        raise InvalidArgumentError("jobs must be a whole number, 1 or more")
+    if positive("retake_after", retake_after) is None:
+        raise InvalidArgumentError("retake_after must be a positive, finite number")
     keys = _keys(credentials)
     worker = _Worker(
         dsn=dsn_of(dsn),
@@ -158,12 +166,16 @@ class _Worker:
                 raise error
 
     async def _let_go(self, tasks: set[asyncio.Task[Any]]) -> None:
-        """Ends the tasks. The engine's waits for the jobs, which finish what is under way."""
-        self.letting_go = True
-        for run in self.runs:
-            run.stop()
-        for task in tasks:
-            task.cancel()
+        """Ends the tasks. The engine's waits for the jobs, which finish what is under way.
+
+        Cancelled once more, the engine would not wait for the jobs any more.
+        """
+        if not self.letting_go:
+            self.letting_go = True
+            for run in self.runs:
+                run.stop()
+            for task in tasks:
+                task.cancel()
         await asyncio.wait(tasks)
 
     async def _engine(self, app: App) -> None:
@@ -210,8 +222,9 @@ class _Worker:
             raise GiveBack
         try:
             ledger = await PostgresLedger.take(self.dsn, job, hold)
-        except psycopg.Error:
-            raise GiveBack from None
+        except psycopg.Error as problem:
+            # No GiveBack: the job is tried again in a second, and not at once.
+            raise NotTakenError(type(problem).__name__) from None
         if ledger is None:
             return
         log(INFO, "job %d: %d records remain", job, _remaining(ledger), job=job)
@@ -246,17 +259,22 @@ class _Worker:
         if self.letting_go:
             run.stop()
         keeping = asyncio.create_task(ledger.keep(run.stop), name="sinch_conv_async hold")
-        keeping.add_done_callback(lambda task: run.stop())
+
+        def stop_too(task: asyncio.Task[None]) -> None:
+            run.stop()
+            if not task.cancelled():
+                task.exception()  # the run comes to the same error, and ends with it
+
+        keeping.add_done_callback(stop_too)
         error: Exception | None = None
         try:
             error = await self._run(run, ledger)
         finally:
             self.runs.discard(run)
-            keeping.cancel()
-            await asyncio.wait([keeping])
+            ledger.let_go()
             ending = ending_of(run, ledger, error)
             # Shielded: what is known of the outcomes is written, whatever happens to this task.
-            writing = asyncio.ensure_future(self._end(ledger, *ending))
+            writing = asyncio.ensure_future(self._end(ledger, keeping, *ending))
             try:
                 state = await asyncio.shield(writing)
             except asyncio.CancelledError:
@@ -285,8 +303,15 @@ class _Worker:
             return error
         return None
 
-    async def _end(self, ledger: PostgresLedger, state: str, error: str | None) -> str:
+    async def _end(
+        self,
+        ledger: PostgresLedger,
+        keeping: asyncio.Task[None],
+        state: str,
+        error: str | None,
+    ) -> str:
         """Writes how the job is left, and notes it for the report."""
+        await asyncio.wait([keeping])
         job = ledger.spec.id
         left = await ledger.end(state, error)
         if left is None:

@@ -199,6 +199,29 @@ asyncio.run(main())
     assert len(sandbox.token_requests) == 2  # one for each of the two clients
 
 
+def test_a_synchronous_program_runs_a_job_on_the_portal(sandbox):
+    program = """
+from sync_client import sinch
+
+async def close_all(client, ids):
+    updates = [(message_id, "closed") for message_id in ids]
+    return [outcome.ok async for outcome in client.update_many(updates)]
+
+print(sinch.run(close_all, ["m1", "m2"]))
+print(sinch.update_message_metadata("m1", "open").metadata)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**unmeasured(os.environ), "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("[True, True]\nopen\n", "")
+    assert len(sandbox.token_requests) == 1
+
+
 def test_a_client_that_threads_share_without_the_portal_says_where_to_read(sandbox):
     program = """
 import asyncio, threading

@@ -17,6 +17,7 @@ from sinch_conv_async._job.run import FailureLimit, OtherRecordError, Run
 from sinch_conv_async._job.states import States
 from sinch_conv_async.cli.progress import Quiet
 from sinch_conv_async.sandbox import Sandbox
+from tests.servers import client_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,7 +126,7 @@ async def test_in_an_outage_the_progress_is_told_the_last_error(tmp_path: Path) 
     said: list[str] = []
     async with (
         Sandbox(auto_create=True) as sandbox,
-        ConversationClient(**sandbox.client_options()) as client,
+        client_of(sandbox) as client,
     ):
         sandbox.fail_next(503, times=10_000)
         with Journal.open(tmp_path / "j") as journal:

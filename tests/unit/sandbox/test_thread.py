@@ -10,11 +10,12 @@ import pytest
 
 from sinch_conv_async import ConversationClient
 from sinch_conv_async.sandbox import Sandbox
+from tests.servers import client_of
 
 
 def update(sandbox: Sandbox, message_id: str = "m", metadata: str = "new") -> None:
     async def call() -> None:
-        async with ConversationClient(**sandbox.client_options()) as client:
+        async with client_of(sandbox) as client:
             await client.update_message_metadata(message_id, metadata)
 
     asyncio.run(call())
@@ -36,7 +37,7 @@ def test_a_plain_with_serves_until_its_end():
 
 
 def test_what_a_test_says_holds_for_the_next_request():
-    with Sandbox(auto_create=True) as sandbox:
+    with Sandbox(auto_create=True, token_rate=None) as sandbox:
         for _ in range(20):
             sandbox.fail_next(503)
             assert sandbox.pending_faults == 1

@@ -230,8 +230,7 @@ async def test_following_a_job_can_be_left(jobs, url, sandbox, tmp_path):
     async with Running(arguments, environment, tmp_path) as follower, working(url, sandbox):
         sandbox.hold()
         await until_state(JobStore(url), int(job), "running")
-        await sandbox.wait_for_requests(1)
-        # It has been seen to run: the follower handles signals long before that.
+        await follower.says("Following job")
         follower.send(signal.SIGINT)
         ended = await follower.ends()
         sandbox.release()
