@@ -21,7 +21,6 @@ from ..enums import MessagesSource
 from ..errors import InvalidArgumentError
 from ..models import MetadataUpdate
 from .database import Connection, kept
-from .schema import OUTCOMES, RECORDS
 
 __all__ = ["NO_NUL", "NO_OBJECT", "Taken", "Updates", "is_object", "load", "partition"]
 
@@ -32,6 +31,15 @@ MOST_BAD_LINES_SHOWN: Final = 10
 
 NO_NUL: Final = "has a NUL character, which PostgreSQL cannot keep"
 NO_OBJECT: Final = "must be a JSON object to be merged"
+
+_COLUMNS: Final = """
+SELECT string_agg(
+    format('%%I %%s', a.attname, format_type(a.atttypid, a.atttypmod))
+    || coalesce(' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), '')
+    || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END, ', ' ORDER BY a.attnum)
+  FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+  WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
+"""
 
 Updates = (
     str
@@ -75,15 +83,15 @@ async def load(
     """
     records, outcomes = partition("records", job), partition("outcomes", job)
     check = sql.SQL("CHECK (job = {})").format(sql.Literal(job))
-    # Not LIKE: that would lock the parents, and so hold up deletions, as long as the input lasts.
-    for table, columns in ((records, RECORDS), (outcomes, OUTCOMES)):
-        await connection.execute(
-            sql.SQL("CREATE TABLE {} ({}, {})").format(table, sql.SQL(columns), check)
-        )
+    for table, parent in ((records, "records"), (outcomes, "outcomes")):
+        columns = await _columns(connection, parent)
+        await connection.execute(sql.SQL("CREATE TABLE {} ({}, {})").format(table, columns, check))
     taken = Taken()
     with ExitStack() as stack:
         items = _opened(updates, layout, stack)
-        copy = sql.SQL("COPY {} FROM STDIN").format(records)
+        copy = sql.SQL(
+            "COPY {} (job, number, line, message_id, metadata, messages_source) FROM STDIN"
+        ).format(records)
         async with connection.cursor() as cursor, cursor.copy(copy) as into:
             async for block in _blocks(job, items, layout, taken, skip=skip, say=say):
                 await into.write(block)
@@ -107,6 +115,16 @@ async def load(
             )
         )
     return taken
+
+
+async def _columns(connection: Connection, parent: str) -> sql.Composable:
+    """The columns of a parent, as CREATE TABLE takes them; also those of a later version.
+
+    Not LIKE: that would lock the parents, and so hold up deletions, as long as the input lasts.
+    """
+    row = await (await connection.execute(_COLUMNS, [parent])).fetchone()
+    assert row is not None  # an aggregate gives one row
+    return sql.SQL(row[0])
 
 
 def _opened(updates: Updates, layout: Layout, stack: ExitStack) -> _Items:

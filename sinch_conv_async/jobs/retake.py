@@ -41,12 +41,15 @@ SELECT j.id, j.state, j.project_id, j.cancel_requested, j.engine_job, e.status::
 
 
 _LEFT_OVER: Final = """
-SELECT procrastinate_finish_job_v1(e.id, 'aborted', true) FROM procrastinate_jobs e
+WITH left_over AS (
+  SELECT e.id FROM procrastinate_jobs e
   WHERE e.task_name = %(task)s AND e.status IN ('todo', 'doing')
     AND NOT EXISTS (SELECT FROM jobs j
       WHERE j.engine_job = e.id AND j.state IN ('queued', 'running'))
     AND NOT EXISTS (SELECT FROM procrastinate_events v WHERE v.job_id = e.id
       AND v.at > clock_timestamp() - make_interval(secs => %(grace)s))
+  FOR UPDATE OF e SKIP LOCKED)
+SELECT procrastinate_finish_job_v1(id, 'aborted', true) FROM left_over
 """
 
 

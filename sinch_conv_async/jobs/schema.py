@@ -23,7 +23,7 @@ from psycopg import sql
 from .database import SCHEMA, Connection
 from .errors import SchemaError
 
-__all__ = ["OUTCOMES", "RECORDS", "VERSION", "check_version", "create"]
+__all__ = ["VERSION", "check_version", "create"]
 
 VERSION: Final = 1
 """Of the tables, as this program makes them."""
@@ -31,31 +31,7 @@ VERSION: Final = 1
 LEAST: Final = 1
 """The least version of a program that may work with them."""
 
-RECORDS: Final = """
-  job integer NOT NULL,
-  number integer NOT NULL,
-  line integer NOT NULL,
-  message_id text NOT NULL,
-  metadata text,
-  messages_source text
-"""
-
-OUTCOMES: Final = """
-  job integer NOT NULL,
-  record integer NOT NULL,
-  ended_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-  superseded_by integer,
-  line integer,
-  http_status smallint,
-  attempts integer,
-  outcome text NOT NULL,
-  error text,
-  status text,
-  request_id text,
-  reason text
-"""
-
-_OURS: Final = f"""
+_OURS: Final = """
 CREATE TABLE IF NOT EXISTS version (
   version integer NOT NULL,
   least integer NOT NULL,
@@ -68,7 +44,7 @@ CREATE TABLE IF NOT EXISTS jobs (
   project_id text NOT NULL,
   region text,
   input text NOT NULL,
-  options jsonb NOT NULL DEFAULT '{{}}',
+  options jsonb NOT NULL DEFAULT '{}',
   records integer NOT NULL DEFAULT 0,
   updated integer NOT NULL DEFAULT 0,
   unchanged integer NOT NULL DEFAULT 0,
@@ -96,9 +72,29 @@ COMMENT ON COLUMN jobs.low IS 'all records up to this one have an outcome';
 COMMENT ON COLUMN jobs.epoch IS 'how often the job was taken; an earlier holder writes nothing';
 COMMENT ON COLUMN jobs.flushes IS 'how often outcomes were written';
 COMMENT ON COLUMN jobs.seconds IS 'of work, over all workers';
-CREATE TABLE IF NOT EXISTS records ({RECORDS}) PARTITION BY LIST (job);
+CREATE TABLE IF NOT EXISTS records (
+  job integer NOT NULL,
+  number integer NOT NULL,
+  line integer NOT NULL,
+  message_id text NOT NULL,
+  metadata text,
+  messages_source text
+) PARTITION BY LIST (job);
 COMMENT ON COLUMN records.metadata IS 'null: the one of the whole job, in its options';
-CREATE TABLE IF NOT EXISTS outcomes ({OUTCOMES}) PARTITION BY LIST (job);
+CREATE TABLE IF NOT EXISTS outcomes (
+  job integer NOT NULL,
+  record integer NOT NULL,
+  ended_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  superseded_by integer,
+  line integer,
+  http_status smallint,
+  attempts integer,
+  outcome text NOT NULL,
+  error text,
+  status text,
+  request_id text,
+  reason text
+) PARTITION BY LIST (job);
 """
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import attrs
+import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
@@ -21,7 +22,7 @@ from ..enums import Region
 from ..errors import InvalidArgumentError
 from . import engine
 from .database import Connection, connected, dsn_of, kept, open_connection, told
-from .errors import JobNotFoundError, JobStateError
+from .errors import JobNotFoundError, JobStateError, JobStoreError
 from .intake import NO_NUL, NO_OBJECT, Updates, is_object, load, partition
 from .schema import check_version, create
 
@@ -29,8 +30,12 @@ __all__ = ["FailedRecord", "JobOutcome", "JobStatus", "JobStore"]
 
 JobState = Literal["queued", "running", "done", "cancelled", "failed"]
 
-LOCK_TIMEOUT: Final = 10
-"""Seconds that a deletion waits for those who read the parents of all partitions."""
+DROP_WAIT: Final = 50
+"""Milliseconds that a deletion waits for those who read the parents of all partitions."""
+
+DROP_TRIES: Final = 40
+DROP_EVERY: Final = 0.25
+"""Seconds between two tries to delete a job."""
 
 
 @attrs.frozen
@@ -163,9 +168,13 @@ class JobStore:
 
     async def close(self) -> None:
         """Closes the connection of an ``async with`` block; closing twice is fine."""
-        connection, self._kept, self._turn = self._kept, None, None
-        if connection is not None:
-            await connection.close()
+        turn, self._turn = self._turn, None
+        if turn is None:
+            return
+        async with turn:  # after the calls that wait for it
+            connection, self._kept = self._kept, None
+            if connection is not None:
+                await connection.close()
 
     @contextlib.asynccontextmanager
     async def _connection(self, *, check: bool = True) -> AsyncGenerator[Connection]:
@@ -326,12 +335,33 @@ class JobStore:
 
         Raises JobNotFoundError, and JobStateError for a job that has not ended.
         """
-        async with self._connection() as connection, connection.transaction():
-            await self._ended(connection, job)
-            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
-            for table in ("records", "outcomes"):
-                await connection.execute(sql.SQL("DROP TABLE {}").format(partition(table, job)))
-            await connection.execute("DELETE FROM jobs WHERE id = %s", [job])
+        for _ in range(DROP_TRIES):
+            async with self._connection() as connection:
+                if await self._delete(connection, job):
+                    return
+            await asyncio.sleep(DROP_EVERY)
+        raise JobStoreError(
+            f"job {job} was not deleted: others read the tables, such as a backup; try again later"
+        )
+
+    async def _delete(self, connection: Connection, job: int) -> bool:
+        """Deletes a job if that can be done at once.
+
+        A deletion that waits for a lock would hold up whoever comes after it, workers too.
+        """
+        try:
+            async with connection.transaction():
+                await self._drop(connection, job)
+        except psycopg.errors.LockNotAvailable:
+            return False
+        return True
+
+    async def _drop(self, connection: Connection, job: int) -> None:
+        await self._ended(connection, job)
+        await connection.execute(f"SET LOCAL lock_timeout = {DROP_WAIT}")
+        for table in ("records", "outcomes"):
+            await connection.execute(sql.SQL("DROP TABLE {}").format(partition(table, job)))
+        await connection.execute("DELETE FROM jobs WHERE id = %s", [job])
 
     async def outcomes(self, job: int) -> AsyncIterator[JobOutcome]:
         """The outcome of each record that has one, in the order of the records."""

@@ -271,6 +271,37 @@ async def test_a_delete_does_not_wait_for_a_submit(store, url, cluster):
         await submitting
 
 
+async def test_a_delete_gives_way_to_who_reads_the_tables(store, url, monkeypatch):
+    """A backup, which reads the parents, is not waited for: a worker would wait behind it."""
+    monkeypatch.setattr("sinch_conv_async.jobs.store.DROP_TRIES", 2)
+    job = await store.submit(pairs(1), project_id=PROJECT)
+    await store.cancel(job)
+    async with await psycopg.AsyncConnection.connect(url) as reader:
+        await reader.execute("SELECT FROM sinch_conv.records")
+        with pytest.raises(JobStoreError, match="others read the tables, such as a backup"):
+            await store.delete(job)
+    await store.delete(job)
+    assert await store.list() == []
+
+
+async def test_a_block_that_is_closed_lets_calls_finish_that_wait(url):
+    store = JobStore(url)
+    async with store:
+        waiting = [asyncio.create_task(store.list()) for _ in range(3)]
+        await asyncio.sleep(0)
+        await store.close()
+    assert await asyncio.gather(*waiting) == [[], [], []]
+
+
+async def test_a_part_has_the_columns_that_later_tables_have_too(store, url, sandbox):
+    await sql(url, "ALTER TABLE outcomes ADD COLUMN later integer NOT NULL DEFAULT 5")
+    await sql(url, "ALTER TABLE records ADD COLUMN later text")
+    job = await store.submit(pairs(2), project_id=PROJECT)
+    async with working(url, sandbox):
+        assert (await ended(store, job)).updated == 2
+    assert await sql(url, "SELECT DISTINCT later FROM outcomes") == [(5,)]
+
+
 async def test_secrets_are_nowhere_in_the_database(store, url, sandbox, cluster, tmp_path):
     sandbox.fail_next(404, message_id="ID1")
     job = await store.submit(pairs(3), project_id=PROJECT)
