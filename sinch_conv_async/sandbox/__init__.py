@@ -1,10 +1,10 @@
 """A stand-in for the Conversation API's messages and its OAuth2 token endpoint, on one port.
 
-It is for tests and demonstrations: it answers as the API does, keeps a record of what arrived, and
-misbehaves on request. It imports nothing else of this package, so that it cannot share the client's
-mistakes, and it speaks JSON and HTTP/1.1 as text: what goes over the wire is written here by hand.
+It is for tests and demonstrations: it answers as the API does, records the requests, and fails on
+request. It imports nothing else of this package, so that it cannot share the client's mistakes. It
+writes JSON and HTTP/1.1 by hand.
 
-It refuses to know what a client ought to do about an answer.
+It does not know what a client should do with an answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The sandbox's connections: accepted, written to by hand, broken, and closed all at once.
+"""The sandbox's connections: accepting, writing by hand, breaking, and closing all of them.
 
 aiohttp's low-level server reads the requests. The responses are written to the transport as bytes,
-because a sandbox must be able to send what no well-made server would.
+because a sandbox must also be able to send invalid HTTP.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from aiohttp import web
 
 __all__ = ["CLOSED", "KEPT", "Listener", "reset", "trickle", "write"]
 
-# Enough for a cold burst of thousands of connections; the kernel cuts it to its own limit.
+# Enough for a sudden burst of thousands of connections; the kernel reduces it to its own limit.
 _BACKLOG: Final = 4096
 
 
 def _quotes_no_request(record: logging.LogRecord) -> bool:
-    # aiohttp logs a malformed request with the line that it could not read, which may be the one
-    # with the credentials. (Told by the exception's module, so that `aiohttp.web` is all that is
-    # imported here.)
+    # aiohttp logs a malformed request with the line that it could not read, which may contain the
+    # credentials. (The exception is recognized by its module, so that only `aiohttp.web` is
+    # imported.)
     return not record.exc_info or type(record.exc_info[1]).__module__ != "aiohttp.http_exceptions"
 
 
@@ -148,8 +148,8 @@ class Listener:
             return
         self._peak = max(self._peak, server.peak)
         server.closing = True
-        # A connection that the loop has accepted takes two turns to get its transport, and asyncio
-        # loses it if its server is closed in between. So accept no more, then let those arrive.
+        # An accepted connection gets its transport after two turns of the loop, and asyncio loses
+        # it if its server is closed in between. So accept no more, then wait for these turns.
         # (Windows' loop has no readers.)
         with contextlib.suppress(NotImplementedError):
             for each in listening.sockets:
@@ -162,7 +162,7 @@ class Listener:
         for transport in tuple(server.transports.values()):
             transport.abort()
         # aiohttp forgets a connection when its task has ended, a few turns of the loop after the
-        # abort, and has no event to tell of it.
+        # abort. It has no event for that.
         while server.connections:  # noqa: ASYNC110  # closing sockets call back nobody
             await asyncio.sleep(0)
 
@@ -191,7 +191,7 @@ class Listener:
 
 
 def write(transport: asyncio.Transport | None, data: bytes) -> None:
-    """Write, unless the caller has gone; asyncio would warn about writing then."""
+    """Write, unless the caller has disconnected, because asyncio would warn then."""
     if transport is not None and not transport.is_closing():
         transport.write(data)
 
@@ -211,8 +211,7 @@ def reset(transport: asyncio.Transport | None) -> None:
     """Close with a TCP reset."""
     if transport is None:
         return
-    # Lingering for no time at all makes the kernel answer with RST instead of FIN; Windows' struct
-    # is shorter.
+    # With a linger time of 0 the kernel sends RST instead of FIN. Windows' struct is shorter.
     linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     transport.abort()

@@ -1,9 +1,9 @@
-"""What a test says about the requests to come: scripts, recurring and random faults, held answers.
+"""The scripts of a test for coming requests: single, recurring and random faults, held answers.
 
-A script waits in the queue of the requests that it is for: all, those for one message, those of one
-method, or both. A request takes the oldest script at the head of its queues, and takes one at most.
+A script waits in a queue: of all requests, of one message, of one method, or of both. A request
+takes the oldest script at the heads of its queues, and only one.
 
-Nothing here knows a connection or a message: `server.py` carries a script out.
+This file knows no connection and no message: `serving.py` carries out a script.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .tokens import check_word
 __all__ = ["DropPoint", "Faults", "Gate", "Script", "TokenScript", "Unsolicited", "check_seconds"]
 
 DropPoint = Literal["before_answer", "mid_headers", "mid_body", "after_answer"]
-"""How far an answer gets before the connection is closed."""
+"""The point of an answer at which the connection is closed."""
 
 
 @attrs.frozen
 class Unsolicited:
-    """A second response that nobody asked for: these bytes, or one of this status."""
+    """A second response without a request: these bytes, or a response of this status."""
 
     raw: bytes | None
     status: int
@@ -62,7 +62,7 @@ class Script:
 
     @property
     def replaces(self) -> bool:
-        """Whether the response is scripted, so that credentials and pace do not matter."""
+        """Whether the response is scripted, so that credentials and rate limit do not matter."""
         return (
             self.response is not None
             or self.raw is not None
@@ -73,7 +73,7 @@ class Script:
 
 @attrs.define(eq=False, kw_only=True)
 class TokenScript:
-    """What happens to the next token requests. With `response` or `drop` none is served."""
+    """What happens to the next token requests. With `response` or `drop` they are not served."""
 
     remaining: int
     response: Response | None = None
@@ -83,27 +83,27 @@ class TokenScript:
 
     @property
     def replaces(self) -> bool:
-        """Whether the request costs the endpoint's token bucket nothing."""
+        """Whether the request takes nothing from the endpoint's token bucket."""
         return self.response is not None or self.drop
 
 
 class Gate:
-    """Holds back those who come while it is shut, and lets them go in the order of arrival."""
+    """Holds requests while it is shut, and releases them in the order of arrival."""
 
     def __init__(self) -> None:
         self.is_shut = False
         self._held: dict[asyncio.Future[None], None] = {}
 
     def shut(self) -> None:
-        """Hold those who come from now on."""
+        """Hold requests from now on."""
         self.is_shut = True
 
     def open(self) -> None:
-        """Let those go who are held, and hold nobody."""
+        """Release the held requests, and hold no more."""
         self.is_shut = False
         held, self._held = self._held, {}
         for future in held:
-            # One whose loop has ended is beyond help.
+            # A future of a closed loop cannot be woken.
             if not future.done() and not future.get_loop().is_closed():
                 future.set_result(None)
 
@@ -120,9 +120,9 @@ class Gate:
 class Faults(OwnThread):
     """The part of the sandbox that a test scripts.
 
-    In all scripts ``times`` is the number of requests that they hit, ``message_id`` and ``method``
-    restrict them to requests for that message or of that method, and ``applied`` changes the
-    message whatever the answer looks like.
+    In all scripts ``times`` is the number of requests that they hit. ``message_id`` and ``method``
+    restrict them to requests for that message or of that method. ``applied`` changes the message,
+    whatever the answer says.
     """
 
     def __init__(self) -> None:
@@ -135,29 +135,29 @@ class Faults(OwnThread):
 
     @property
     def pending_faults(self) -> int:
-        """How many requests the scripts will still hit, the token endpoint's included."""
-        # Copies, made at one stroke: another thread may ask while scripts come and go.
+        """How many requests the scripts will still hit, including those of the token endpoint."""
+        # Copies, because another thread may call this while scripts are added and removed.
         scripts = [script for queue in list(self._scripts.values()) for script in list(queue)]
         tokens = list(self._token_scripts)
         return sum(each.remaining for each in scripts) + sum(each.remaining for each in tokens)
 
     @on_its_loop
     def clear_faults(self) -> None:
-        """Forget all scripts and recurring faults, the token endpoint's included."""
+        """Forget all scripts and recurring faults, including those of the token endpoint."""
         self._recurring.clear()
         self._scripts.clear()
         self._token_scripts.clear()
 
-    # Holding answers back.
+    # Holding answers
 
     @on_its_loop
     def hold(self) -> None:
-        """Let API requests arrive, and answer none of them until :meth:`release`."""
+        """Let API requests arrive, but answer none until :meth:`release`."""
         self._gate.shut()
 
     @on_its_loop
     def release(self) -> None:
-        """Answer what was held, in the order of arrival, and hold nothing more."""
+        """Answer the held requests in the order of arrival, and hold no more."""
         self._gate.open()
 
     @contextlib.asynccontextmanager
@@ -171,12 +171,12 @@ class Faults(OwnThread):
 
     @on_its_loop
     def hold_tokens(self) -> None:
-        """Let token requests arrive, and answer none of them until :meth:`release_tokens`."""
+        """Let token requests arrive, but answer none until :meth:`release_tokens`."""
         self._token_gate.shut()
 
     @on_its_loop
     def release_tokens(self) -> None:
-        """Answer the token requests that were held, and hold nothing more."""
+        """Answer the held token requests, and hold no more."""
         self._token_gate.open()
 
     # Scripts for the API.
@@ -194,19 +194,19 @@ class Faults(OwnThread):
         method: str | None = None,
         applied: bool = False,
     ) -> None:
-        """Answer the next requests with this status, whatever they ask.
+        """Answer the next requests with this status.
 
-        As in every script: it hits ``times`` requests. With ``message_id`` these are requests for
-        that message, with ``method`` (``"GET"`` or ``"PATCH"``) requests of that method. Raises
-        ValueError if ``times`` is less than 1, the status is not that of a final answer, or
-        ``body`` names no shape.
+        Like every script, it hits ``times`` requests; with ``message_id`` only requests for that
+        message, with ``method`` (``"GET"`` or ``"PATCH"``) only requests of that method. Raises
+        ValueError if ``times`` is less than 1, if the status is not that of a final answer, or if
+        ``body`` is not a known form.
 
-        :param retry_after: the header's seconds, or its text as it is to be sent (an HTTP date,
-            garbage).
-        :param body: one of the shapes of :data:`ErrorBody`, or the bytes to send.
-        :param content_type: instead of the shape's own; bytes are ``application/json`` otherwise.
+        :param retry_after: the header's seconds, or its exact text (an HTTP date, garbage).
+        :param body: one of the forms of :data:`ErrorBody`, or the bytes to send.
+        :param content_type: instead of the usual type of the form; for bytes this is
+            ``application/json``.
         :param headers: more headers.
-        :param applied: change the message all the same, as a gateway's error after the fact does.
+        :param applied: change the message nevertheless, as if a gateway failed after the update.
         """
         more = () if headers is None else tuple(headers.items())
         response = scripted(status, body, content_type, more + retry_after_header(retry_after))
@@ -222,7 +222,7 @@ class Faults(OwnThread):
         method: str | None = None,
         applied: bool = False,
     ) -> None:
-        """Answer the next requests with a redirect to ``location``, which is sent as it is."""
+        """Answer the next requests with a redirect to ``location``, which is sent unchanged."""
         response = scripted(status, "empty", None, (("Location", location),))
         self._script(Script(times, message_id, method, applied, response=response))
 
@@ -238,11 +238,11 @@ class Faults(OwnThread):
     ) -> None:
         """Close the connection of the next requests.
 
-        :param when: before a byte of the answer, halfway through its headers or its body (which
-            promise a 200 for a valid request), or ``after_answer``: served as usual, with the
-            headers of a connection that is kept alive.
-        :param reset: with a TCP reset instead of an orderly close.
-        :param applied: change the message all the same; ``after_answer`` does what the answer says.
+        :param when: before the first byte of the answer, in the middle of its headers or of its
+            body (of a 200 for a valid request), or ``after_answer``: after a usual answer, whose
+            headers keep the connection alive.
+        :param reset: close with a TCP reset instead of an orderly close.
+        :param applied: change the message nevertheless; ``after_answer`` changes it in any case.
         """
         check_word("when", when, get_args(DropPoint))
         self._script(Script(times, message_id, method, applied, drop=when, reset=reset))
@@ -285,7 +285,7 @@ class Faults(OwnThread):
         method: str | None = None,
         applied: bool = False,
     ) -> None:
-        """Answer the next requests with exactly these bytes, status line and all.
+        """Answer the next requests with exactly these bytes, including the status line.
 
         :param close: close the connection after them.
         """
@@ -312,28 +312,28 @@ class Faults(OwnThread):
         message_id: str | None = None,
         method: str | None = None,
     ) -> None:
-        """Serve the next requests as usual, then write a complete answer that nobody asked for.
+        """Serve the next requests as usual, then write a second complete answer without a request.
 
-        :param raw: the second answer's bytes; without them it has this ``status``, and for 200 it
-            is one more answer for the same message.
-        :param after: seconds between the two, so that the connection is idle by then; with 0 they
-            leave together. :meth:`Sandbox.wait_for_unsolicited` tells when the second has been
-            written. (If the connection is closed by then, it is lost.)
+        :param raw: the bytes of the second answer. Without them it has this ``status``; with 200 it
+            is about the same message.
+        :param after: seconds between the two answers, so that the connection is idle meanwhile;
+            with 0 they are written together. :meth:`Sandbox.wait_for_unsolicited` waits for the
+            second one. (It is lost if the connection is closed by then.)
         """
         check_seconds("after", after)
         scripted(status, "empty")  # refuses a status that is not possible
         second = Unsolicited(raw, status, after)
         self._script(Script(times, message_id, method, unsolicited=second))
 
-    # Faults that come again.
+    # Recurring faults
 
     @on_its_loop
     def every(self, number: int, fault: Callable[[], None]) -> None:
-        """Call ``fault`` with every so many requests to the API.
+        """Call ``fault`` at every ``number``-th request to the API.
 
-        It is called before anything else is done with that request:
+        It is called before that request is handled:
         ``sandbox.every(100, lambda: sandbox.fail_next(503))`` answers every hundredth request with
-        503, ``sandbox.every(1000, sandbox.expire_tokens)`` lets a token serve for 999.
+        503, and ``sandbox.every(1000, sandbox.expire_tokens)`` lets a token work for 999 requests.
         """
         if number < 1:
             raise ValueError("number must be 1 or more")
@@ -341,12 +341,12 @@ class Faults(OwnThread):
 
     @on_its_loop
     def at_random(self, share: float, fault: Callable[[], None], *, seed: int = 0) -> None:
-        """Call ``fault`` with this share of the requests to the API, chosen at random.
+        """Call ``fault`` at this share of the requests to the API, chosen at random.
 
-        It is called before anything else is done with such a request:
-        ``sandbox.at_random(0.01, lambda: sandbox.fail_next(429))`` answers 1 % of the requests with
-        429, whatever the pace. The same ``seed`` chooses the same requests, by the order of their
-        arrival. Raises ValueError unless ``share`` is between 0 and 1.
+        It is called before such a request is handled:
+        ``sandbox.at_random(0.01, lambda: sandbox.fail_next(429))`` answers 1 % of the requests
+        with 429. The same ``seed`` chooses the same requests, by the order of their arrival.
+        Raises ValueError unless ``share`` is between 0 and 1.
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share must be between 0 and 1, not {share}")
@@ -369,8 +369,8 @@ class Faults(OwnThread):
 
         :param error: an OAuth error code (RFC 6749, section 5.2), such as ``invalid_client``, in a
             JSON body.
-        :param retry_after: the header's seconds, or its text as it is to be sent.
-        :param body: the body to send instead; without it and ``error`` there is none.
+        :param retry_after: the header's seconds, or its exact text.
+        :param body: the body to send instead. Without ``body`` and ``error`` the body is empty.
         """
         content: ErrorBody | bytes = "empty" if error is None else oauth_error(error)
         if body is not None:
@@ -379,7 +379,7 @@ class Faults(OwnThread):
         self._token_script(TokenScript(remaining=times, response=response))
 
     def drop_next_token(self, *, times: int = 1) -> None:
-        """Close the connection of the next token requests before a byte of the answer."""
+        """Close the connection of the next token requests before the first byte of the answer."""
         self._token_script(TokenScript(remaining=times, drop=True))
 
     def delay_next_token(self, seconds: float, *, times: int = 1) -> None:
@@ -388,20 +388,19 @@ class Faults(OwnThread):
         self._token_script(TokenScript(remaining=times, delay=seconds))
 
     def answer_next_token(self, fields: Mapping[str, Any], *, times: int = 1) -> None:
-        """Answer the next good token requests with 200 and just these fields.
+        """Answer the next valid token requests with 200 and exactly these fields.
 
-        An ``access_token`` among them that is text is accepted afterwards, for ``token_lifetime``,
-        whatever ``expires_in`` says. Floats that JSON does not have are sent as Python writes them
-        (``NaN``).
+        If ``access_token`` is text, it is accepted afterwards, for ``token_lifetime``, whatever
+        ``expires_in`` says. Floats that JSON lacks are sent as Python writes them (``NaN``).
         """
         self._token_script(TokenScript(remaining=times, fields=dict(fields)))
 
     def redirect_next_token(self, status: int, location: str, *, times: int = 1) -> None:
-        """Answer the next token requests with a redirect to ``location``, sent as it is."""
+        """Answer the next token requests with a redirect to ``location``, sent unchanged."""
         response = scripted(status, "empty", None, (("Location", location),))
         self._token_script(TokenScript(remaining=times, response=response))
 
-    # What follows serves requests.
+    # For serving requests
 
     @on_its_loop
     def _script(self, script: Script) -> None:
@@ -415,16 +414,16 @@ class Faults(OwnThread):
         self._token_scripts.append(script)
 
     def _recur(self, number: int) -> None:
-        """Let the faults happen that are due with the n-th request."""
+        """Call the faults that are due at the n-th request."""
         for is_due, fault in tuple(self._recurring):
             if is_due(number):
                 fault()
 
     def _take_script(self, message_id: str | None, method: str) -> Script | None:
-        """The oldest script that fits, found without a look at those for other requests."""
+        """The oldest script that fits, found without looking at scripts for other requests."""
         if not self._scripts:
             return None
-        # A set: for a request without a message id two of the four are one.
+        # A set, because without a message id two of the four keys are equal.
         keys = {(None, None), (message_id, None), (None, method), (message_id, method)}
         fitting = [key for key in keys if key in self._scripts]
         if not fitting:

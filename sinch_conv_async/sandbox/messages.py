@@ -30,15 +30,14 @@ _MAX_METADATA: Final = 1024
 
 @attrs.define(eq=False, kw_only=True)
 class SandboxMessage:
-    """A message that the sandbox knows; change its attributes at will, the next answer shows them.
+    """A message that the sandbox knows. You may change its attributes; the next answer shows them.
 
     The attributes are the fields of the API's answer. ``direction`` decides whether the answer
     carries an ``app_message`` (``TO_CONTACT``) or a ``contact_message`` (anything else), with
     ``text`` in it.
 
-    ``extra`` is laid over the answer's fields as it is, to add some or to give them odd values;
-    the fields named in ``omit`` are left out. ``updates`` counts how often the metadata was
-    written.
+    ``extra`` is merged into the answer's fields, to add fields or to give them odd values. The
+    fields named in ``omit`` are left out. ``updates`` counts how often the metadata was written.
     """
 
     id: str

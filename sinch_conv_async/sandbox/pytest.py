@@ -1,8 +1,8 @@
 """Fixtures for pytest.
 
-Name this module in ``pytest_plugins`` of the ``conftest.py`` beside your tests. It is never loaded
-by itself, and it works with synchronous and asynchronous tests alike: the sandbox runs in a thread
-of its own.
+Name this module in ``pytest_plugins`` of the ``conftest.py`` beside your tests. pytest does not
+load it by itself. It works with synchronous and asynchronous tests, because the sandbox runs in a
+thread of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["sinch_environment", "sinch_sandbox"]
 def sinch_sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """A sandbox for one test, closed after it.
 
-    Keyword arguments for it can be given by ``@pytest.mark.parametrize("sinch_sandbox", [...],
-    indirect=True)``, as dictionaries.
+    Give it keyword arguments by
+    ``@pytest.mark.parametrize("sinch_sandbox", [...], indirect=True)``, as dictionaries.
     """
     options = getattr(request, "param", {})
     with Sandbox(**options) as sandbox:
@@ -30,10 +30,10 @@ def sinch_sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 @pytest.fixture
 def sinch_environment(sinch_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The environment that leads to ``sinch_sandbox``, set for one test, and returned.
+    """The environment variables for ``sinch_sandbox``, set for one test, and returned.
 
-    ``ConversationClient.from_env()`` and the commands read it; a subprocess inherits it. A region
-    is taken out of the environment, because the sandbox has none.
+    ``ConversationClient.from_env()`` and the commands read it; a subprocess inherits it. The region
+    is removed from the environment, because the sandbox has none.
     """
     monkeypatch.delenv("SINCH_CONVERSATION_REGION", raising=False)
     environment = sinch_sandbox.environment()

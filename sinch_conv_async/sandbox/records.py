@@ -1,4 +1,4 @@
-"""What the sandbox remembers of the requests that arrived, and a count that can be waited for."""
+"""The sandbox's records of requests, and a counter that can be awaited."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 class ClientOptions(TypedDict):
-    """What ``ConversationClient(**options)`` takes to speak to a sandbox."""
+    """The keywords of ``ConversationClient(**options)`` for a sandbox."""
 
     project_id: str
     key_id: str
@@ -25,7 +25,7 @@ class ClientOptions(TypedDict):
 
 @attrs.define(eq=False)
 class SandboxRequest:
-    """One request to the API as it arrived, and what became of it.
+    """One request to the API, and its result.
 
     ``time`` is the arrival in seconds of the sandbox's monotonic clock. ``message_id`` is None for
     a list. ``metadata`` is None if the body holds no text of that name. ``status`` is None until
@@ -42,7 +42,7 @@ class SandboxRequest:
     query: str = attrs.field(repr=False)
     metadata: str | None = attrs.field(repr=False)
     headers: dict[str, str] | None = attrs.field(repr=False)
-    # Only if it is not the usual path of the two ids: one string less for each of a million
+    # Only if it is not the usual path of the two ids, to save a string in each of a million
     # records.
     _path: str | None = attrs.field(repr=False, alias="path")
     status: int | None = None
@@ -50,7 +50,7 @@ class SandboxRequest:
 
     @property
     def path(self) -> str:
-        """The path of the request's target, percent-encoded as it came, without the query."""
+        """The path of the request, percent-encoded as it arrived, without the query."""
         return self._path or f"/v1/projects/{self.project_id}/messages/{self.message_id}"
 
     @property
@@ -84,7 +84,7 @@ def remember(records: list[_T], record: _T, *, keep: int | None) -> None:
 
 
 class Tally:
-    """Counts events, and wakes those who wait for the n-th."""
+    """Counts events, and wakes the tasks that wait for the n-th event."""
 
     def __init__(self) -> None:
         self.count = 0

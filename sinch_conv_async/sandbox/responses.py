@@ -1,4 +1,4 @@
-"""Responses of the sandbox as values, the shapes of errors among them, and their bytes on the wire.
+"""Responses of the sandbox as values, with the forms of errors, and their bytes on the wire.
 
 Everything here is pure: it knows neither the messages nor the connections.
 """
@@ -36,9 +36,10 @@ __all__ = [
 ]
 
 ErrorBody = Literal["envelope", "flat", "problem", "html", "text", "empty", "string"]
-"""The shapes in which errors have been seen: the documented ``{"error": {...}}``, the same without
-``error``, an RFC 9457 problem document, a gateway's HTML page or line of text, no body, and
-``{"error": "text"}``."""
+"""The known forms of errors: the documented ``{"error": {...}}``, the same without ``error``, an
+RFC 9457 problem document, a gateway's HTML page or line of text, no body, and
+``{"error": "text"}``.
+"""
 
 JSON: Final = "application/json"
 _PROBLEM: Final = "application/problem+json"

@@ -27,72 +27,71 @@ _LOOPBACK_OF: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # 
 
 
 class Sandbox(Serving):
-    """A Conversation API of one's own for tests: ``async with Sandbox() as sandbox``.
+    """A local Conversation API for tests: ``async with Sandbox() as sandbox``.
 
     It serves, on one port, ``PATCH`` and ``GET /v1/projects/{project_id}/messages/{message_id}``,
     the list at ``GET /v1/projects/{project_id}/messages`` with its filters and page tokens, and
     ``POST /oauth2/token``.
 
-    :param project_id: the project it starts with; :meth:`add_project` adds others.
-    :param key_id: the access key of that project, made up unless given.
-    :param key_secret: the key's secret, likewise.
-    :param rate_limit: requests that the project may send in any window of one second, from all
-        connections together, counted as they arrive; beyond it they get 429 without Retry-After,
-        and are not counted. None (default): no limit. The real service allows 800.
-    :param rate_burst: makes the rate limit a token bucket: so many requests at once, and
-        ``rate_limit`` a second from then on. None (default): a window of one second.
-    :param token_lifetime: seconds a token is good for, by a monotonic clock.
-    :param token_burst: requests that the token endpoint allows at once,
-    :param token_rate: and a second from then on; beyond it they get 429 without Retry-After. None:
-        no limit.
-    :param latency: seconds added before each answer of the API. May be changed at any time.
+    :param project_id: the first project; :meth:`add_project` adds others.
+    :param key_id: the access key of that project; a made-up one by default.
+    :param key_secret: the key's secret; a made-up one by default.
+    :param rate_limit: requests that the project may send in any window of one second, over all
+        connections, counted as they arrive. Further requests get 429 without Retry-After, and are
+        not counted. None (default): no limit. The real service allows 800.
+    :param rate_burst: makes the rate limit a token bucket of so many requests, which refills with
+        ``rate_limit`` a second. None (default): a window of one second.
+    :param token_lifetime: seconds for which a token is valid, by a monotonic clock.
+    :param token_burst: requests that the token endpoint allows at once.
+    :param token_rate: requests a second by which that burst refills. Further requests get 429
+        without Retry-After. None: no limit.
+    :param latency: seconds added before each answer of the API. It may be changed at any time.
     :param host: the address to listen on.
     :param port: the port to listen on; 0 (default) takes a free one.
-    :param ssl: a server's context, to speak https.
-    :param auto_create: answer for any message id, as though the message had been there.
+    :param ssl: a server's context for https.
+    :param auto_create: answer for every message id, as if the message existed.
     :param keep_requests: how many of the latest requests to remember in ``requests`` and
         ``token_requests``; None (default): all.
     :param keep_headers: remember the headers of API requests too, credentials included.
-    :param clock: what arrivals, rate limits and lifetimes are measured with, in seconds.
-    :param on_request: called with each :class:`SandboxRequest` and :class:`SandboxTokenRequest`
-        when it is over.
+    :param clock: the clock for arrivals, rate limits and lifetimes, in seconds.
+    :param on_request: called with each finished :class:`SandboxRequest` and
+        :class:`SandboxTokenRequest`.
 
-    Raises ValueError for an argument that makes no sense, such as a negative latency.
+    Raises ValueError for an invalid argument, such as a negative latency.
 
     Its attributes, besides ``latency``:
 
     ``messages``
         The messages it knows (:class:`SandboxMessage`), by id.
     ``requests``, ``token_requests``
-        What arrived at the API (:class:`SandboxRequest`) and at the token endpoint
-        (:class:`SandboxTokenRequest`), oldest first. Plain lists: clear them at will, the numbering
-        goes on.
+        The requests to the API (:class:`SandboxRequest`) and to the token endpoint
+        (:class:`SandboxTokenRequest`), oldest first. They are plain lists: you may clear them; the
+        numbering goes on.
     ``next_token``
-        The text of the next token to be issued, used once. None: a random one.
+        The text of the next issued token, used once. None: a random text.
     ``updates_applied``, ``peak_in_flight``
-        How many updates changed a message, and how many API requests waited for their answer at
-        most.
+        The number of updates that changed a message, and the most API requests that waited for
+        their answer at the same time.
 
-    A request is dealt with in this order:
+    The sandbox handles a request in this order:
 
-    1. It is recorded once it has arrived in full. What is due with it (:meth:`every`,
-       :meth:`at_random`) is done. The oldest script that fits it (``fail_next`` and its like) is
-       taken: each request takes one at most, and takes it on arrival.
+    1. It is recorded when it has arrived completely. The faults that are due with it
+       (:meth:`every`, :meth:`at_random`) are called. It takes the oldest script that fits it
+       (``fail_next`` and so on), at most one, on arrival.
     2. If no script replaces the answer: an unknown path gets 404 and another method 405; bad
-       credentials get 401, those of another project 403; what is then too fast gets 429. Only
-       requests that come this far, and are not refused here, count against ``rate_limit``.
+       credentials get 401, and credentials of another project 403. Then requests above the rate
+       limit get 429. Only requests that are not refused in this step count against ``rate_limit``.
     3. It waits while answers are held (:meth:`hold`), and for ``latency`` and its script's delay.
-       Credentials are looked at again after a wait, so that a token which expires meanwhile gets
-       401.
+       After a wait its credentials are checked again, so that a token that has expired meanwhile
+       gets 401.
     4. The body and the query are checked (400), the message is looked up (404), changed, and
-       answered (200). A caller who has gone by then does not keep the message from being changed,
-       as with any server.
+       answered (200). The message is changed even if the caller has disconnected, as with any
+       server.
 
-    ``async with`` starts it on the event loop that runs. A plain ``with`` starts it in a thread of
-    its own, for synchronous code; all methods may be called from other threads then, and
-    :meth:`run` waits for the ones that are coroutines. Closing it resets its connections; started
-    again, it listens on the same port, so that the two together make an outage. All else is kept
-    over the pause.
+    ``async with`` starts it on the running event loop. A plain ``with`` starts it in a thread of
+    its own, for synchronous code. Then other threads may call all methods, and :meth:`run` waits
+    for coroutines. Closing the sandbox resets its connections, and starting it again uses the same
+    port, so that the two together make an outage. Everything else is kept meanwhile.
     """
 
     def __init__(
@@ -154,12 +153,12 @@ class Sandbox(Serving):
         if listener is not None and listener.is_open:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
 
-    # Its life.
+    # Starting and stopping
 
     async def start(self) -> None:
         """Listen. Does nothing if it listens already.
 
-        After :meth:`close` it takes the same port again. Raises OSError if the port is taken.
+        After :meth:`close` it uses the same port again. Raises OSError if the port is taken.
         """
         await self._listener.open()
 
@@ -173,7 +172,7 @@ class Sandbox(Serving):
         return self._listener.is_open
 
     async def serve_forever(self) -> None:
-        """Start, serve until cancelled, and close: a program's main coroutine."""
+        """Start, serve until cancelled, and close: the main coroutine of a program."""
         await self.start()
         try:
             await asyncio.get_running_loop().create_future()
@@ -182,7 +181,7 @@ class Sandbox(Serving):
 
     @property
     def port(self) -> int:
-        """The port it listens on, or did before its close. RuntimeError before the first start."""
+        """The port, also after :meth:`close`. RuntimeError before the first start."""
         if not self._listener.port:
             raise RuntimeError("the sandbox has no port before it is started")
         return self._listener.port
@@ -191,7 +190,7 @@ class Sandbox(Serving):
     def origin(self) -> str:
         """Scheme, host and port, such as ``http://127.0.0.1:40123``.
 
-        The host is the loopback's if the sandbox listens on all addresses.
+        The host is the loopback if the sandbox listens on all addresses.
         """
         scheme = "http" if self._listener.ssl is None else "https"
         host = _LOOPBACK_OF.get(self._listener.host, self._listener.host)
@@ -209,10 +208,10 @@ class Sandbox(Serving):
         return self.origin
 
     def client_options(self, project_id: str | None = None) -> ClientOptions:
-        """The keyword arguments that make a ``ConversationClient`` speak to this sandbox.
+        """The keyword arguments of a ``ConversationClient`` for this sandbox.
 
-        The secret is one of them. They are those of the first project, unless another is named.
-        Raises KeyError for an unknown project.
+        They include the secret. They are for the first project, unless another is named. Raises
+        KeyError for an unknown project.
         """
         project = self._project(project_id)
         return {
@@ -224,15 +223,15 @@ class Sandbox(Serving):
         }
 
     def environment(self, project_id: str | None = None) -> dict[str, str]:
-        """The environment variables that lead to this sandbox.
+        """The environment variables for this sandbox.
 
-        ``ConversationClient.from_env()`` and the commands read them. They hold what
-        :meth:`client_options` holds, under the names ``SINCH_PROJECT_ID`` and so on.
+        ``ConversationClient.from_env()`` and the commands read them. They have the values of
+        :meth:`client_options`, under the names ``SINCH_PROJECT_ID`` and so on.
         """
         options = self.client_options(project_id)
         return {f"SINCH_{name.upper()}": str(value) for name, value in options.items()}
 
-    # What it has seen.
+    # Connections and requests
 
     @property
     def open_connections(self) -> int:
@@ -246,7 +245,7 @@ class Sandbox(Serving):
 
     @property
     def in_flight(self) -> int:
-        """How many API requests have arrived and wait for their answer now."""
+        """How many API requests wait for their answer now."""
         return self._in_flight
 
     async def wait_for_requests(self, number: int) -> None:
@@ -258,10 +257,10 @@ class Sandbox(Serving):
         await self._there(self._token_requests_arrived.reaches(number))
 
     async def wait_for_unsolicited(self, number: int) -> None:
-        """Return as soon as so many unsolicited answers have been written in all."""
+        """Return as soon as so many unsolicited answers have been written."""
         await self._there(self._unsolicited.reaches(number))
 
-    # What it does at once.
+    # Immediate actions
 
     @on_its_loop
     def send_unsolicited(self, raw: bytes | None = None, *, status: int = 200) -> int:
@@ -273,7 +272,7 @@ class Sandbox(Serving):
 
     @on_its_loop
     def close_idle(self) -> int:
-        """Close every idle connection now, in order, as a server does at its keep-alive timeout.
+        """Close every idle connection now in order, as a server does at its keep-alive timeout.
 
         Return their number.
         """
@@ -284,7 +283,7 @@ class Sandbox(Serving):
 
     @on_its_loop
     def clear_faults(self) -> None:
-        """Forget every script, also those that come again and the token endpoint's.
+        """Forget every script, including recurring ones and those of the token endpoint.
 
         Tokens are accepted again after :meth:`refuse_tokens`.
         """

@@ -1,7 +1,7 @@
 """How the sandbox serves a request, in the order that :class:`Sandbox` promises.
 
-`faults.py` has what a test has scripted, `tokens.py` who may do what, `messages.py` and
-`listing.py` what is answered, `connections.py` how bytes leave. This file puts them together.
+`faults.py` has the scripts of a test, `tokens.py` the access rules, `messages.py` and `listing.py`
+the answers, `connections.py` the writing of bytes. This file puts them together.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Serving(Faults, Messages):
             self._tell(exchange.record)
 
     def _arrive(self, request: web.BaseRequest, path: str, query: str, body: bytes) -> _Exchange:
-        """Record a request, let due faults happen, and decide whether it is refused."""
+        """Record a request, call the faults that are due, and decide whether it is refused."""
         headers = request.headers
         project_id, message_id = self._route(path)
         metadata, complaint = None, None
@@ -145,7 +145,7 @@ class Serving(Faults, Messages):
         project_id, message_id = match.groups()
         if "%" in path:
             project_id, message_id = unquote(project_id), message_id and unquote(message_id)
-        # The strings that are kept anyhow serve for the record too.
+        # The record uses the strings that are kept already.
         project = self._projects.get(project_id)
         message = self.messages.get(message_id)
         return (
@@ -154,7 +154,7 @@ class Serving(Faults, Messages):
         )
 
     def _refuse(self, exchange: _Exchange) -> Response | None:
-        """The response to a request that the API does not serve, or not for these credentials."""
+        """The response to a request that is not served, or not allowed by its credentials."""
         record = exchange.record
         unserved = _unserved(record)
         if unserved is not None:
@@ -173,7 +173,7 @@ class Serving(Faults, Messages):
         return envelope(429, "The project sends too many requests.")
 
     async def _wait(self, exchange: _Exchange) -> None:
-        """Hold a request back as long as the sandbox or its script says."""
+        """Delay a request as the sandbox and its script say."""
         script = exchange.script
         if self._gate.is_shut:
             await self._listener.suspended(self._gate.passed())
@@ -186,7 +186,7 @@ class Serving(Faults, Messages):
             exchange.refusal = exchange.refusal or self._refuse(exchange)
 
     def _usual(self, exchange: _Exchange, *, store: bool) -> Response:
-        """Do what the request asks, or with `store` off only answer as if it were done."""
+        """Carry out the request, or with `store` off only answer as if it had been carried out."""
         record = exchange.record
         unserved = _unserved(record) or exchange.complaint
         if unserved is not None:
@@ -212,7 +212,7 @@ class Serving(Faults, Messages):
         return json_response(message_fields(message, metadata))
 
     async def _misbehave(self, exchange: _Exchange, script: Script) -> web.StreamResponse:
-        """Give the response that the script puts in the place of the usual one."""
+        """Write the response that the script has instead of the usual one."""
         request, record = exchange.request, exchange.record
         usual = self._usual(exchange, store=script.applied)
         if script.response is not None:
@@ -335,18 +335,18 @@ class Serving(Faults, Messages):
             self._tell(record)
 
     def _tell(self, record: SandboxRequest | SandboxTokenRequest) -> None:
-        """Hand a request that is over to the user's function, whose errors are only logged."""
+        """Call the user's function with a finished request; its errors are only logged."""
         if self._on_request is None:
             return
         try:
             self._on_request(record)
-        except Exception:  # noqa: BLE001  # it is the user's code, and may raise anything
+        except Exception:  # noqa: BLE001  # the user's code may raise anything
             _log.exception("on_request failed")
 
 
 @attrs.define(eq=False)
 class _Exchange:
-    """A request on its way through the sandbox.
+    """A request while the sandbox handles it.
 
     `complaint` is the 400 for what it holds, `refusal` the response of a request that is not
     served, and `response` the one that was made before its script's delay.

@@ -1,8 +1,8 @@
 """A server that runs on the event loop that started it, or in a thread of its own.
 
 ``async with`` starts it on the running loop. A plain ``with`` makes a thread with a loop of its own
-and starts it there. Then every method that changes the server is carried over to that loop
-(:func:`on_its_loop`), and the caller waits until it has been done: what a test has said holds for
+and starts it there. Then every method that changes the server runs on that loop
+(:func:`on_its_loop`), and the caller waits until it is done. So a script of a test is in force for
 the next request.
 """
 
@@ -124,7 +124,7 @@ class OwnThread(abc.ABC):
 
 
 async def _cancel_the_rest() -> None:
-    """End what other threads still wait for; they would wait for ever once the loop has stopped."""
+    """Cancel the tasks that other threads wait for, or these would wait forever."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()
@@ -137,7 +137,7 @@ _Self = TypeVar("_Self", bound=OwnThread)
 def on_its_loop(
     method: Callable[Concatenate[_Self, _P], _T],
 ) -> Callable[Concatenate[_Self, _P], _T]:
-    """A method that other threads may call: it is run by the thread that runs the server."""
+    """A method that other threads may call. The thread of the server runs it."""
 
     def call(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return self._call(functools.partial(method, self, *args, **kwargs))

@@ -1,7 +1,7 @@
-"""Who may do what: access keys, projects, and the tokens that the OAuth2 token endpoint issues.
+"""Access: keys, projects, and the tokens that the OAuth2 token endpoint issues.
 
-It knows no connection. Time comes from the sandbox's clock; only the text "Jwt expired at ..."
-tells the real time.
+It knows no connection. It uses the sandbox's clock; only the text "Jwt expired at ..." has the real
+time.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Access(OwnThread):
     ) -> None:
         """Add a project with its access key and its rate limit, in requests a second.
 
-        ``rate_limit`` and ``rate_burst`` mean what they mean for the sandbox. A key that is known
-        already opens this project too. Raises ValueError if the project exists, or if the key has
+        ``rate_limit`` and ``rate_burst`` mean what they mean for the sandbox. A known key gets
+        access to this project too. Raises ValueError if the project exists, or if the key has
         another secret.
         """
         if project_id in self._projects:
@@ -122,36 +122,36 @@ class Access(OwnThread):
 
     @on_its_loop
     def rotate_secret(self, key_id: str, new_secret: str) -> None:
-        """Give a key another secret; the old one gets ``invalid_client`` from now on.
+        """Give a key another secret; the old secret gets ``invalid_client`` from now on.
 
-        Tokens that were issued stay good; :meth:`revoke_tokens` ends them. Raises KeyError for an
+        Tokens that were issued stay valid; :meth:`revoke_tokens` ends them. Raises KeyError for an
         unknown key.
         """
         self._keys[key_id].secret = new_secret
 
     @on_its_loop
     def expire_tokens(self) -> None:
-        """Let every token issued so far be expired: 401 with ``Bearer error="invalid_token"``."""
+        """Expire every token issued so far: 401 with ``Bearer error="invalid_token"``."""
         now = self._clock()
         for token in self._tokens.values():
             token.expires_at = min(token.expires_at, now)
 
     @on_its_loop
     def revoke_tokens(self) -> None:
-        """Withdraw every token issued so far: 401 as a problem document with a Basic challenge."""
+        """Revoke every token issued so far: 401 as a problem document with a Basic challenge."""
         for token in self._tokens.values():
             token.revoked = True
 
     def refuse_tokens(self, form: TokenRefusal | None = "revoked") -> None:
-        """Answer 401 in this form to every token, fresh ones too, until called with None."""
+        """Answer 401 in this form to every token, including new ones, until called with None."""
         if form is not None:
             check_word("form", form, get_args(TokenRefusal))
         self._refusal = form
 
-    # What follows serves requests.
+    # For serving requests
 
     def _authenticate(self, authorization: str | None) -> tuple[Key | None, Response]:
-        """The key that opens the API for this header, or the 401 for a request without one."""
+        """The key of this Authorization header, or the 401 for a request without a valid key."""
         scheme, _, credentials = (authorization or "").partition(" ")
         if scheme.lower() == "basic":
             return self._basic_key(credentials)[0], INVALID_CREDENTIALS
@@ -186,7 +186,7 @@ class Access(OwnThread):
         key: Key | None,
         fields: Mapping[str, Any] | None,
     ) -> Response:
-        """Answer a token request as RFC 6749, sections 4.4 and 5, has it."""
+        """Answer a token request according to RFC 6749, sections 4.4 and 5."""
         complaint = _token_complaint(method, content_type, body)
         if complaint is not None:
             return complaint
