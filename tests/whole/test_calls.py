@@ -2117,23 +2117,18 @@ async def test_cancelling_a_waiting_call_passes_its_place_on(sandbox):
 async def test_a_cancellation_that_meets_a_timeout_in_one_tick_is_still_a_cancellation(
     sandbox, first, which
 ):
-    async with client_of(sandbox, auth="basic", attempt_timeout=500) as client:
+    """Both timers are due when the event loop looks again, and run in the order of their times."""
+    seconds = 0.6
+    async with client_of(sandbox, auth="basic", **{which: seconds}) as client:
         sandbox.hold()
-        call = asyncio.create_task(client.update_message_metadata(ID, "x", timeout=1000))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        call = asyncio.create_task(client.update_message_metadata(ID, "x"))
         await sandbox.wait_for_requests(1)
-        timers = [
-            timer
-            # there is no public way to have two timers meet
-            for timer in asyncio.get_running_loop()._scheduled
-            if getattr(timer._callback, "__qualname__", "") == "Timeout._on_timeout"
-            and not timer.cancelled()
-        ]
-        timer = (min if which == "attempt_timeout" else max)(timers)
-        for happens in (
-            (call.cancel, timer._run) if first == "cancellation" else (timer._run, call.cancel)
-        ):
-            happens()
-        timer.cancel()
+        loop.call_at(
+            began + (seconds / 2 if first == "cancellation" else seconds * 1.4), call.cancel
+        )
+        clocks.sleep(began + seconds * 1.5 - loop.time())
         await asyncio.wait([call])
         assert call.cancelled()
         sandbox.release()
