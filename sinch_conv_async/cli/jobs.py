@@ -391,7 +391,9 @@ async def _followed(store: JobStore, *, job: int, quiet: bool) -> tuple[JobStatu
                         await asyncio.wait_for(stop.wait(), FOLLOW_EVERY)
                     found = await store.status(job)
                     done = found.records - found.remaining
-                    progress.see(done, found.failed, outage=found.error)
+                    # A running job's error is what it waits for.
+                    outage = found.error if found.state == "running" else None
+                    progress.see(done, found.failed, outage=outage)
         finally:
             progress.stop()
     return found, not found.final

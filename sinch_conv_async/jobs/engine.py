@@ -16,7 +16,7 @@ import asyncio
 import datetime
 import hashlib
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from procrastinate import App, BaseRetryStrategy, PsycopgConnector, RetryDecision
 from procrastinate.exceptions import ConnectorException
@@ -118,7 +118,7 @@ class Jobs(JobManager):
             retry_at=retry_at,
         )
 
-    async def _persist(self, query: str, job: Job, **arguments: Any) -> None:
+    async def _persist(self, query: LiteralString, job: Job, **arguments: Any) -> None:
         """A job that stays held for no reason is put back by ``retake``."""
         held = (
             " FROM procrastinate_jobs WHERE id = %(id)s AND status = 'doing'"

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, LiteralString, Self
 
 import attrs
 import psycopg
@@ -30,8 +30,8 @@ __all__ = ["FailedRecord", "JobOutcome", "JobStatus", "JobStore"]
 
 JobState = Literal["queued", "running", "done", "cancelled", "failed"]
 
-DROP_WAIT: Final = 50
-"""Milliseconds that a deletion waits for those who read the parents of all partitions."""
+DROP_WAIT: Final = "50ms"
+"""How long a deletion waits for those who read the parents of all partitions."""
 
 DROP_TRIES: Final = 40
 DROP_EVERY: Final = 0.25
@@ -358,7 +358,7 @@ class JobStore:
 
     async def _drop(self, connection: Connection, job: int) -> None:
         await self._ended(connection, job)
-        await connection.execute(f"SET LOCAL lock_timeout = {DROP_WAIT}")
+        await connection.execute("SELECT set_config('lock_timeout', %s, true)", [DROP_WAIT])
         for table in ("records", "outcomes"):
             await connection.execute(sql.SQL("DROP TABLE {}").format(partition(table, job)))
         await connection.execute("DELETE FROM jobs WHERE id = %s", [job])
@@ -376,7 +376,7 @@ class JobStore:
         async for row in self._rows(job, _FAILURES):
             yield FailedRecord(*row)
 
-    async def _rows(self, job: int, statement: str) -> AsyncIterator[tuple[Any, ...]]:
+    async def _rows(self, job: int, statement: LiteralString) -> AsyncIterator[tuple[Any, ...]]:
         """The rows, a page at a time, on a connection of their own."""
         async with connected(self._dsn) as connection:
             await check_version(connection)
