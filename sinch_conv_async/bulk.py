@@ -1,8 +1,8 @@
 """Many updates as one job: a stream of items in, a stream of outcomes out.
 
-:class:`BulkUpdate` is what the user holds. What runs belongs to a ``Job`` (``_bulk/job.py``), which
-never refers to the handle. So when nobody holds the handle any more, it is freed at once, and ends
-the job.
+The user holds a :class:`BulkUpdate`. Its tasks belong to a ``Job`` (``_bulk/job.py``), which never
+refers to the :class:`BulkUpdate`. So when the user drops the :class:`BulkUpdate`, it is freed at
+once, and ends the job.
 
 - A job holds ``concurrency`` items at most. An item is under way, waits behind an earlier item of
   the same message, or has an outcome that nobody has read. A reader that asks for the next outcome
@@ -11,7 +11,7 @@ the job.
   message keep their order (``_bulk/job.py``).
 - Each item becomes one outcome (``_bulk/items.py``). An update is one call; a transformation is a
   read, the user's function, and perhaps an update.
-- A call that failed is not given up as long as the API may be out. It waits, and one call at a time
+- As long as the API may be out, a failed call is not given up. It waits, and one call at a time
   probes the API (``_bulk/rounds.py``). ``judge`` in ``_bulk/outage.py`` decides.
 """
 
@@ -43,26 +43,26 @@ __all__ = [
 ]
 
 MAX_OUTAGE: Final = 900.0
-"""Seconds that a job waits for the API to come back, unless told otherwise."""
+"""Seconds for which a job waits until the API is back, by default."""
 
 
 class BulkUpdate:
     """The outcomes of a bulk job, one for each item of its input, in order of completion.
 
-    An asynchronous iterator, and an asynchronous context manager that leaves nothing running. Made
-    by :meth:`ConversationClient.update_many` and :meth:`~ConversationClient.transform_many`;
-    nothing is read or sent before the first outcome is asked for.
+    It is an asynchronous iterator, and an asynchronous context manager that leaves nothing running.
+    :meth:`ConversationClient.update_many` and :meth:`~ConversationClient.transform_many` make it.
+    Nothing is read or sent before the first outcome is requested.
 
-    An update that fails is an outcome. What ends the whole job is raised, after the outcomes that
-    were finished: a refused key (:class:`TokenError`), a final 401 (:class:`AuthenticationError`),
-    a closed client (:class:`ClientStateError`), an outage longer than ``max_outage`` (its last
-    error), and whatever the input raises. Two updates of one id keep their order. The client's
-    ``timeout`` is for single calls: an update of a job waits for its turn as long as that takes.
+    A failed update is an outcome. The error that ends the whole job is raised after the finished
+    outcomes: a refused key (:class:`TokenError`), a final 401 (:class:`AuthenticationError`), a
+    closed client (:class:`ClientStateError`), an outage longer than ``max_outage`` (its last
+    error), or an exception of the input. Two updates of one id keep their order. The client's
+    ``timeout`` is for single calls; an update of a job waits for its turn without a bound.
 
     The job owns its input. When it stops reading, it closes the input, if that is a generator or
     has an ``aclose`` method, and waits for its cleanup. Several tasks may read the outcomes of one
-    job: each outcome goes to one of them, and what ends the job is raised in one. A job that is no
-    longer held by anybody ends by itself, as :meth:`aclose` would end it.
+    job: each outcome goes to one of them, and the error that ends the job is raised in one. If
+    nothing refers to a job any more, it ends by itself, as by :meth:`aclose`.
     """
 
     def __init__(self, job: Job) -> None:
@@ -93,7 +93,7 @@ class BulkUpdate:
 
     @property
     def in_outage(self) -> bool:
-        """Whether the job waits for the API to come back."""
+        """Whether the job waits until the API is back."""
         return self._job.in_outage
 
     @property
@@ -102,18 +102,18 @@ class BulkUpdate:
         return self._job.outage_error
 
     def stop_reading(self) -> None:
-        """Take no more of the input. The outcomes of what is under way still come.
+        """Read no more of the input. The outcomes of the updates under way still come.
 
         An update that waits for the end of an outage, or between two rounds of retries, gets no
-        outcome: it would take as long.
+        outcome, because it could take long.
         """
         self._job.stop_reading()
 
     async def aclose(self) -> None:
         """End the job now. Closing twice is fine.
 
-        What is under way is cancelled, and may or may not have been applied. Returns when the input
-        has been closed, too; raises what its cleanup raises.
+        The updates under way are cancelled, and may or may not have been applied. Returns when the
+        input has been closed too; raises the exception of its cleanup.
         """
         await self._job.aclose()
 

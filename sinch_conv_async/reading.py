@@ -1,11 +1,11 @@
-"""The messages of a project, one after the other: an iterator over the pages of the list.
+"""An iterator over the messages of a project, which fetches the pages of the list.
 
-The next page is fetched, by a task, while the messages of this one are read; never more than one
-page ahead. The task returns what it got or what went wrong, and the reader sees either when it
-comes to that page. A page that failed is fetched again if the reader goes on.
+A task fetches the next page while the messages of this page are read, and no further page. The task
+returns the page or the error, and the reader gets it when it comes to that page. If a page failed,
+it is fetched again when the reader goes on.
 
-The API names each next page by a token. A token that comes a second time would lead round in a
-circle, so it ends the list with an error.
+The API names each next page by a token. If a token comes a second time, the pages would repeat for
+ever, so the list ends with an error.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ __all__ = ["MessageList"]
 
 
 class MessageList:
-    """The messages that pass some filters, the newest first.
+    """The messages that match some filters, the newest first.
 
-    Made by :meth:`ConversationClient.list_messages`. An asynchronous iterator over the messages of
-    all pages, and an asynchronous context manager that leaves nothing running. Nothing is sent
-    before the first message is asked for. While the messages of one page are read, the next page is
-    fetched; never more than one. A list that nobody holds any more stops fetching.
+    :meth:`ConversationClient.list_messages` makes it. It is an asynchronous iterator over the
+    messages of all pages, and an asynchronous context manager that leaves nothing running. Nothing
+    is sent before the first message is requested. While the messages of one page are read, the next
+    page is fetched, and no further one. A list to which nothing refers stops fetching.
 
-    A page is one call: it is paced, retried and bounded by the client's ``timeout`` as any other.
-    What ends it is raised where its first message would be: :class:`ApiError` and its kin,
-    :class:`TransportError`, :class:`TokenError`, :class:`ClientStateError`. Whoever asks for
-    another message after that has the same page fetched again. :class:`ResponseFormatError` also
-    tells of an API whose pages lead round in a circle.
+    A page is one call, which is paced, retried and bounded by the client's ``timeout`` like any
+    other. Its error is raised in the place of its first message: :class:`ApiError` or a subclass,
+    :class:`TransportError`, :class:`TokenError`, :class:`ClientStateError`. If you request another
+    message after that, the same page is fetched again. :class:`ResponseFormatError` is also raised
+    if the API's pages repeat.
     """
 
     asks_again: ClassVar[bool] = True
@@ -46,12 +46,12 @@ class MessageList:
     def __init__(self, sender: Sender, operation: ListMessages, *, timeout: float | None) -> None:
         self._sender = sender
         self._timeout = timeout
-        # What is fetched next, None after the last page.
+        # The operation for the next page; None after the last page.
         self._next: ListMessages | None = operation
         self._fetching: asyncio.Task[MessagePage | Exception] | None = None
         self._messages: deque[ConversationMessage] = deque()
         self._seen: set[int] = set()  # hashes of the page tokens so far
-        self._circle = False  # the last page named an earlier one as its next
+        self._circle = False  # the last page named an earlier page as the next one
         self._turning = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -84,7 +84,7 @@ class MessageList:
         return self._messages.popleft()
 
     async def aclose(self) -> None:
-        """End the list, and what is being fetched for it. Closing twice is fine."""
+        """End the list, and cancel the fetching. Closing twice is fine."""
         self._next = None
         self._messages.clear()
         task, self._fetching = self._fetching, None
@@ -95,7 +95,7 @@ class MessageList:
     def __del__(self) -> None:
         task, loop = getattr(self, "_fetching", None), getattr(self, "_loop", None)
         if task is not None and loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and its task is gone
                 loop.call_soon_threadsafe(task.cancel)
 
     async def _turn(self) -> None:
@@ -113,7 +113,7 @@ class MessageList:
         if operation is None:
             raise StopAsyncIteration
         task = self._fetch(loop, operation)
-        # A reader that is cancelled here leaves the page to the next one.
+        # If this reader is cancelled here, the next reader gets the page.
         await asyncio.wait([task])
         if self._next is None:
             raise StopAsyncIteration  # the list was closed meanwhile
@@ -144,7 +144,7 @@ class MessageList:
 async def _fetched(
     sender: Sender, operation: ListMessages, timeout: float | None
 ) -> MessagePage | Exception:
-    """One page, or why there is none. Returned, not raised: nobody may come to ask."""
+    """One page, or the error. It is returned, not raised, because perhaps no reader asks for it."""
     try:
         return await sender.send(Call(operation), timeout=timeout)
     except Exception as error:  # noqa: BLE001  # a trace hook may raise anything; the reader gets it

@@ -1,4 +1,4 @@
-"""The input of a job: what an iterable or asynchronous iterable gives, one item at a time."""
+"""The input of a job: the items of an iterable or asynchronous iterable, one at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Input"]
 
 
 class Input:
-    """The items of an iterable or asynchronous iterable, and how many it has ``given``.
+    """An iterable or asynchronous iterable, and the number of items that it has ``given``.
 
     ``asks_again``: the input can be asked again after a SinchError, as a list of messages can.
     """
@@ -34,15 +34,15 @@ class Input:
         if isinstance(self._items, AsyncIterator):
             item = await anext(self._items)
         else:
-            # The item before is under way before an input that blocks is asked again.
+            # Let the task of the item before begin, because the input may block.
             await asyncio.sleep(0)
             try:
                 item = next(self._items)
             except StopIteration:
                 raise StopAsyncIteration from None
             except StopAsyncIteration as error:
-                # It must not look like the input's end. Python does the same with StopIteration in
-                # a generator (PEP 479).
+                # This must not look like the end of the input. Python does the same for
+                # StopIteration in a generator (PEP 479).
                 raise RuntimeError("the input raised StopAsyncIteration") from error
         self.given += 1
         return item

@@ -28,7 +28,7 @@ from ..models import (
 __all__ = ["Change", "Messages", "SendUpdates", "Transform", "TransformMessages", "Updates", "Work"]
 
 Pair = tuple[str, str] | list[str]
-"""Message id and metadata. A list of two is what a CSV reader's rows are."""
+"""Message id and metadata. A list of two is allowed, because a CSV reader gives lists."""
 
 Updates = (
     Iterable[MetadataUpdate | Pair | ConversationMessage]
@@ -40,13 +40,16 @@ metadata is written as it is."""
 
 @runtime_checkable
 class Change(Protocol):
-    """A :class:`~sinch_conv_async.MetadataUpdate` that is computed from its message.
+    """A :class:`~sinch_conv_async.MetadataUpdate` that computes its metadata from the message.
 
-    The outcome leads back to it.
+    The outcome's ``update`` is this object.
     """
 
     def changed(self, message: ConversationMessage) -> str | None:
-        """The new metadata, or ``None``. Raises InvalidArgumentError if there can be none."""
+        """The new metadata, or ``None`` for no change.
+
+        Raises InvalidArgumentError if the change is impossible.
+        """
         ...
 
 
@@ -66,15 +69,15 @@ class Work(Protocol):
     """What a job does for each item of its input."""
 
     def item(self, given: object) -> Any:
-        """The item that is made of what the input gave, or InvalidArgumentError."""
+        """Make an item of an object of the input, or raise InvalidArgumentError."""
         ...
 
     def key(self, item: Any) -> Hashable:
-        """Items of one key are for one message, and keep their order."""
+        """Items with one key are for one message, and keep their order."""
         ...
 
     async def outcome(self, item: Any, send: Send) -> UpdateOutcome:
-        """The outcome, once there is one."""
+        """Do the work for the item, and return its outcome."""
         ...
 
 
@@ -110,7 +113,7 @@ class SendUpdates:
 class _Message:
     """An item of a transformation: the update so far, and the message if it was read.
 
-    ``change``: what makes the new metadata of this message.
+    ``change``: the function that computes the new metadata of this message.
     """
 
     update: MetadataUpdate
@@ -171,7 +174,7 @@ async def _changed(change: Transform, message: ConversationMessage) -> str | Non
         if inspect.isawaitable(metadata):
             metadata = await metadata
     except StopAsyncIteration as error:
-        # It must not look like the end of the job.
+        # This must not look like the end of the job.
         raise RuntimeError("transform raised StopAsyncIteration") from error
     if metadata is None or isinstance(metadata, str):
         return metadata
@@ -210,5 +213,8 @@ def _update(sender: Sender, update: MetadataUpdate) -> UpdateMetadata:
 
 
 def _key(message_id: object) -> Hashable:
-    """Ids are compared without case. A key of no text is refused before its order can matter."""
+    """Upper and lower case of an id mean the same.
+
+    An id that is not text is refused when it is sent.
+    """
     return message_id.lower() if isinstance(message_id, str) else id(message_id)

@@ -3,8 +3,8 @@
 - The reading task waits for a place, takes an item, and starts a task for it. If the same message
   is under way, the item waits in a queue of that message, and the task of the earlier item goes on
   with it. So items of one message keep their order.
-- The reading task owns the input: when it stops reading, whatever the reason, it closes the input
-  and waits for that.
+- The reading task owns the input: when it stops reading for any reason, it closes the input and
+  waits for that.
 - A task that waits for long (for the end of an outage, or between two rounds) is *parked*.
   ``stop_reading`` cancels the parked tasks and the reading task, and lets the others finish.
   ``aclose`` cancels all.
@@ -35,7 +35,7 @@ __all__ = ["Job"]
 
 
 class Job:
-    """What runs. It never refers to the :class:`BulkUpdate` that the user holds."""
+    """A running job. It never refers to the :class:`BulkUpdate` that the user holds."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Job:
     # For the user's side
 
     async def next_outcome(self) -> UpdateOutcome:
-        """The next outcome, what ended the job, or StopAsyncIteration."""
+        """The next outcome. Raises the error that ended the job, or StopAsyncIteration."""
         if self._loop is None:
             self._start()
         elif self._loop is not asyncio.get_running_loop():
@@ -85,14 +85,14 @@ class Job:
         return outcome
 
     def stop_reading(self) -> None:
-        """Take no more of the input, and end what waits for long."""
+        """Read no more items, and end the tasks that wait for long."""
         self._state.stop_reading()
 
     async def aclose(self) -> None:
         """End the job, and wait until it has ended."""
         if self._loop is not None and self._loop is not asyncio.get_running_loop():
             if self._loop.is_closed():
-                return  # and the tasks with it
+                return  # and its tasks are gone
             raise ClientStateError("this bulk job belongs to another event loop")
         reader = self._state.reader
         closing = reader if reader in self._tasks else None
@@ -106,24 +106,27 @@ class Job:
             raise error
 
     def abandon(self) -> None:
-        """End the job, because nobody can read it any more; in the garbage collector's thread."""
+        """End the job, because it cannot be read any more.
+
+        The garbage collector calls this in any thread.
+        """
         if self._loop is not None and self._tasks:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and the tasks with it
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and its tasks are gone
                 self._loop.call_soon_threadsafe(self._abort)
 
     # Beginning and ending
 
     def _start(self) -> None:
-        # First of all: this refuses if the client is closed, and gives a client of a closed loop a
-        # new lifetime.
+        # First of all, because this raises if the client is closed, and gives a client of a closed
+        # loop a new lifetime.
         self._sender.bound()
         self._loop = asyncio.get_running_loop()
         if self._state.stopped:
             self._outcomes.end()
             return
         closed = self._client_closed = self._loop.create_future()
-        # The job is one of the things that wait on the client: so closing the client ends a job
-        # that waits for its input.
+        # The client fails the futures of its waiting calls when it closes. This future makes a job
+        # one of them, even while it waits for its input.
         self._sender.lifetime.waiting.add(closed)
         closed.add_done_callback(self._client_has_closed)
         self._state.reader = self._start_task(self._loop, "reader", self._read)
@@ -146,8 +149,8 @@ class Job:
         self._tasks.discard(task)
         if task.cancelled():
             if not self._state.stopped:
-                # Not cancelled by the job. The input or a transform raised it, or whatever runs is
-                # being cancelled.
+                # The job did not cancel it. The input or a transform raised CancelledError, or all
+                # tasks of the loop are being cancelled.
                 self._state.fail(asyncio.CancelledError("the bulk job was cancelled"))
         elif (error := task.exception()) is not None:
             self._state.fail(error)
@@ -168,7 +171,7 @@ class Job:
                 task.cancel()
 
     def _end(self) -> None:
-        assert self._client_closed is not None  # made before the first task
+        assert self._client_closed is not None  # it was made before the first task
         self._sender.lifetime.waiting.discard(self._client_closed)
         self._client_closed.cancel()
         self._state.held.clear()
@@ -183,7 +186,7 @@ class Job:
             while await self._read_one():
                 pass
         except GeneratorExit:
-            raise  # the event loop is closed: nothing can be waited for
+            raise  # the event loop is closed, so nothing can be awaited
         except BaseException:
             self._state.reading = False
             await self._input.aclose()
@@ -192,14 +195,14 @@ class Job:
         await self._input.aclose()
 
     async def _read_one(self) -> bool:
-        """Take an item as soon as there is a place for it. Whether there may be more."""
+        """Read an item as soon as there is a place for it; return whether there may be more."""
         await self._outcomes.place()
         try:
             given = await self._next()
         except StopAsyncIteration:
             return False
         if self._state.stopped:
-            return False  # the input took no notice of being cancelled
+            return False  # the input has ignored its cancellation
         try:
             item = self._work.item(given)
         except InvalidArgumentError as refused:
@@ -216,7 +219,7 @@ class Job:
         return True
 
     async def _next(self) -> object:
-        """The next thing that the input gives. A list of messages is asked again in an outage."""
+        """The next object of the input. A list of messages is asked again in an outage."""
         failing_since: float | None = None
         delays = probe_delays()
         while True:
@@ -236,7 +239,7 @@ class Job:
         while items:
             outcome = await self._work.outcome(items[0], self._rounds.send)
             if outcome.error is not None:
-                # It was not raised at the reader, and its frames hold the job.
+                # The error is not raised at the reader, and its frames would keep the job alive.
                 outcome.error.__traceback__ = None
             self._outcomes.add(outcome)
             items.popleft()
@@ -248,9 +251,9 @@ async def _until_closed(
 ) -> None:
     """Run a task of the job.
 
-    If its event loop is closed under it, the garbage collector ends it with GeneratorExit. Whatever
-    then still needs the loop, such as a queue that the input waits at, fails; nobody is there to be
-    told, and Python would print it.
+    If its event loop is closed, the garbage collector ends the task with GeneratorExit. Code that
+    then needs the loop, such as a queue of the input, fails. No caller could handle that error, and
+    Python would print it.
     """
     try:
         await run(*given)

@@ -1,23 +1,23 @@
-"""What becomes of an update that failed in a job: ``judge``, and what it judges by.
+"""Decides what follows from a failed update of a job: ``judge``, and the evidence for it.
 
-A single call may give up after a few retries, because somebody waits for it. A job must not: an
-outage of a minute would turn 48,000 updates into failures. So a job asks of each update that
-failed: is this update at fault, or is the API out?
+A single call may give up after a few retries, because a caller waits for it. A job must not: an
+outage of a minute would turn 48,000 updates into failures. So for each failed update a job asks: is
+this update at fault, or is the API out?
 
-1. A failure is an outcome. If the API answered, and would give the same answer again, the update
-   has failed. If every other update would fail in the same way (a refused key), the job ends.
-2. An update that may be sent only once is spent by its failure. After ten such failures in a row
-   the API counts as out.
-3. Other updates tell who is at fault. An update is at fault if it used all its retries while others
-   got through, or if it is the only one that the job holds. If next to no retry succeeds, it fails
-   at once. If a tenth of the retries or more succeed, a part of the service is out: it is given up
-   to four further rounds of retries.
-4. Otherwise the API may be out. Updates wait, and one at a time probes; the first that gets through
+1. If the API answered, and would give the same answer again, the update has failed, and that is its
+   outcome. If every other update would fail in the same way (a refused key), the job ends.
+2. An update that may be sent only once has failed too. After ten such failures in a row the API
+   counts as out.
+3. Other updates show which is at fault. An update is at fault if it used all its retries while
+   others succeeded, or if it is the only one that the job holds. If almost no retries of the job
+   succeed, it fails at once. If at least a tenth of them succeed, a part of the service is out, and
+   the update gets up to four further rounds of retries.
+4. Otherwise the API may be out. Updates wait, and one at a time probes; the first that succeeds
    ends the outage.
 5. An outage longer than ``max_outage`` ends the job. But if the input is at its end, only failing
-   updates are left, and others got through before, each of them fails instead.
+   updates are left, and others succeeded before, each of these updates fails instead.
 
-Pure: ``now`` (monotonic seconds) is passed in. ``docs/explanation/bulk.rst`` says the same rules to
+Pure: ``now`` (monotonic seconds) is passed in. ``docs/explanation/bulk.rst`` has these rules for
 users.
 """
 
@@ -64,7 +64,7 @@ PROBE_DELAYS: Final = (0.5, 1.0, 2.0, 4.0, 5.0)
 That makes some 180 requests in 900 s, where a working job sends 720,000."""
 
 FURTHER_ROUNDS: Final = 4
-"""How often an update that has used up its retries gets as many again, if retries help."""
+"""Further rounds of retries for an update that has used up its retries, if retries help."""
 
 WORTHWHILE: Final = 0.1
 """The least share of retries that must succeed for that."""
@@ -94,15 +94,18 @@ class AnotherRound:
 
 @attrs.frozen
 class WaitForApi:
-    """The API counts as out. The update waits for the end of that, or for its turn to probe."""
+    """The API counts as out.
+
+    The update waits for the end of the outage, or for its turn to probe.
+    """
 
 
 @attrs.frozen
 class EndJob:
     """The whole job ends with this error.
 
-    ``after_outage``: because nothing got through for too long.
-    ``update_failed``: the update has a failed outcome as well, because it cannot be sent again.
+    ``after_outage``: because no update succeeded for too long. ``update_failed``: the update has a
+    failed outcome as well, because it cannot be sent again.
     """
 
     after_outage: bool = False
@@ -113,17 +116,17 @@ Verdict = Failed | AnotherRound | WaitForApi | EndJob
 
 
 class Evidence(NamedTuple):
-    """What is known when one update has failed.
+    """The facts when one update has failed.
 
     Of the update: ``error`` of its last round and the ``failure`` it comes from, if an attempt was
     made; ``attempts`` in all rounds and in the ``latest`` one; ``reached``: a request may have
-    reached the API; ``rounds``: how many further rounds it has had; ``safe``: what it asks for may
-    be repeated whatever happened, as a read may.
+    reached the API; ``rounds``: how many further rounds it has had; ``safe``: its request may
+    always be repeated, as a read may.
 
-    Of the job: ``alone``: it holds no other update, and no other has failed since the last that got
-    through. ``others_succeed``: an update that was sent after this one had failed was applied.
-    ``only_failing_left``: the input is at its end, and whatever the job still holds has failed
-    since the last that got through.
+    Of the job: ``alone``: it holds no other update, and no other has failed since the last success.
+    ``others_succeed``: an update that was sent after the failure of this one was applied.
+    ``only_failing_left``: the input is at its end, and every update that the job holds has failed
+    since the last success.
 
     Of the API: ``ever_answered``; ``in_outage``; ``failed_in_a_row``: ids that failed since the
     last answer; ``retries_help``: the share of the latest retries that succeeded; ``out_for``:
@@ -160,7 +163,7 @@ class Evidence(NamedTuple):
 
     @property
     def unsent(self) -> bool:
-        """Whether no attempt was made, for want of a token or of permission."""
+        """Whether no attempt was made, because there was no token or no permission."""
         return self.latest == 0 or isinstance(self.error, TokenError)
 
     @property
@@ -177,7 +180,7 @@ class Evidence(NamedTuple):
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """What becomes of an update that has failed."""
+    """What follows from a failed update."""
     if _fails_every_update(evidence.error):
         return EndJob()
     if evidence.answered:
@@ -195,14 +198,14 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _fails_every_update(error: SinchError) -> bool:
-    """A refused key, a final 401, a closed client: the next update would meet it as well."""
+    """A refused key, a final 401, a closed client: the next update would fail in the same way."""
     if isinstance(error, TokenError):
         return error.refused
     return isinstance(error, AuthenticationError | ClientStateError)
 
 
 def may_pass(error: SinchError) -> bool:
-    """Whether a request that failed so may succeed later, after all its retries."""
+    """Whether a request with this error may succeed later, after all its retries."""
     if isinstance(error, ServerError):
         return error.http_status != 501  # not implemented
     return not _fails_every_update(error) and isinstance(
@@ -227,12 +230,12 @@ def _spent(evidence: Evidence) -> Verdict:
 
 
 def _at_fault(evidence: Evidence) -> bool:
-    """Whether it is this update that fails, and not the API.
+    """Whether this update is at fault, and not the API.
 
-    It must have had its retries: the retry budget of the project may have kept it from them. It
-    must have reached the API, if others are there to tell. In an outage no update is at fault,
-    unless nobody is left who could end the outage, or unless this one has had all its rounds: then
-    it holds the place of an update that could.
+    It must have had its retries, because the project's retry budget may have refused them. It must
+    have reached the API, if there are other updates to compare it with. In an outage no update is
+    at fault, unless only failing updates are left, or unless this one has had all its rounds: then
+    it takes the place of an update that could succeed.
     """
     had_its_retries = evidence.attempts > evidence.policy.max_retries and (
         evidence.reached or evidence.alone
@@ -242,18 +245,18 @@ def _at_fault(evidence: Evidence) -> bool:
 
 
 def _worn_out(evidence: Evidence) -> bool:
-    """Whether the update has had the attempts of all its rounds, in an outage or out of it."""
+    """Whether the update has had the attempts of all its rounds, in an outage or not."""
     return evidence.attempts > FURTHER_ROUNDS * (1 + evidence.policy.max_retries)
 
 
-# What a job remembers of the API
+# What a job records about the API
 
 
 class RetryYield:
     """The share of the latest retries that succeeded.
 
-    It tells whether an update that keeps failing has bad luck, or cannot succeed. If every other
-    backend is out, half of the retries succeed. If the updates are at fault, next to none do.
+    It shows whether a failing update has bad luck, or cannot succeed. If every second backend is
+    out, half of the retries succeed. If the updates are at fault, almost none do.
     """
 
     MEMORY = 100
@@ -265,7 +268,7 @@ class RetryYield:
         self._seen = 0
 
     def outage_over(self) -> None:
-        """An update got through after an outage: forget the failures of the outage."""
+        """An update succeeded after an outage: forget the failures of the outage."""
         self.share = 1.0
         self._seen = 1
 
@@ -277,7 +280,7 @@ class RetryYield:
 
 
 class Outage:
-    """A time in which nothing gets through. It ``began``, and it ``ends`` the job."""
+    """An outage: when it ``began``, and when it ``ends`` the job."""
 
     def __init__(self, began: float, ends: float) -> None:
         self.began = began
@@ -296,11 +299,11 @@ class Outage:
 
 
 class ApiState:
-    """What a job has seen of the API.
+    """What a job has observed of the API.
 
-    ``answers`` so far, and the time of the last one. ``newest_success``: when the newest of the
-    updates that were applied was sent. ``failing``: ids that failed since the last answer.
-    ``outage``: the one that the job waits for, if there is one.
+    ``answers`` so far, and the time of the last one. ``newest_success``: when the newest applied
+    update was sent. ``failing``: ids that failed since the last answer. ``outage``: the present
+    outage, or None.
     """
 
     def __init__(self, max_outage: float) -> None:
@@ -327,17 +330,17 @@ class ApiState:
             self.retries.outage_over()
 
     def out_for(self, now: float, *, failing_since: float) -> float:
-        """Seconds since an update failed first, or since the last answer if that came later."""
+        """Seconds since the first failure of an update, or since the last answer if later."""
         began = max(failing_since, self.answered_at) if self.outage is None else self.outage.began
         return now - began
 
     def out(
         self, error: SinchError, now: float, *, failing_since: float, max_retry_after: float
     ) -> Outage:
-        """The API is out: the outage that this is, which may be a new one.
+        """The API is out: return the present outage, which may be new.
 
-        If the API asks for a longer pause, the next probe waits for it, but no longer than
-        ``max_retry_after`` seconds: the API may change its mind.
+        If the API asks for a longer pause, the next probe waits for it, but at most
+        ``max_retry_after`` seconds, because the API may recover earlier.
         """
         if self.outage is None:
             began = now - self.out_for(now, failing_since=failing_since)

@@ -1,8 +1,8 @@
 """The outcomes that wait for a reader, and the places that bound how much a job holds.
 
 An item takes a place before it is read from the input. The place becomes free when a reader that
-has taken the item's outcome asks for another one. So nothing is sent that nobody reads, and memory
-does not grow with the input.
+has taken the item's outcome asks for another one. So the job sends nothing whose outcome is not
+read, and memory does not grow with the input.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Outcomes:
     def __init__(self, places: int) -> None:
         self._places = asyncio.Semaphore(places)
         self._unread: deque[UpdateOutcome] = deque()
-        self._readers = 0  # that wait for an outcome
-        self._taken = 0  # outcomes, since a reader last asked for one
+        self._readers = 0  # readers that wait for an outcome
+        self._taken = 0  # outcomes taken since a reader last asked for one
         self._changed = asyncio.Event()
         self._ended = False
 
@@ -39,7 +39,7 @@ class Outcomes:
         self._changed.set()
 
     def clear(self) -> None:
-        """Forget the outcomes that nobody has read."""
+        """Forget the unread outcomes."""
         self._unread.clear()
 
     def end(self) -> None:
@@ -62,7 +62,7 @@ class Outcomes:
         outcome = self._unread.popleft()
         self._taken += 1
         if self._readers:
-            # Another reader waits for more already, and this one may never come back.
+            # Another reader waits already, and this one may never ask again.
             self._free_places()
         return outcome
 

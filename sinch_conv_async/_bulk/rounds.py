@@ -1,10 +1,10 @@
 """How a job sends a call: in rounds, through outages.
 
 A round is one call with all its retries (``_core/send.py``). When a round fails, ``judge``
-(``outage.py``) says what becomes of the call: it has failed, it gets another round, it waits for
-the API, or the job ends.
+(``outage.py``) decides: the call has failed, it gets another round, it waits for the API, or the
+job ends.
 
-While the API is out, calls wait in :class:`_Probes`. One of them at a time has the turn: it sends a
+While the API is out, calls wait in :class:`_Probes`. One call at a time has the turn, and sends a
 single attempt, a *probe*. If the probe fails, the turn goes to the call that has waited longest. If
 it succeeds, all calls go on.
 """
@@ -36,7 +36,7 @@ from .state import JobState
 __all__ = ["TO_GO_ON", "Rounds"]
 
 TO_GO_ON: Final = "Updates that have no outcome can be given to a new job."
-"""What is left to do after an outage that did not end."""
+"""Advice after an outage that did not end."""
 
 
 class Rounds:
@@ -70,7 +70,10 @@ class Rounds:
     async def send(
         self, call: Call[ConversationMessage], key: Hashable
     ) -> ConversationMessage | SinchError:
-        """The result of a call, or the error that is its outcome. Raises what ends the job."""
+        """The result of a call, or the error that is its outcome.
+
+        Raises the error that ends the job.
+        """
         trial = _Trial(call, key)
         while True:
             # 1. Wait while the API is out, or for the turn to probe it.
@@ -87,10 +90,10 @@ class Rounds:
                 self._api_answers()
                 self._api.succeeded(sent_at=trial.began, retries=trial.retries)
                 return message
-            # 3. It failed: the next probe is another update's.
+            # 3. It failed: let another update make the next probe.
             if probes is not None:
                 probes.pass_on()
-            # 4. Judge whether the update is at fault, or the API is out.
+            # 4. Decide whether the update is at fault, or the API is out.
             evidence = self._evidence(trial, error)
             verdict = judge(evidence)
             if isinstance(verdict, AnotherRound):
@@ -105,7 +108,7 @@ class Rounds:
                 return self._give_up(trial, error, verdict, evidence.out_for)
 
     async def _may_send(self) -> _Probes | None:
-        """Wait while the API is out. For a probe, return whom to tell its end."""
+        """Wait while the API is out. If this call is to probe, return the probes to report to."""
         while (probes := self._probes) is not None:
             with self._state.parking():
                 await probes.wait()
@@ -116,7 +119,7 @@ class Rounds:
         return None
 
     def _evidence(self, trial: _Trial, error: SinchError) -> Evidence:
-        """What is known of an update that has just failed."""
+        """The facts about an update that has just failed."""
         api, call, state = self._api, trial.call, self._state
         api.failing.add(trial.key)
         evidence = Evidence(
@@ -150,7 +153,7 @@ class Rounds:
     def _give_up(
         self, trial: _Trial, error: SinchError, verdict: Failed | EndJob, out_for: float
     ) -> SinchError:
-        """The error that is the outcome of an update. Raises what ends the job."""
+        """The error that is the outcome of an update. Raises the error that ends the job."""
         if isinstance(verdict, EndJob):
             ending = _after_outage(error, out_for) if verdict.after_outage else error
             if not verdict.update_failed:
@@ -181,7 +184,7 @@ class Rounds:
             log(
                 WARNING,
                 "a job waits for the API: %s",
-                str(error),  # a record that is kept would keep the frames of the error too
+                str(error),  # as text, because a kept record would keep the error's frames
                 project_id=self._sender.project_id,
                 error=type(error).__name__,
             )
@@ -205,7 +208,10 @@ class Rounds:
 
 
 class _Probes:
-    """The calls that wait in an outage. One at a time may probe; the end of it wakes all."""
+    """The calls that wait in an outage.
+
+    One at a time may probe; the end of the outage wakes all.
+    """
 
     def __init__(self, outage: Outage, error: SinchError) -> None:
         self.outage = outage
@@ -246,9 +252,9 @@ def _wake(future: asyncio.Future[None]) -> bool:
 class _Trial:
     """One call of a job, as far as it has come.
 
-    ``rounds``: further rounds that it was given. ``answers_before``: answers that the job had had
-    when the call began to wait for the API. ``began``, ``attempts``: when its latest round began,
-    and the attempts before it.
+    ``rounds``: further rounds that it was given. ``answers_before``: the job's answers when the
+    call began to wait for the API. ``began``, ``attempts``: when its latest round began, and the
+    attempts before it.
     """
 
     def __init__(self, call: Call[ConversationMessage], key: Hashable) -> None:
@@ -271,7 +277,7 @@ class _Trial:
 
 
 def _after_outage(error: SinchError, seconds: float) -> SinchError:
-    """What ends a job after an outage: a copy, because an outcome may have the error as well."""
+    """The error that ends a job after an outage: a copy, because an outcome may hold it too."""
     ending = copy.copy(error)
     ending.add_note(
         f"The API has taken no update for {seconds:.0f} s, so the job has ended. {TO_GO_ON}"

@@ -12,11 +12,12 @@ __all__ = ["JobState"]
 
 
 class JobState:
-    """How far a job has come.
+    """The state of a job.
 
     ``held``: by key, the item under way and those that wait behind it. ``reading``: the input has
-    more to give. ``stopped``: nothing more is read, and no task waits for long. ``error``: what
-    ends the job. ``reader``: the task that reads the input. ``parked``: tasks that wait for long.
+    more to give. ``stopped``: no more items are read, and no task waits for long. ``error``: the
+    error that ends the job. ``reader``: the task that reads the input. ``parked``: tasks that wait
+    for long.
     """
 
     def __init__(self) -> None:
@@ -28,9 +29,10 @@ class JobState:
         self.parked: set[asyncio.Task[Any]] = set()
 
     def stop_reading(self) -> None:
-        """End the reading, and what waits for long.
+        """End the reading, and the tasks that wait for long.
 
-        The reader is cancelled once only: a second time would cut the cleanup of the input.
+        The reader is cancelled only once, because a second cancellation would interrupt the cleanup
+        of the input.
         """
         if self.stopped:
             return
@@ -42,13 +44,13 @@ class JobState:
             task.cancel()
 
     def fail(self, error: BaseException | None) -> None:
-        """End the job with an error: what is under way still gets its outcome."""
+        """End the job with an error. The updates under way still get their outcomes."""
         self.error = self.error or error
         self.stop_reading()
 
     @contextlib.contextmanager
     def parking(self) -> Generator[None]:
-        """Where a task may wait for long: ``stop_reading`` cancels it, and it has no outcome."""
+        """Around a long wait of a task: ``stop_reading`` cancels the task, which has no outcome."""
         this = asyncio.current_task()
         assert this is not None  # a coroutine of the job runs in a task of the job
         if self.stopped:

@@ -340,7 +340,7 @@ class Journal:
     def _write(self, data: bytes) -> None:
         if self._refusal is None:
             try:
-                self._check_place()
+                self._check_path()
                 self._append(data)
             except JournalError as error:
                 self._refusal = error
@@ -363,7 +363,7 @@ class Journal:
                 f"{self._path} cannot be written: {error.strerror}", JournalReason.LOST
             ) from None
 
-    def _check_place(self) -> None:
+    def _check_path(self) -> None:
         """Whether the path still leads to the file that is written."""
         ours = os.fstat(self._descriptor)
         try:

@@ -122,7 +122,7 @@ def bulk(
         if journal is None and not is_pipe:
             assert source.path is not None  # standard input is a pipe
             journal = source.path.with_name(source.path.name + ".journal.jsonl")
-        _check_places(source, journal, failures)
+        _check_paths(source, journal, failures)
         if dry_run:
             return _dry_run(given, journal, access, output=output)
         if journal is None:
@@ -219,7 +219,7 @@ def _allow_files(number: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (number, most))
 
 
-def _check_places(source: Source, journal: Path | None, failures: Path | None) -> None:
+def _check_paths(source: Source, journal: Path | None, failures: Path | None) -> None:
     """Raise UsageError unless the three files differ and failures can be written."""
     taken = [path for path in (source.path, journal) if path is not None]
     if len(taken) == 2 and _are_one(*taken):
