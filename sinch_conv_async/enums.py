@@ -1,9 +1,9 @@
 """The words of the API.
 
-Members equal their text on the wire. A word of an answer that is not listed here is no error:
-models keep it as plain text, because a server adds words long before its clients learn them. An
-argument may also be the text of a member, in any case of its letters; the ``...Name`` types tell
-type checkers which texts there are.
+Members equal their text on the wire. If an answer has a word that is not listed here, models keep
+it as plain text, because a server adds words before its clients know them. An argument may also be
+the text of a member, in upper or lower case; the ``...Name`` types list the texts for type
+checkers.
 """
 
 from enum import StrEnum
@@ -63,7 +63,7 @@ class Channel(StrEnum):
 
 
 class Direction(StrEnum):
-    """Which way a message went, seen from the Conversation API app (``direction``)."""
+    """The direction of a message, seen from the Conversation API app (``direction``)."""
 
     TO_APP = "TO_APP"
     TO_CONTACT = "TO_CONTACT"
@@ -97,7 +97,7 @@ class MessagesView(StrEnum):
 
 
 class Region(StrEnum):
-    """Where the Conversation API app lives: ``https://{region}.conversation.api.sinch.com``.
+    """The region of the Conversation API app: ``https://{region}.conversation.api.sinch.com``.
 
     A message of one region does not exist in another: the wrong region answers 404.
     """

@@ -5,7 +5,7 @@
 - One task runs the job. If an error ends the job, such as a refused key, the task waits a while and
   starts another job, with all that is pending.
 - ``stop`` lets the job go on until everything has an outcome, or until the time is up. Then it
-  cancels the job. What is still pending is what was not done.
+  cancels the job. The updates that are still pending were not done.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from .models import MetadataUpdate, UpdateOutcome
 __all__ = ["UpdateQueue"]
 
 RESTART_AFTER: Final = 30.0
-"""Seconds before another job is started after an error: for a key that is mended meanwhile."""
+"""Seconds before another job is started after an error. The key may be corrected meanwhile."""
 
 
 class UpdateQueue:
-    """Updates to be made soon, by one bulk job in the background of a service.
+    """A queue of updates, which one bulk job sends in the background of a service.
 
-    ``async with UpdateQueue(client) as queue:`` around the life of the service, inside that of the
-    client. A handler calls :meth:`put_nowait` and answers at once. The updates are sent as
-    :meth:`ConversationClient.update_many` sends them: in order for each message, at the project's
-    pace, and held back in an outage for as long as it lasts.
+    Use ``async with UpdateQueue(client) as queue:`` around the life of the service, inside the
+    block of the client. A handler calls :meth:`put_nowait` and answers at once. The updates are
+    sent as :meth:`ConversationClient.update_many` sends them: in order for each message, at the
+    project's pace, and held back in an outage for as long as it lasts.
 
-    ``max_size``: updates that may be pending; more are refused. ``on_outcome``: a plain or
-    asynchronous function that is called with each outcome, one after the other; what it raises goes
+    ``max_size``: the most pending updates; more are refused. ``on_outcome``: a plain or
+    asynchronous function that is called with each outcome, one after the other; its exceptions go
     to the event loop's exception handler. Without it, updates that failed are logged as warnings.
-    ``concurrency``: updates under way at a time. ``stop_within``: seconds that leaving the ``async
-    with`` block waits for pending updates.
+    ``concurrency``: updates under way at a time. ``stop_within``: seconds that leaving the
+    ``async with`` block waits for pending updates.
 
     An error that ends the job (a refused key) is logged and kept in :attr:`error`; the job starts
-    again after 30 seconds. Nothing here survives the process: what must not be lost belongs into a
-    table of your own.
+    again after 30 seconds. The queue is in memory and does not survive the process. If updates must
+    not be lost, keep them in a table of your own.
 
     Raises :class:`InvalidArgumentError` for an argument that cannot be right.
     """
@@ -70,7 +70,8 @@ class UpdateQueue:
         self._on_outcome = on_outcome
         self._concurrency = concurrency
         self._stop_within = stop_within
-        self._pending: dict[int, MetadataUpdate] = {}  # by identity: an update can be put twice
+        # By identity, because the same update can be put twice.
+        self._pending: dict[int, MetadataUpdate] = {}
         self._queued: deque[MetadataUpdate] = deque()
         self._news = asyncio.Event()  # there is something to send, or the queue stops
         self._room = asyncio.Event()  # an update has left, or the queue stops
@@ -102,7 +103,7 @@ class UpdateQueue:
 
     @property
     def error(self) -> SinchError | None:
-        """What ended the job, until an update has an outcome again; ``None`` while all is well."""
+        """The error that ended the job, until the next outcome; otherwise ``None``."""
         return self._error
 
     # Filling
@@ -110,7 +111,7 @@ class UpdateQueue:
     def put_nowait(
         self, message_id: str, metadata: str, *, messages_source: MessagesSource | str | None = None
     ) -> None:
-        """Have one update made soon. Arguments as for ``update_message_metadata``.
+        """Put one update into the queue. Arguments as for ``update_message_metadata``.
 
         Raises :class:`InvalidArgumentError`, :class:`asyncio.QueueFull` if ``max_size`` updates are
         pending, and :class:`ClientStateError` once the queue stops or its client is closed.
@@ -158,10 +159,10 @@ class UpdateQueue:
         await self.stop(self._stop_within)
 
     async def stop(self, within: float | None = None) -> tuple[MetadataUpdate, ...]:
-        """Take no more updates, and return those that were not done ``within`` so many seconds.
+        """Take no more updates, and return those that were not done ``within`` this many seconds.
 
         ``None``: wait until all have an outcome, however long that takes. If the job does not run
-        because of an :attr:`error`, nothing is waited for. Stopping twice is fine.
+        because of an :attr:`error`, it does not wait. Stopping twice is fine.
         """
         self._stopping.set()
         self._news.set()
@@ -178,7 +179,7 @@ class UpdateQueue:
         return self.pending
 
     async def _run(self) -> None:
-        """Empty the queue, with one job after the other as long as errors end them."""
+        """Empty the queue, with another job after each error."""
         while True:
             self._queued = deque(self._pending.values())
             try:
@@ -224,7 +225,7 @@ class UpdateQueue:
                     str(outcome.error),
                     message_id=message_id,
                 )
-        except Exception as error:  # noqa: BLE001  # the user's function raised it; the next outcomes are made all the same
+        except Exception as error:  # noqa: BLE001  # the user's function raised; the queue goes on
             problem = f"on_outcome raised for message {outcome.update.message_id}"
             handler = asyncio.get_running_loop().call_exception_handler
             handler({"message": problem, "exception": error})

@@ -1,12 +1,12 @@
-"""What this package uses of aiohttp that aiohttp's documentation does not promise, a reason each.
+"""The parts of aiohttp that this package uses without a promise of aiohttp's documentation.
 
-The fast route needs all of ``FAST_ROUTE``. Before the first request :func:`differences` looks
-whether each of it is there and takes the arguments that it is given. If anything differs,
-requests go by aiohttp's session, its public route. aiohttp's version number is not looked at: a
-next release that changes nothing of this keeps the fast route.
+The fast route needs all of ``FAST_ROUTE``. Before the first request :func:`differences` checks that
+each part exists and accepts the arguments. If anything differs, requests go by aiohttp's session,
+the public route. aiohttp's version number does not matter: a new release without such a change
+keeps the fast route.
 
-aiohttp's session with a watch on its connections needs ``PUBLIC_ROUTE``, which no probe replaces.
-``nox -s next`` runs all tests with aiohttp's main branch and with its pre-releases.
+The public route needs ``PUBLIC_ROUTE``, which is not checked. ``nox -s next`` runs all tests with
+aiohttp's main branch and with its pre-releases.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["FAST_ROUTE", "PUBLIC_ROUTE", "Part", "differences"]
 class Part(NamedTuple):
     """A class's attribute or method.
 
-    ``arguments``: the names that a call gives, with ``=`` after those that it gives by name;
-    ``None`` if nothing is called.
+    ``arguments``: the names of the arguments of a call, with ``=`` after keyword arguments;
+    ``None`` if it is not called.
     """
 
     path: str
@@ -123,7 +123,7 @@ _SAMPLE: Final = b"HTTP/1.1 200 OK\r\nX-Sample: yes\r\nContent-Length: 2\r\n\r\n
 
 
 def differences() -> list[str]:
-    """What is not as the fast route needs it; empty where the fast route can be used."""
+    """The differences from what the fast route needs; empty if the fast route can be used."""
     found = (_difference(part, _looked_up(part.path)) for part in FAST_ROUTE)
     named = [f"{part.name} {what}" for part, what in zip(FAST_ROUTE, found, strict=True) if what]
     if named:
@@ -133,7 +133,7 @@ def differences() -> list[str]:
 
 
 class _Stream:
-    """Stands for the connection that a parser works for."""
+    """A replacement for the connection of a parser."""
 
     def pause_reading(self) -> None: ...
 
@@ -142,7 +142,10 @@ class _Stream:
 
 @functools.cache
 def _reading_problem(parser_class: Any) -> str | None:
-    """What is wrong with how the parser reads a sample: it may be written in C and tell nothing."""
+    """What is wrong with the parser's result for a sample.
+
+    A parser in C cannot be inspected otherwise.
+    """
     try:
         parser = parser_class(
             _Stream(), object(), len(_SAMPLE), read_until_eof=True, auto_decompress=False
@@ -155,21 +158,21 @@ def _reading_problem(parser_class: Any) -> str | None:
             body.read_nowait(),
             body.is_eof(),
         )
-    except Exception as error:  # noqa: BLE001  # whatever a changed parser raises
+    except Exception as error:  # noqa: BLE001  # any error of a changed parser
         return f"{type(error).__name__}: {error}"
     return None if found == (200, "yes", False, b"{}", True) else f"got {found}"
 
 
 def _looked_up(path: str) -> Any:
-    """What the path leads to as it stands in aiohttp; ``None`` where a word of it is gone."""
+    """The object at this path in aiohttp; ``None`` if a part of the path is missing."""
     found: Any = aiohttp
     for word in path.split("."):
-        if found is not None:  # None has attributes too
+        if found is not None:  # None has attributes, too, so test for it
             found = inspect.getattr_static(found, word, None)
     return found
 
 
-@functools.cache  # a signature takes 0.1 ms, and a manager may bind to many event loops
+@functools.cache  # cached: a signature takes 0.1 ms, and a manager may bind to many event loops
 def _difference(part: Part, value: Any) -> str | None:
     if value is None:
         return "is gone"

@@ -1,20 +1,22 @@
-"""The fast route: requests on connections that aiohttp opens and secures, and that are kept here.
+"""The fast route: this file keeps the connections that aiohttp opens, and sends requests on them.
 
-What :class:`aiohttp.ClientSession` does for an exchange, without what this package does not use
-(cookies, redirects, header merging, a body that streams). aiohttp resolves the name, connects,
-makes TLS; its parser reads the answer. What is done here, each because it was measured to pay:
+It does for an exchange what :class:`aiohttp.ClientSession` does, without the parts that this
+package does not use (cookies, redirects, header merging, streamed bodies). aiohttp resolves the
+name, connects and makes TLS; its parser reads the answer. This file does the rest. Measurements
+justify each part:
 
-- Idle connections lie on a stack for each origin. The one used last is used next, so that those
-  that are not needed grow old and are closed after ``KEEPALIVE`` seconds.
-- A :class:`_Line` is the protocol of a connection's transport. It gives what arrives to a parser
-  that is made for one answer, and hands over the whole answer at once: a call waits once.
-  Anything that arrives while no answer is awaited closes the line: HTTP/1.1 tells which request an
-  answer belongs to by their order alone, so a late answer would be taken for the next one. Input
-  that the event loop has not read yet is found by asking the kernel before a line is used again.
+- Each origin has a stack of idle connections. The connection used last is used next, so that
+  connections that are not needed grow old and are closed after ``KEEPALIVE`` seconds.
+- A :class:`_Line` is the protocol of a connection's transport. It gives the input to a parser that
+  is made for one answer, and returns the complete answer, so a call waits only once. Input that
+  arrives while no answer is awaited closes the line: HTTP/1.1 matches answers to requests by their
+  order alone, so a late answer would be taken for the next one. Before a line is used again, the
+  kernel is asked for input that the event loop has not read.
 - One timer serves all exchanges (:class:`_Deadlines`). Only the opening of a connection has a
   timeout of its own, because it must be cancelled.
 
-``aiohttp_private`` lists what this needs of aiohttp. Where that differs, this file is not used.
+``aiohttp_private`` lists the parts of aiohttp that this file needs. If they differ, this file is
+not used.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from .pool import Connector, Exchange, input_of
 __all__ = ["FastRoute"]
 
 Answer = tuple[int, Mapping[str, str], bytes, bool]
-"""Status, headers, body, and whether that is all of the body."""
+"""Status, headers, body, and whether the body is complete."""
 
 
 class _Line(asyncio.Protocol):
@@ -72,10 +74,10 @@ class _Line(asyncio.Protocol):
     def ask(self, data: bytes, limit: int) -> asyncio.Future[Answer]:
         """Sends a request. The future's body may be longer than ``limit``: then it is not whole.
 
-        Each answer has a parser of its own. Half a head that came behind the answer before would
-        be in the old one, and be taken for the beginning of this answer.
+        Each answer has a parser of its own. Otherwise half a head after the answer before would
+        stay in the parser, and be taken for the beginning of this answer.
         """
-        protocol: Any = self  # it has the two methods that a parser calls
+        protocol: Any = self  # this class has the two methods that a parser calls
         self._parser = aiohttp.http.HttpResponseParser(
             protocol, self._loop, limit, read_until_eof=True, auto_decompress=False
         )
@@ -92,15 +94,15 @@ class _Line(asyncio.Protocol):
             return
         try:
             messages, _, _ = self._parser.feed_data(data)
-        except Exception:  # noqa: BLE001  # whatever the parser says of a server's bytes
+        except Exception:  # noqa: BLE001  # any error of the parser about a server's bytes
             self._cut(aiohttp.http.HttpProcessingError())
             self.close()
             return
         for message, payload in messages:
             if self._message is not None:
-                self.alive = False  # a second answer, which nobody has asked for
-            # Interim answers (RFC 9110, section 15.2) come before the real one. 101 was not asked
-            # for, and ends the exchange.
+                self.alive = False  # a second answer, without a request
+            # Interim answers (RFC 9110, section 15.2) precede the final one. 101 was not requested,
+            # and ends the exchange.
             elif message.code >= 200 or message.code == 101:
                 self._message = message
                 self._payload = payload
@@ -113,18 +115,18 @@ class _Line(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.alive = False
         if self._message is not None and exc is None:
-            with contextlib.suppress(aiohttp.http.HttpProcessingError):  # the body has been cut
-                self._parser.feed_eof()  # the body may be one that ends with the connection
+            with contextlib.suppress(aiohttp.http.HttpProcessingError):  # the body was cut short
+                self._parser.feed_eof()  # the end of the connection may be the end of the body
         self._cut(exc if isinstance(exc, OSError) else aiohttp.ServerDisconnectedError())
 
     def pause_reading(self) -> None:
-        """The parser asks for it. What has come is taken in the same step, so nothing piles up."""
+        """Called by the parser. The input is read in the same step, so nothing accumulates."""
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Answers :meth:`pause_reading`."""
 
     def close(self) -> None:
-        """Ends the connection at once."""
+        """End the connection at once."""
         self.alive = False
         self.transport.abort()
 
@@ -134,13 +136,13 @@ class _Line(asyncio.Protocol):
         self.close()
 
     def _take(self) -> None:
-        """Takes what has come of the body."""
+        """Take the part of the body that has arrived."""
         piece = self._payload.read_nowait()
         self._pieces.append(piece)
         self._size += len(piece)
 
     def _cut(self, error: Exception) -> None:
-        """Nothing more will come: what has come is the answer, or else there is an error."""
+        """No more input will come: the part that has come is the answer, or it is an error."""
         if self._message is None:
             self._fail(error)
             return
@@ -148,12 +150,12 @@ class _Line(asyncio.Protocol):
         self._hand_over(whole=self._payload.is_eof())
 
     def _hand_over(self, *, whole: bool) -> None:
-        """Ends the exchange."""
+        """End the exchange."""
         message, self._message = self._message, None
         answer, self._answer = self._answer, None
         if not whole or message.should_close or message.code == 101:
             self.alive = False
-        if answer is not None and not answer.done():  # it is done if the call was cancelled
+        if answer is not None and not answer.done():  # the future is done if the call was cancelled
             answer.set_result((message.code, message.headers, b"".join(self._pieces), whole))
 
     def _fail(self, error: Exception) -> None:
@@ -165,7 +167,7 @@ class _Line(asyncio.Protocol):
 class _Deadlines:
     """One timer for all exchanges.
 
-    It stands at the earliest time that was ever known, and when it fires it is set again: a busy
+    The timer keeps the earliest time that it was set to. When it fires it is set again, so a busy
     client sets it once in each ``attempt_timeout``.
     """
 
@@ -188,7 +190,7 @@ class _Deadlines:
         del self._running[line]
 
     def stop(self) -> None:
-        """Cancels the timer."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -226,9 +228,9 @@ class FastRoute:
     async def exchange(
         self, origin: str, data: bytes, known: Exchange, *, limit: int, timeout: float
     ) -> Answer:
-        """Sends a serialized request, and returns its answer.
+        """Send a serialized request, and return its answer.
 
-        Raises TimeoutError, and what aiohttp raises.
+        Raises TimeoutError, and aiohttp's exceptions.
         """
         now = self._loop.time()
         line = self._take(origin, now)
@@ -245,7 +247,7 @@ class FastRoute:
             answer = await future
         except BaseException:
             if self._loop.is_closed():
-                line.alive = False  # the collector ends this call, and frees the connection
+                line.alive = False  # the garbage collector ends this call, and frees the connection
             else:
                 line.close()
             raise
@@ -259,7 +261,7 @@ class FastRoute:
         return answer
 
     def close(self) -> None:
-        """Closes the idle connections. Those in use close when their exchange ends."""
+        """Close the idle connections. The others close when their exchange ends."""
         self._deadlines.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -267,7 +269,7 @@ class FastRoute:
             line.close()
 
     def forget(self) -> list[_Line]:
-        """Lets go of the idle connections, which are left as they are."""
+        """Discard the idle connections without closing them."""
         lines = [line for stack in self._idle.values() for line in stack]
         self._idle.clear()
         return lines
@@ -278,7 +280,7 @@ class FastRoute:
             url = URL(origin)
             route = self._routes[origin] = aiohttp.ClientRequest("GET", url, loop=self._loop)
         protocol = await self._connector.open(route)
-        if protocol.should_close:  # it is closed already, or has received what nobody asked for
+        if protocol.should_close:  # it is closed already, or has received input without a request
             protocol.close()
             raise aiohttp.ServerDisconnectedError
         return _Line(protocol.transport, self._loop)
@@ -294,7 +296,7 @@ class FastRoute:
         return None
 
     def _keep(self, origin: str, line: _Line) -> None:
-        """Puts a connection on the stack of those that are idle."""
+        """Put a connection on the stack of idle connections."""
         line.carried = True
         line.idle_since = self._loop.time()
         stack = self._idle.get(origin)
@@ -305,7 +307,7 @@ class FastRoute:
             self._sweeper = self._loop.call_later(self._keepalive, self._sweep)
 
     def _sweep(self) -> None:
-        """Closes what has been idle for too long; the oldest of a stack lies at its bottom."""
+        """Close connections that were idle too long; the oldest is at the bottom of its stack."""
         self._sweeper = None
         oldest = self._loop.time() - self._keepalive
         kept: dict[str, list[_Line]] = {}

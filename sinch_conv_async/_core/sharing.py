@@ -3,17 +3,16 @@
 Only a manager with ``fleet=`` has one.
 
 One task for each project asks the store for a share, sets the project's pace to it, and asks again
-after the interval that the store names. So no call ever waits for the store: calls wait for the
-pace, as always.
+after the interval that the store returns. So calls wait only for the pace, never for the store.
 
-1. *What a process wants* is what it sent in its busiest second, lately, with some more, and what
-   waits now. A quiet process wants a little all the same, so that its next call finds a share.
+1. *What a process wants* is what it sent in its busiest recent second, plus an addition, plus the
+   calls that wait now. A quiet process wants a little too, so that its next call has a share.
 2. *When a lease ends* and the store has not answered, the pace falls to an even part of the limit
    (:class:`~sinch_conv_async.fleet.Holding`). A process that never had an answer sends little at
    first, and after ``GIVES_UP_AFTER`` seconds without an answer the whole limit, as without a
    fleet.
-3. *A pause* that the API asked for with ``Retry-After`` is told to the store, which tells the
-   others. A pause that came from the store is not told again, or it would never end.
+3. *A pause* that the API asked for with ``Retry-After`` is sent to the store, which sends it to the
+   others. A pause from the store is not sent again, because it would never end.
 4. *Another event loop or process* is another member: it joins anew, under a new name.
 5. *The end.* A manager that closes gives its shares back, and its fleet closes its connections.
 """
@@ -53,24 +52,27 @@ from .log import INFO, log
 __all__ = ["Demand", "Shared", "Sharing"]
 
 MEASURED_FOR: Final = 2.0
-"""Seconds of departures that tell what a process wants: one that sends in bursts keeps its share
-between them."""
+"""Seconds of departures that determine what a process wants. A process that sends in bursts keeps
+its share between them.
+"""
 
 GROWTH: Final = 1.25
-"""How much more than it sent a process wants, so that its pace can grow."""
+"""The factor by which a process wants more than it sent, so that its pace can grow."""
 
 DEVIATIONS: Final = 2.0
-"""The same for a process that sends little. Calls that come at random vary like a Poisson variable,
-whose standard deviation is the square root of its mean."""
+"""The addition for a process that sends little. Calls that come at random vary like a Poisson
+variable, whose standard deviation is the square root of its mean.
+"""
 
 GIVES_UP_AFTER: Final = LEASE
 """Seconds without an answer after which a new process goes on alone, with the whole limit. A busy
-machine misses the first answers, and a fleet that is at its limit already would be refused a lot.
+machine may miss the first answers, and a fleet that is at its limit already would then get many
+429s.
 """
 
 
 class Demand:
-    """How many requests a second a process wants: what it sent lately, and what waits now."""
+    """How many requests a second a process wants, by what it sent and the calls that wait."""
 
     __slots__ = ("_seen",)
 
@@ -83,7 +85,8 @@ class Demand:
         while len(seen) > 1 and seen[1][0] <= now - MEASURED_FOR:
             seen.popleft()
         seen.append((now, sent))
-        # The busiest stretch of about a second counts, not the mean: a burst may come again.
+        # The busiest period of about a second counts and not the mean, because a burst may come
+        # again.
         busiest = 0.0
         for at, count in seen:
             if now - at >= INTERVAL:
@@ -97,9 +100,9 @@ class Demand:
 class Shared:
     """One project of a manager in the fleet.
 
-    ``joined_at``: when it asked first. ``holding``: what it holds, ``None`` before the first
-    answer. ``unanswered``: questions since the last answer. ``alone``: it goes on without the
-    store.
+    ``joined_at``: when it asked first. ``holding``: the share that it holds, ``None`` before the
+    first answer. ``unanswered``: requests to the store since its last answer. ``alone``: it goes on
+    without the store.
     """
 
     key: ProjectKey
@@ -114,7 +117,7 @@ class Shared:
 
     @property
     def members(self) -> int:
-        """How many processes share the project, as far as the store has told."""
+        """How many processes share the project, by the last answer of the store."""
         return 1 if self.holding is None else self.holding.members
 
     def rate(self, limit: float, now: float) -> int:
@@ -142,7 +145,7 @@ class Sharing:
             self._join(shared)
 
     def share(self, origin: str, project_id: str, project: Project) -> None:
-        """A client of the project is there: its limit is the fleet's from now on."""
+        """The project has a client, so the fleet controls its limit from now on."""
         key = (origin, project_id)
         if key not in self.projects:
             self.projects[key] = shared = Shared(
@@ -153,7 +156,7 @@ class Sharing:
                 self._join(shared)
 
     def forget_all_but(self, kept: Mapping[tuple[str, str], Project]) -> None:
-        """The manager has let go of all projects but these."""
+        """The manager has forgotten all projects but these."""
         for key, shared in list(self.projects.items()):
             if key not in kept:
                 del self.projects[key]
@@ -161,13 +164,13 @@ class Sharing:
                     shared.task.cancel()
 
     def forget_loop(self) -> None:
-        """The event loop is closed, and the tasks with it."""
+        """The event loop is closed, and its tasks are gone."""
         self._binding = None
         for shared in self.projects.values():
             shared.task = None
 
     def stop(self) -> None:
-        """Ends the tasks without a word to the store: the manager was forgotten, and not closed."""
+        """End the tasks without telling the store: the manager was dropped without a close."""
         for task in self._tasks():
             task.cancel()
 
@@ -175,14 +178,14 @@ class Sharing:
         return [shared.task for shared in self.projects.values() if shared.task is not None]
 
     async def close(self) -> None:
-        """Gives the shares back and closes the fleet's connections."""
+        """Give the shares back and close the fleet's connections."""
         self.stop()
         await asyncio.gather(*self._tasks(), return_exceptions=True)
         await asyncio.gather(*map(self._leave, self.projects.values()))
         await self.fleet.close()
 
     def stats(self, origin: str, project_id: str) -> dict[str, Any]:
-        """What :class:`ProjectStats` shows of a project in the fleet."""
+        """The fields of :class:`ProjectStats` for a project in the fleet."""
         shared = self.projects[origin, project_id]
         answers = not shared.unanswered and shared.holding is not None
         return {"share": shared.project.share, "members": shared.members, "store_answers": answers}
@@ -193,7 +196,7 @@ class Sharing:
         credentials: Credentials,
         request: Callable[[Credentials], Awaitable[TokenResponse | Failure]],
     ) -> tuple[Callable[[Credentials], Awaitable[TokenResponse | Failure]], Callable[[str], None]]:
-        """What a token source asks with, and what it tells of a refused token."""
+        """The function that requests a token, and the one to call when the API refuses a token."""
         key = TokenKey(auth_origin, credentials.key_id, credentials.key_secret)
 
         async def shared(credentials: Credentials) -> TokenResponse | Failure:
@@ -233,7 +236,7 @@ class Sharing:
             await self._until(shared, asked_at + interval, binding)
 
     async def _without_limit(self, shared: Shared) -> None:
-        """No client is there, or none sets a limit: there is nothing to share for now."""
+        """The project has no client, or no client with a limit, so there is nothing to share."""
         if shared.holding is not None:
             shared.holding = None
             await self._leave(shared)
@@ -242,7 +245,7 @@ class Sharing:
         await asyncio.sleep(INTERVAL)
 
     async def _until(self, shared: Shared, ends: float, binding: Binding) -> None:
-        """Sets the pace, also when a lease ends meanwhile, until it is time to ask again."""
+        """Set the pace, also when a lease ends meanwhile, until it is time to ask again."""
         while True:
             now = binding.clock()
             self._set_pace(shared, binding, now)
@@ -265,7 +268,7 @@ class Sharing:
         wanted = shared.demand.wanted(
             now, sent=project.sent, waiting=project.waiting, limit=limit, members=shared.members
         )
-        new = shared.holding is None and not shared.alone  # it holds nothing yet
+        new = shared.holding is None and not shared.alone  # it has no share yet
         return Wish(
             shared.member,
             limit,
