@@ -231,7 +231,6 @@ class PostgresLedger:
             spec = Spec(id_, project_id, region, options, records, counts, low, epoch, flushes)
             ledger = cls(dsn, connection, spec, hold, at)
             await ledger._check_room()
-            await ledger._load_failed()
         except BaseException:
             await connection.close()
             raise
@@ -247,16 +246,6 @@ class PostgresLedger:
             await self._connection.execute(
                 self._sql[_FILL], {"job": self.spec.id, "number": BATCH, "text": "x" * ROOM}
             )
-
-    async def _load_failed(self) -> None:
-        """The records that failed in earlier holds, since a later record may supersede them."""
-        last = 0
-        while rows := await self._query(self._sql[_FAILED], [last]):
-            for record, message_id in rows:
-                self._states.apply(
-                    Entry(record=record, outcome=Outcome.FAILED, message_id=message_id)
-                )
-            last = rows[-1][0]
 
     # The hold
 
@@ -352,6 +341,23 @@ class PostgresLedger:
         self._changes[outcome] += change
 
     # Records
+
+    async def load_failed(self) -> None:
+        """Loads the records that failed in earlier holds: a later record may supersede them.
+
+        To be called before the first record is read, and beside :meth:`keep`, as hundreds of
+        thousands take longer than a hold. Raises LostError.
+        """
+        last = 0
+        while rows := await self._failed_after(last):
+            for record, message_id in rows:
+                self._states.apply(
+                    Entry(record=record, outcome=Outcome.FAILED, message_id=message_id)
+                )
+            last = rows[-1][0]
+
+    async def _failed_after(self, record: int) -> list[tuple[Any, ...]]:
+        return await self._patiently(lambda: self._query(self._sql[_FAILED], [record]), 0.0)
 
     async def records(self) -> AsyncIterator[Record]:
         """The records without an outcome, in their order."""

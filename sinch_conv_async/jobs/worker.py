@@ -291,6 +291,7 @@ class _Worker:
         if (rate := spec.options.get("rate_limit")) is not None:
             options["rate_limit"] = rate
         try:
+            await ledger.load_failed()
             async with ConversationClient.from_env(**options) as client:
                 await run.go(
                     client,

@@ -338,3 +338,24 @@ async def test_outcomes_of_a_job_that_fails_in_the_middle(store, url, sandbox):
     )
     assert left == [(2,)]
     assert len(await outcomes_of(store, job)) == 3_000
+
+
+async def test_a_job_with_many_failed_records_is_kept_while_they_are_loaded(store, url, sandbox):
+    """A hundred thousand of them take longer to load than this worker's hold lasts."""
+    number = 100_000
+    job = await store.submit(pairs(1), project_id=PROJECT)
+    await sql(
+        url,
+        f"INSERT INTO records_{job} SELECT {job}, n, n, 'ID' || n, 'x', NULL "
+        f"FROM generate_series(2, {number}) n",
+    )
+    await sql(
+        url,
+        f"INSERT INTO outcomes_{job} (job, record, outcome) "
+        f"SELECT {job}, n, 'failed' FROM generate_series(2, {number}) n",
+    )
+    await sql(url, "UPDATE jobs SET records = %s, failed = %s", number, number - 1)
+    async with working(url, sandbox):
+        status = await ended(store, job)
+    assert (status.state, status.updated, status.failed) == ("done", 1, number - 1)
+    assert await sql(url, "SELECT epoch FROM jobs") == [(1,)]
