@@ -69,13 +69,12 @@ KEPT_BACK_FROM: Final = 10
 """The least limit of which something is kept back: of fewer requests, one is too large a part."""
 
 LEAST_WISH: Final = 8
-"""Requests a second that a quiet process may want without a reason, so that its next call need not
-wait."""
+"""Requests a second that a quiet process may want, so that its next call need not wait."""
 
 
 @attrs.frozen
 class ProjectKey:
-    """Whose limit is shared: a project at an origin of the Conversation API. Holds no secret."""
+    """The project whose limit is shared, at an origin of the Conversation API. Holds no secret."""
 
     origin: str
     project_id: str
@@ -83,7 +82,7 @@ class ProjectKey:
 
 @attrs.frozen
 class TokenKey:
-    """The access key whose token is shared. Never written to a store as it is."""
+    """The access key whose token is shared. It is never written to a store in plain text."""
 
     auth_origin: str
     key_id: str
@@ -92,7 +91,7 @@ class TokenKey:
 
 @attrs.frozen
 class Wish:
-    """What one process asks of the store.
+    """The request of one process to the store.
 
     ``member``: a name that no other process has. ``limit``: requests a second that the project
     allows; the lowest of the live members' limits counts. ``wanted``: requests a second that the
@@ -110,7 +109,7 @@ class Wish:
 
 @attrs.frozen
 class Share:
-    """What the store answers: ``share`` requests a second for ``lease`` seconds.
+    """The answer of the store: ``share`` requests a second for ``lease`` seconds.
 
     The lease counts from when the process asked.
 
@@ -127,7 +126,10 @@ class Share:
 
 @attrs.frozen
 class Lease:
-    """One member's share in the store. ``kept_back``: it comes out of what is not divided."""
+    """One member's share in the store.
+
+    ``kept_back``: it comes out of the part that is not divided.
+    """
 
     share: int
     until: float
@@ -151,14 +153,15 @@ class State:
 
 
 class FleetError(Exception):
-    """The store gave no answer, or none that can be used. Its text holds no secret."""
+    """The store gave no usable answer. The text holds no secret."""
 
 
 class Fleet(Protocol):
-    """A store that several processes share. Its methods differ in what a failing store does.
+    """A store that several processes share.
 
-    ``share`` raises ``FleetError`` where the store gives no answer in time. ``token`` never raises
-    for the store's sake: without the store it calls ``fetch``.
+    If the store gives no answer in time, ``share`` raises ``FleetError``.
+
+    ``token`` does not: without the store it calls ``fetch``.
     """
 
     async def share(self, project: ProjectKey, wish: Wish) -> Share:
@@ -172,11 +175,11 @@ class Fleet(Protocol):
         ...
 
     async def forget_token(self, key: TokenKey, access_token: str) -> None:
-        """Deletes this token, to which the API answered 401, if it is still the fleet's."""
+        """Delete this token, to which the API answered 401, if the fleet still uses it."""
         ...
 
     async def close(self) -> None:
-        """Closes the connections that the fleet has opened. Closing twice is fine."""
+        """Close the connections that the fleet has opened. Closing twice is fine."""
         ...
 
 
@@ -194,7 +197,7 @@ def least_wish(limit: float, members: int) -> int:
 def fair_share(capacity: int, wanted: Mapping[str, int], turn: int) -> dict[str, int]:
     """Whole shares that are max-min fair.
 
-    Nobody can get more without taking from somebody who has less.
+    No member can get more without taking from a member that has less.
 
     Of members that want the same, some may get one request more than others, or one instead of
     none. ``turn`` is a counter that goes up with time: with each step the next ones get it.
@@ -221,7 +224,7 @@ def allot(state: State, wish: Wish, now: float) -> tuple[State, Share]:
     paused_until = max(state.paused_until, now + wish.paused_for)
     members = len(live) + 1
     lease_seconds = LEASE * max(1.0, members / MANY)
-    # A clock that went back is a lost state too: no lease can be judged by it.
+    # If the clock went back, the state is lost too, because no lease can be judged by it.
     silent = not state.heard_at <= now < state.heard_at + lease_seconds
     learning_until = now + lease_seconds if silent else state.learning_until
     if wish.leaves:
@@ -256,7 +259,7 @@ def _dividing(limit: float, live: Mapping[str, Lease], wish: Wish, now: float) -
 def _learning(
     limit: float, live: Mapping[str, Lease], own: Lease | None, wish: Wish
 ) -> tuple[int, bool]:
-    """A share of rule 4, and whether it comes out of what is kept back."""
+    """A share of rule 4, and whether it comes out of the part that is kept back."""
     capacity = divided(limit)
     if own is not None:
         return min(own.share, wish.wanted), own.kept_back
@@ -274,7 +277,7 @@ def without_store(limit: float, members: int) -> int:
 
 @attrs.frozen
 class Holding:
-    """What one process may send, by its own clock, as far as the store's answers tell.
+    """What one process may send, by its own clock and the store's answers.
 
     ``granted``: the latest share. ``until``: the end of its lease, counted from when the share was
     asked for. ``lease``: its length in seconds. ``members``: how many processes there were.
@@ -287,7 +290,7 @@ class Holding:
 
     @classmethod
     def of(cls, share: Share, asked_at: float) -> Holding:
-        """The holding that an answer gives. ``asked_at``: when the process asked."""
+        """The holding after an answer. ``asked_at``: when the process asked."""
         return cls(share.share, asked_at + share.lease, share.lease, share.members)
 
     def rate(self, limit: float, now: float) -> int:
@@ -299,5 +302,5 @@ class Holding:
         return min(self.granted, alone) if now < self.until + self.lease else alone
 
     def changes_at(self, now: float) -> float | None:
-        """When the rate next changes without an answer of the store, None where it stays."""
+        """When the rate next changes without an answer of the store; None if it does not."""
         return next((at for at in (self.until, self.until + self.lease) if now < at), None)

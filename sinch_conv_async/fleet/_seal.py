@@ -1,12 +1,11 @@
-"""How a token is kept in a store: under a name that tells nothing, and sealed.
+"""Keeps a token in a store: encrypted, under a name that reveals nothing.
 
 The store never sees the key that seals it.
 
 Name and sealing key both come from the key secret by HKDF (RFC 5869), so a rotated secret is
-another name and another key. Whoever reads the store learns how many tokens there are, and no more.
-Whoever writes to it can delete a token, bring back an older one of the same key, or hold the lock:
-that costs token requests, a 401 or a wait. It cannot make a process accept a token of its own
-making.
+another name and another key. A reader of the store learns only how many tokens there are. A writer
+to the store can delete a token, bring back an older one of the same key, or hold the lock: that
+costs token requests, a 401 or a wait. A writer cannot make a process accept a forged token.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _FERNET_KEY_BYTES = 32
 
 @attrs.frozen
 class Seal:
-    """The name of one key's token in a store, and what seals and opens it."""
+    """The name of one key's token in a store, with its encryption and decryption."""
 
     name: str
     _fernet: Fernet = attrs.field(repr=False, eq=False)
@@ -48,11 +47,11 @@ class Seal:
         return cls(derived(b"name ", _NAME_BYTES).hex(), fernet)
 
     def close(self, access_token: str) -> str:
-        """The token as it may lie in a store."""
+        """The encrypted token, for a store."""
         return self._fernet.encrypt(access_token.encode()).decode("ascii")
 
     def open(self, sealed: str) -> str | None:
-        """The token, None where this key has not sealed the text."""
+        """The token; None if the text was not encrypted with this key."""
         try:
             return self._fernet.decrypt(sealed).decode()
         except (InvalidToken, UnicodeDecodeError, ValueError):

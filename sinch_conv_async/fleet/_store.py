@@ -1,14 +1,14 @@
-"""What a fleet does in the same way on every store: one token request for all.
+"""The parts of a fleet that are the same for every store: one token request for all.
 
 A store has five operations, which :class:`StoreFleet` names: ``share_at``, and four for the token.
 Each is atomic, and measures time by the store's clock. This is how a token is shared:
 
-1. ``look``: a fresh token is there: take it. Otherwise one process gets the lock and asks the token
-   endpoint; the others wait, or go on with an old token that still lives.
+1. ``look``: if the store has a fresh token, take it. Otherwise one process gets the lock and asks
+   the token endpoint; the others wait, or go on with an old token that is still valid.
 2. The lock lasts ``LOCK`` seconds, and its owner renews it while the request is under way. So a
    process that dies holds up the others for ``LOCK`` seconds at most.
 3. A token is stored only by the owner of the lock. A process that was stopped for longer cannot
-   overwrite what came after it.
+   overwrite a later token.
 4. Without the store, or after ``WAIT`` seconds of waiting, a process asks the endpoint itself.
 """
 
@@ -61,10 +61,10 @@ token."""
 
 @attrs.frozen
 class Found:
-    """What a look into the store found.
+    """The result of ``look``.
 
     ``sealed``: the sealed token, if there is one, which lives for ``lifetime`` more seconds.
-    ``locked``: the asking process now owns the lock, and is to make the token request.
+    ``locked``: the asking process now owns the lock, and must make the token request.
     """
 
     sealed: str | None
@@ -124,15 +124,15 @@ class StoreFleet(Fleet):
 
     @abstractmethod
     async def renew_lock(self, name: str, owner: str) -> None:
-        """Prolongs the lock if it is still the owner's."""
+        """Prolong the lock if the owner still has it."""
 
     @abstractmethod
     async def store(self, name: str, owner: str, sealed: str | None, lifetime: float) -> None:
-        """Stores a token, if any, and gives the lock back; nothing if the lock is another's."""
+        """Store a token, if any, and release the lock. Do nothing if another owner has the lock."""
 
     @abstractmethod
     async def delete(self, name: str, sealed: str) -> None:
-        """Deletes the token if it is still this one."""
+        """Delete the token if it is still this one."""
 
     async def _fetch(
         self, seal: Seal, owner: str, fetch: Callable[[], Awaitable[TokenResponse | Failure]]
@@ -145,8 +145,8 @@ class StoreFleet(Fleet):
                 sealed, lifetime = seal.close(outcome.access_token), outcome.lifetime
             return outcome
         finally:
-            # Also after a failure or a cancellation: the next process need not wait for the lock
-            # to end.
+            # Also after a failure or a cancellation, so that the next process need not wait for the
+            # end of the lock.
             with contextlib.suppress(FleetError):
                 await asyncio.shield(self.store(seal.name, owner, sealed, lifetime))
 

@@ -1,4 +1,4 @@
-"""What every fleet must do, as checks to run on one of your own. Needs hypothesis.
+"""Checks of what every fleet must do, to run on a fleet of your own. Needs hypothesis.
 
 ::
 

@@ -21,7 +21,7 @@ __all__ = ["MemoryFleet"]
 
 @attrs.define(eq=False)
 class _Kept:
-    """One token, until when it lives, and the lock of whoever asks for it."""
+    """One token, the end of its life, and the lock of its token request."""
 
     lock: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     access_token: str | None = attrs.field(default=None, repr=False)
@@ -29,7 +29,7 @@ class _Kept:
 
 
 class MemoryFleet(Fleet):
-    """Shares limit and token among the managers that are given it. ``clock`` gives seconds."""
+    """Shares limit and token among the managers that get this object. ``clock`` gives seconds."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -63,10 +63,10 @@ class MemoryFleet(Fleet):
             return outcome
 
     async def forget_token(self, key: TokenKey, access_token: str) -> None:
-        """Forgets this token, to which the API answered 401, unless there is another one by now."""
+        """Forget this token, to which the API answered 401, unless there is another one by now."""
         kept = self._tokens.get(key)
         if kept is not None and kept.access_token == access_token:
             kept.access_token = None
 
     async def close(self) -> None:
-        """Does nothing: other managers may still use it."""
+        """Do nothing, because other managers may still use it."""
