@@ -1,4 +1,4 @@
-"""Connections to the database of jobs, and what its errors are called.
+"""Connections to the database of jobs, and the errors of the database.
 
 All tables lie in one schema, those of procrastinate too: each connection has it as its search path.
 An error of psycopg may quote a row or a connection string, so only its kind, its SQLSTATE and the
@@ -123,8 +123,8 @@ def _told(error: psycopg.Error) -> JobStoreError:
 async def within(seconds: float, connection: Connection, operation: Coroutine[Any, Any, T]) -> T:
     """The operation's result, or psycopg.OperationalError when the seconds have passed.
 
-    To cancel an operation of psycopg is to ask the server, and a server that is frozen gives no
-    answer. So the socket is shut down instead. The connection is of no use afterwards.
+    psycopg cancels an operation by asking the server, and a frozen server does not answer. So the
+    socket is shut down instead. The connection cannot be used afterwards.
     """
     task = asyncio.ensure_future(operation)
     task.add_done_callback(_look_at)

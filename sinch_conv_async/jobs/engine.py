@@ -1,12 +1,12 @@
-"""procrastinate, as the engine of jobs: who does which job when.
+"""procrastinate as the engine of jobs, which decides which worker does which job, and when.
 
 One engine job is one whole bulk job. Each project has a queue and a lock of its own, both of one
 name: a worker listens to the projects whose credentials it has, and one job of a project runs at a
 time, in the order of submission. The name has the number of the format of jobs: a later format gets
 another number, so that older workers leave its jobs alone.
 
-procrastinate finishes a job by its id, whoever has it meanwhile. :class:`Jobs` does so only if the
-job is still held by this worker, in this attempt. It also survives a database that is away:
+procrastinate finishes a job by its id, even if another worker has it meanwhile. :class:`Jobs` does
+so only if this worker still holds the job, in this attempt. It also survives a lost database:
 procrastinate's own worker would return without an exception.
 """
 

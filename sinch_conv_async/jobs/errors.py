@@ -1,4 +1,4 @@
-"""What can go wrong with the store of jobs. Part of the one tree of errors."""
+"""The errors of the store of jobs, as part of the tree of errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["JobNotFoundError", "JobStateError", "JobStoreError", "SchemaError"]
 
 
 class JobStoreError(SinchError):
-    """The database gives no answer, or not the one that is needed.
+    """The database gives no answer, or not a usable one.
 
     The text names the kind of problem. It quotes no statement, no row and no password.
     """

@@ -1,4 +1,4 @@
-"""What became of each record of a job, in PostgreSQL: the ledger of one worker's hold on a job.
+"""The outcomes of a job's records in PostgreSQL: the ledger of one worker's hold on a job.
 
 *The hold.* Taking a job raises its ``epoch`` and sets ``held_until``. Each flush moves
 ``held_until`` on, if the epoch is still ours; another worker takes the job only when that time has
@@ -67,7 +67,7 @@ def now() -> float:
 
 
 class LostError(LedgerError):
-    """The job is no longer ours, or the database cannot be reached."""
+    """Another worker has the job, or the database cannot be reached."""
 
 
 @attrs.frozen

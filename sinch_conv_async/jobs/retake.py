@@ -1,4 +1,4 @@
-"""Puts jobs back that no living worker has; each worker does it about once a second.
+"""Puts jobs back that no live worker has; each worker does it about once a second.
 
 A job is put back if
 
@@ -11,7 +11,7 @@ A job is put back if
 A job of the engine whose bulk job has ended, or was deleted, is removed: its worker died before it
 could tell the engine, and the engine would let no other job of the project begin.
 
-The epoch is raised, so whoever held the job before writes nothing any more.
+The epoch is raised, so the former holder of the job cannot write any more.
 """
 
 from __future__ import annotations

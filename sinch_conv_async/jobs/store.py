@@ -78,7 +78,7 @@ class JobStatus:
 
 @attrs.frozen
 class JobOutcome:
-    """What became of one record. ``superseded_by``: the record that updated the same message."""
+    """The outcome of one record. ``superseded_by``: the record that updated the same message."""
 
     record: int
     line: int | None
@@ -347,7 +347,7 @@ class JobStore:
     async def _delete(self, connection: Connection, job: int) -> bool:
         """Deletes a job if that can be done at once.
 
-        A deletion that waits for a lock would hold up whoever comes after it, workers too.
+        A deletion that waits for a lock would delay every later operation, also of workers.
         """
         try:
             async with connection.transaction():
@@ -446,4 +446,4 @@ def _name(updates: Updates) -> str:
 
 
 def _silent(sentence: str) -> None:
-    """Tells nobody."""
+    """Reports nothing."""
