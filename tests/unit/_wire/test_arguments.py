@@ -30,7 +30,7 @@ from sinch_conv_async._wire.requests import (
     messages_path,
     token_request,
 )
-from tests.wire_samples import ORIGIN, PATH, SECRETS, update
+from tests.wire_samples import ORIGIN, PATH, SECRETS, in_short, update
 
 # Ids
 
@@ -104,7 +104,7 @@ GOOD_IDS = [
 ]
 
 
-@pytest.mark.parametrize("value", HOSTILE_IDS, ids=ascii)
+@pytest.mark.parametrize("value", HOSTILE_IDS, ids=in_short)
 def test_an_id_that_could_reach_elsewhere_is_refused(value):
     for check in (lambda: checked_id("message_id", value), lambda: update(value, "x")):
         with pytest.raises(
@@ -178,7 +178,7 @@ def test_whatever_the_id_is_no_other_path_is_reached(value):
         "\"\\/\b\f\n\r\t'",
         "null",
     ],
-    ids=ascii,
+    ids=in_short,
 )
 def test_metadata_of_at_most_1024_characters_is_sent_as_it_is(metadata):
     request = update("01", metadata)
@@ -392,7 +392,7 @@ NO_HOSTS = [
         "http://127.0.0.1\uff0eevil.example",
         "https://\ud800",
     ],
-    ids=ascii,
+    ids=in_short,
 )
 def test_what_has_no_host_that_can_be_looked_up_is_no_origin(value):
     with pytest.raises(
@@ -530,7 +530,7 @@ def test_whatever_is_given_as_a_proxy_is_one_or_told(value):
         (5, "must be a str, not int"),
         (["canary"], "must be a str, not list"),
     ],
-    ids=ascii,
+    ids=in_short,
 )
 def test_credentials_that_no_header_can_carry_are_told_without_their_text(name, value, problem):
     assert (

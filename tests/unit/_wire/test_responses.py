@@ -38,6 +38,7 @@ from sinch_conv_async._wire.responses import (
     read_token_response,
     retry_after,
 )
+from tests.wire_samples import in_short
 
 ORIGIN = "https://eu.conversation.api.sinch.com"
 PATH = "/v1/projects/project-1/messages/"
@@ -530,7 +531,7 @@ def test_a_lifetime_that_is_none_is_refused(expires_in):
         ({"access_token": "canaryé"}, "has an access_token that no header can carry"),
         ({"access_token": "canary\ud800"}, "has an access_token that no header can carry"),
     ],
-    ids=lambda value: ascii(value)[:40],
+    ids=in_short,
 )
 def test_an_answer_without_a_usable_token_is_told_without_its_text(body, problem):
     failure = granted(body)
