@@ -52,5 +52,5 @@ def read(*args, scrub=no_scrub, reused=True, **headers):
 
 
 def in_short(value: object) -> str:
-    """The value as a test's id: short, and of plain characters, so that a tool can name the test."""
+    """The value as a test's id: short and of plain characters, so that tools can name the test."""
     return re.sub(r"[^\w.-]+", "_", ascii(value))[:40]
