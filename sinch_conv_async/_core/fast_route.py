@@ -112,6 +112,9 @@ class _Line(asyncio.Protocol):
             if ended or self._size > self._limit:
                 self._hand_over(whole=ended and self._size <= self._limit)
 
+    def eof_received(self) -> None:
+        self.alive = False  # the transport closes itself, some steps later
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.alive = False
         if self._message is not None and exc is None:
