@@ -380,8 +380,7 @@ class Sender:
             call.exchange_seconds += call.seconds
             if known.connected:
                 call.maybe_sent = True
-                if permit.departed is None:
-                    permit.written()  # if that is unknown, assume it
+                permit.written()  # if that is unknown, assume it
         if isinstance(response, Failure):
             return response
         outcome = operation.read(
