@@ -1,9 +1,9 @@
-"""Runs every Python snippet of README and docs, as a reader would paste it, against a sandbox.
+"""Runs every Python snippet of README and docs against a sandbox, as a reader would paste it.
 
 A snippet finds the credentials in the environment, as `ConversationClient.from_env()` expects them,
 and the messages of README's examples in the sandbox (`page_sandbox`, for an invisible block that
-prepares more). It may `await` at the top level, as in a notebook. One that defines tests is given
-to pytest.
+prepares more). It may `await` at the top level, as in a notebook. A snippet that defines tests is
+run by pytest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sybil import Example
 
-# The message of the API's own examples, and of ours.
+# The message of the API's examples, and of the pages'.
 MESSAGE_ID = "01FC66621XXXXX119Z8PMV1QPA"
 
 
@@ -82,7 +82,7 @@ def page_runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def page_sandbox() -> Iterator[Any]:
-    """A sandbox in a thread of its own, and an environment that leads to it."""
+    """A sandbox in a thread of its own, and its environment variables."""
     from sinch_conv_async.sandbox import Sandbox
 
     with Sandbox() as sandbox, pytest.MonkeyPatch.context() as environment:

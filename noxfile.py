@@ -1,7 +1,7 @@
 """The project's tasks. ``nox`` alone does what CI does; ``nox --list`` shows the rest.
 
-Environments are kept between runs (``nox -R`` skips installing as well). The Pythons that are there
-run the tests, the others are skipped, and the last session says which were which.
+Environments are kept between runs (``nox -R`` skips installing as well). The installed Pythons run
+the tests, the others are skipped, and the last session names both.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "typing", "tests", "uvloop", "once", "docs"]
-# A machine has the Pythons that it has, CI's included; none is fetched, and none that is missing is
-# a failure.
+# No Python is downloaded, and a missing one is not a failure, neither here nor in CI.
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 
@@ -33,30 +32,28 @@ SUPPORTED = [
     for word in PYPROJECT["project"]["classifiers"]
     if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", word)
 ]
-# The Python that runs nox is tested whatever it is, so that a run without any tests cannot look
-# like success.
+# The Python that runs nox is always tested, so that a run without tests cannot look like success.
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = SUPPORTED if HERE in SUPPORTED else [*SUPPORTED, HERE]
-# Coverage is held to the figure of pyproject.toml where these Pythons and all programs of `.ci/run`
-# are: CI has them.
+# The figure of pyproject.toml is demanded only with these Pythons and all programs of `.ci/run`, as
+# in CI.
 GATE = ("3.11", "3.12", "3.13")
 # Measuring takes a third of the time. What runs on one Python only runs on the oldest or the
 # newest.
 MEASURED = {GATE[0], GATE[-1], HERE, "once"}
 ALL = ".[cli,jobs,redis,speedups]"  # the package with all its extras
-# What runs on each Python: every module's own tests, and those of the whole that depend on the
-# Python.
+# Run on each Python: the tests of the modules, and other tests that depend on the Python.
 EACH = ("tests/unit", "tests/whole/test_bulk.py", "tests/whole/test_calls.py")
-# What the Python that runs nox runs besides: the files of the project, and the pages' snippets.
+# Run also on nox's own Python: the tests of the project, and the pages' snippets.
 HERE_TOO = ("tests/project", "tests/whole/test_secrets.py", "README.rst", "docs")
-# By files, since a page's snippets follow one another.
+# Distributed by files, because the snippets of a page depend on each other.
 QUICK = ("-m", "not full and not once", "--numprocesses=auto", "--dist=loadfile")
 CODE = ["sinch_conv_async", "tests", "docs", "examples", "benchmarks", "noxfile.py", "conftest.py"]
 
-# Hundreds of processes of the command line are started: none shall compile the package anew.
+# The tests start hundreds of processes, which must not compile the package each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Files that a run is cut down to, for `.ci/run`.
+# The only files that a run tests, for `.ci/run`.
 ONLY = os.environ.get("TESTS_ONLY", "").split()
 
 covered: list[str] = []
@@ -91,8 +88,7 @@ def typing(session: nox.Session) -> None:
     """Mypy and pyright, both strict, on the package and on a user's file (tests/typing)."""
     session.install("-e", ALL, *group("typing"))
     session.run("mypy")
-    # The wheel carries pyright itself; without this it asks a registry whether there is a newer
-    # one.
+    # The wheel contains pyright. Without this it asks a registry for a newer one.
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     session.run("pyright", env=quiet)
 
@@ -137,14 +133,14 @@ def tests(session: nox.Session) -> None:
     run_pytest(session, str(session.python), (*QUICK, *where))
 
 
-# Most of these tests wait for a server or a process, so that several share a core. Those that use
-# up a core come last.
+# Most of these tests wait for a server or a process, so several share a core. Tests that need a
+# whole core run last.
 SHARED = (
     *("-m", "once and not full and not alone"),
     *(f"--numprocesses={3 * (os.cpu_count() or 1)}", "--dist=worksteal"),
 )
 ALONE = ("-m", "once and not full and alone")
-# A worker that imports no file in vain starts in three quarters of the time.
+# A worker that imports only the needed files starts in three quarters of the time.
 WHOLE = [
     "tests/whole",
     *(f"--ignore={path}" for path in (*EACH, *HERE_TOO) if path.startswith("tests/whole/")),
@@ -192,13 +188,13 @@ def busy(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """The coverage of this run, and what this machine lacks for a whole run."""
     session.install(*group("tests")[:1])
-    # Of this run only: what an interrupted one has left behind must not cover for it.
+    # Only data of this run: data of an interrupted run must not count.
     data = [
         str(path) for name in covered or ["3", "once"] for path in ROOT.glob(f".coverage.{name}.*")
     ]
     session.run("coverage", "combine", *data)
-    # Some lines run on one Python only, or with a server. Where those are missing, the figure is
-    # shown and nothing fails.
+    # Some lines run on one Python only, or with a server. If these are missing, the figure is shown
+    # and nothing fails.
     programs = str(session.run("python", "-m", "tests.programs", silent=True)).split()
     whole = {*GATE, "once"} <= set(covered) and not programs
     least = PYPROJECT["tool"]["coverage"]["report"]["fail_under"] if whole else 0
@@ -227,7 +223,7 @@ def oldest(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """All tests with the newest pre-releases of the core's four dependencies (by hand, weekly)."""
     session.install("-e", ALL, *group("tests"), *group("examples"))
-    # aiohttp's 4.0 alphas of 2019 and 2020 are newer by number only: no supported Python can import
+    # aiohttp's 4.0 alphas of 2019 and 2020 have a higher number, but no supported Python can import
     # them.
     session.install("--upgrade", "--pre", "aiohttp!=4.0.0a0,!=4.0.0a1", "attrs", "cattrs", "yarl")
     session.run("python", "-m", "pytest", *session.posargs)
@@ -246,7 +242,7 @@ def next_aiohttp(session: nox.Session) -> None:
     )
 
 
-# What tests/loops and Python's own switches change under the whole suite.
+# The changes that tests/loops and Python's switches make for the whole suite.
 MODES = {
     "uvloop": {"EVENT_LOOP": "uvloop"},
     "eager": {"EVENT_LOOP": "eager"},
@@ -266,7 +262,7 @@ def run_mode(session: nox.Session, mode: str, *which: str) -> None:
     options = list(session.posargs or which) or ["--dist=loadfile", "-m", "not full and not once"]
     options.append("--numprocesses=auto")
     if mode == "optimised":
-        # Said of assertions in files that pytest does not rewrite: the tests' own are rewritten.
+        # A warning about assertions in files that pytest does not rewrite; it rewrites the tests.
         options += ["-W", "ignore::pytest.PytestConfigWarning"]
     env = {"PYTHONPATH": str(ROOT / "tests" / "loops"), **MODES[mode]}
     session.run("python", "-m", "pytest", *options, env=env)
@@ -345,7 +341,7 @@ def faults_full(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """The fuzz tests with many more examples (by hand)."""
     session.install("-e", ALL, *group("tests"))
-    # One test takes many minutes here, and is no hang.
+    # One test takes many minutes here, and is not a hang.
     options = ("-o", "faulthandler_timeout=0", *session.posargs)
     session.run(
         "python", "-m", "pytest", "-m", "fuzz", *options, env={"HYPOTHESIS_PROFILE": "fuzz"}
@@ -366,7 +362,7 @@ def prism(session: nox.Session) -> None:
 def mutation(session: nox.Session) -> None:
     """Mutation tests of the pure modules (by hand); lists the mutants that survive."""
     session.install("-e", ALL, *group("tests"), *group("mutation"))
-    # The same examples for each mutant, or chance would kill some of them.
+    # The same examples for each mutant, because random examples would kill some by chance.
     session.run("mutmut", "run", *session.posargs, env={"HYPOTHESIS_PROFILE": "ci"})
     session.run("python", "-m", "tests.project.survivors")
 
@@ -411,14 +407,14 @@ def release_check(session: nox.Session) -> None:
     wheel = wheels[-1]
 
     session.install(str(wheel))
-    seeds = {"pip", "setuptools", "wheel"}  # what virtualenv itself may put there
+    seeds = {"pip", "setuptools", "wheel"}  # packages that virtualenv itself may install
     listed = session.run("pip", "list", "--not-required", "--format=freeze", silent=True)
     unneeded = {line.partition("==")[0] for line in str(listed).split() if "==" in line} - seeds
     if unneeded != {"sinch-conv-async"}:
         session.error(f"installed, and needed by nothing: {sorted(unneeded)}")
     session.run("pip", "check")
     session.run("pip", "list")
-    # Isolated, and outside the tree: it is the installed package that must answer.
+    # Isolated and outside the tree, so that the installed package is tested.
     with session.chdir(session.create_tmp()):
         session.run(
             "python", "-I", "-c", "import sinch_conv_async; print(sinch_conv_async.__file__)"

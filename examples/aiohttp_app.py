@@ -72,7 +72,7 @@ async def set_metadata(request: web.Request) -> web.Response:
 
 
 async def close_ticket(request: web.Request) -> web.Response:
-    """Answers at once. The updates follow, and one that fails is logged."""
+    """Answer at once. The updates follow; failed ones are logged."""
     ticket = request.match_info["ticket"]
     metadata = json.dumps({"ticket": ticket, "state": "closed"})
     message_ids = (await request.json())["message_ids"]

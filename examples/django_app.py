@@ -29,9 +29,7 @@ client = ConversationClient.from_env()
 
 
 def put_from_a_thread(request: HttpRequest, message_id: str) -> JsonResponse:
-    """A synchronous view under WSGI: the call is made on the portal's loop, whichever
-    thread asks.
-    """
+    """A synchronous view under WSGI, in any thread: the call is made on the portal's loop."""
     message = sinch.update_message_metadata(message_id, request.body.decode())
     return JsonResponse({"id": message.id, "metadata": message.metadata})
 
@@ -45,7 +43,7 @@ async def put(request: HttpRequest, message_id: str) -> JsonResponse:
 
 
 def put_under_asgi(request: HttpRequest, message_id: str) -> JsonResponse:
-    """A synchronous view under ASGI: `async_to_sync` goes back to the server's own loop."""
+    """A synchronous view under ASGI: `async_to_sync` makes the call on the server's loop."""
     update = async_to_sync(client.update_message_metadata)
     message = update(message_id, request.body.decode(), timeout=10.0)
     return JsonResponse({"id": message.id, "metadata": message.metadata})
@@ -62,7 +60,7 @@ django = get_asgi_application()
 
 
 async def asgi(scope, receive, send) -> None:
-    """Django has no end of its own; the server's lifespan closes the client."""
+    """Django has no shutdown hook; the server's lifespan closes the client."""
     if scope["type"] != "lifespan":
         await django(scope, receive, send)
         return

@@ -35,7 +35,7 @@ log = logging.getLogger("tickets")
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    # Nobody waits longer than five seconds for an answer, so neither need the client.
+    # Callers wait at most five seconds for an answer, so the client need not wait longer.
     async with (
         SessionManager() as manager,
         ConversationClient.from_env(session_manager=manager, timeout=5.0) as client,
@@ -79,7 +79,7 @@ async def set_metadata(
 
 @app.post("/tickets/{ticket}/close", status_code=202)
 async def close_ticket(ticket: str, body: Ticket, queue: Queue) -> dict[str, int]:
-    """Answers at once. The updates follow, and one that fails is logged."""
+    """Answer at once. The updates follow; failed ones are logged."""
     metadata = json.dumps({"ticket": ticket, "state": "closed"})
     for message_id in body.message_ids:
         queue.put_nowait(message_id, metadata)

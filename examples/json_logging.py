@@ -1,4 +1,4 @@
-"""Structured logging: a JSON object for each record, the client's fields among it.
+"""Structured logging: a JSON object for each record, with the client's fields.
 
 python examples/json_logging.py MESSAGE_ID
 """
@@ -20,8 +20,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        # The client's fields are one mapping, so that none of them can meet a field of somebody
-        # else's.
+        # The client's fields are one mapping, so that they cannot collide with other fields.
         line.update(getattr(record, "sinch_conv_async", {}))
         return json.dumps(line)
 

@@ -1,6 +1,6 @@
 """Prometheus: a session manager's `stats()` as metrics, read whenever they are scraped.
 
-`stats()` may be called from any thread, so prometheus_client's own HTTP server will do.
+`stats()` may be called from any thread, so you can use prometheus_client's own HTTP server.
 """
 
 from __future__ import annotations

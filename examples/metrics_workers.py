@@ -1,7 +1,7 @@
 """Prometheus with several worker processes: `stats()` is copied into counters that add up.
 
-With PROMETHEUS_MULTIPROC_DIR set, prometheus_client keeps the values of its own counters and
-gauges in files, and adds up the processes when it is scraped. It asks no collectors then.
+With PROMETHEUS_MULTIPROC_DIR set, prometheus_client keeps the values of its own counters and gauges
+in files, and adds up the processes when it is scraped. It does not call collectors then.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WAITING = Gauge(
 
 
 class Copier:
-    """Adds to the counters what `stats()` has gained since the last time."""
+    """Add to the counters what `stats()` has gained since the last time."""
 
     def __init__(self, manager: SessionManager) -> None:
         self._manager = manager

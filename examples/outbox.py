@@ -2,8 +2,8 @@
 
     python examples/outbox.py postgresql://127.0.0.1/app
 
-The service inserts a row in the transaction that also holds its own data. The relay
-deletes a row when its update was made, and notes the error of one that failed.
+The service inserts a row in the transaction that also holds its own data. The relay deletes a row
+when its update succeeded, and records the error of a failed one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def main(url: str) -> None:
         # One relay at a time: another one waits here.
         await writing.execute("select pg_advisory_lock(hashtext('outbox'))")
         await writing.execute(TABLE)
-        # A delete that a crash undoes is an update that is repeated.
+        # If a crash undoes the delete, the update is sent once more.
         await writing.execute("set synchronous_commit = off")
         await client.authenticate()
         loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
-"""A private CA: for a gateway of one's own before the API.
+"""A private CA, for your own gateway in front of the API.
 
     python examples/private_ca.py company-ca.pem MESSAGE_ID
 
-Certificates are always verified; this adds whom to trust.
+Certificates are always verified; this adds a trusted CA.
 """
 
 from __future__ import annotations

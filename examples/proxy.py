@@ -3,8 +3,8 @@
     export SINCH_PROXY=http://user:password@proxy.example:3128
     python examples/proxy.py MESSAGE_ID
 
-The environment's HTTP_PROXY and HTTPS_PROXY are not read: where credentials go is said
-in code. Of https the proxy sees a host name and nothing else.
+The client does not read HTTP_PROXY and HTTPS_PROXY: the code decides where credentials go. Of https
+requests the proxy sees only the host name.
 """
 
 from __future__ import annotations

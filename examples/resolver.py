@@ -1,4 +1,4 @@
-"""A resolver of one's own: addresses from a table, the system's for all other hosts.
+"""A resolver with addresses from a table, and the system's addresses for all other hosts.
 
 For asynchronous DNS, install aiodns and pass ``aiohttp.AsyncResolver`` in its place.
 """
@@ -26,7 +26,8 @@ class PinnedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         address = self._addresses.get(host)
         if address is None:
-            # Made for each look-up: it belongs to the running event loop, this object to none.
+            # Made for each look-up, because it belongs to the running event loop and this object
+            # does not.
             return await ThreadedResolver().resolve(host, port, family)
         return [
             ResolveResult(

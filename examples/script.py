@@ -1,4 +1,4 @@
-"""A script: all or nothing, as far as that can be had, with a TaskGroup.
+"""A script that stops at the first failure, with a TaskGroup.
 
     python examples/script.py '{"campaign": "spring"}' MESSAGE_ID ...
 

@@ -54,7 +54,7 @@ async def set_metadata(request: Request) -> JSONResponse:
 
 
 async def close_ticket(request: Request) -> JSONResponse:
-    """Answers at once. The updates follow, and one that fails is logged."""
+    """Answer at once. The updates follow; failed ones are logged."""
     queue: UpdateQueue = request.state.queue
     ticket = request.path_params["ticket"]
     metadata = json.dumps({"ticket": ticket, "state": "closed"})

@@ -39,7 +39,7 @@ class SyncClient:
     def run(
         self, function: Callable[..., Awaitable[Result]], *arguments: Any
     ) -> Result:
-        """What a coroutine function makes of the client and these arguments."""
+        """The result of a coroutine function, called with the client and these arguments."""
         portal, client = self._start()
         return portal.call(function, client, *arguments)
 

@@ -2,8 +2,8 @@
 
     python examples/tracing.py MESSAGE_ID
 
-The instrumentation records method, URL and status. It does not record headers unless
-told to: they hold the token.
+The instrumentation records method, URL and status. It does not record headers by default; they hold
+the token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sinch_conv_async import ConversationClient, SessionManager
 
 
 class OnSpan(logging.Handler):
-    """Puts what the log says of a call that ended on the span around it.
+    """Copies the log record of an ended call to the span around the call.
 
     The record is made in the caller's own task, so the current span is the call's.
     """

@@ -2,11 +2,10 @@
 
     python examples/worker.py jobs.sqlite
 
-The queue is a table, so that the example needs no broker. What matters is the same
-with any: a job is claimed, done, and only then marked as done. A job that a killed
-worker had claimed is claimed again, so it may be done twice, which a metadata update
-does not mind. Of two jobs for one message the later one is claimed only when the
-earlier one has ended: a retry of the earlier one would bring old metadata back.
+The queue is a table, so that the example needs no broker. With any queue, a job is claimed, done,
+and only then marked as done. A job that a killed worker had claimed is claimed again, so it may be
+done twice; a metadata update may be repeated. Of two jobs for one message the later one is claimed
+only when the earlier one has ended: a retry of the earlier one would bring old metadata back.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from sinch_conv_async import (
 
 WORKERS = 20
 POLL = 0.1  # seconds between looks at an empty queue
-PAUSE = 5.0  # seconds before a job that failed in passing is tried again
-# What this job would meet again, and no other.
+PAUSE = 5.0  # seconds before a job that failed for a temporary reason is tried again
+# Errors that this job would get again, and no other job.
 HOPELESS = (InvalidArgumentError, BadRequestError, NotFoundError)
-# What every other job would meet too.
+# Errors that every other job would get too.
 REFUSED = (TokenError, AuthenticationError, PermissionDeniedError)
 
 
@@ -67,7 +66,7 @@ class Queue:
         self._db.execute(insert, (message_id, metadata))
 
     def recover(self) -> None:
-        """What a worker had claimed that is no longer there; there is one at a time."""
+        """Claims of a worker that has ended; only one worker runs at a time."""
         self._db.execute("update jobs set state = 'new' where state = 'claimed'")
 
     def claim(self) -> Job | None:
@@ -86,7 +85,7 @@ class Queue:
         self._db.execute(update, (state, error, job.number))
 
     def put_back(self, job: Job, seconds: float, error: str | None = None) -> None:
-        """Nobody claims it before so many seconds have passed."""
+        """It is not claimed before so many seconds have passed."""
         update = (
             "update jobs set state = 'new', error = ?, not_before = ? where number = ?"
         )
@@ -111,9 +110,9 @@ async def work(
             queue.finish(job, "failed", str(error))
         except REFUSED:
             queue.put_back(job, 0)
-            raise  # no job would fare better: stop, and let the supervisor say so
+            raise  # every job would fail: stop, and let the supervisor report it
         except SinchError as error:
-            # Later, then: it waits in the queue, not in memory.
+            # Try it later: it waits in the queue, not in memory.
             queue.put_back(job, PAUSE, str(error))
         else:
             queue.finish(job, "done")
