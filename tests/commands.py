@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sinch_conv_async.sandbox import Sandbox
 
 if sys.version_info < (3, 12):
-    # What later Pythons do by themselves: no thread that outlives its process by a moment.
+    # Later Pythons do this by themselves: no thread outlives its process.
     asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 SECRET_METADATA = "metadata-that-nobody-may-see"
@@ -39,9 +39,8 @@ COMMAND = (*PYTHON, "sinch_conv_async")
 
 
 def environment_of(sandbox: Sandbox | None, **more: str) -> dict[str, str]:
-    """An environment that leads to the sandbox; without one, to nowhere."""
-    # PYTHONUNBUFFERED would hide what a process does about output that is still buffered at its
-    # end.
+    """The environment variables for the sandbox; without a sandbox, for no server."""
+    # PYTHONUNBUFFERED would hide how a process handles output that is still buffered at its end.
     clean = {
         name: value
         for name, value in os.environ.items()
@@ -56,9 +55,7 @@ def environment_of(sandbox: Sandbox | None, **more: str) -> dict[str, str]:
 
 
 def unmeasured(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without coverage's measuring, for processes that are killed before they could say what they
-    ran.
-    """
+    """Without coverage, for processes that are killed before they can write their data."""
     return {
         name: value
         for name, value in environment.items()
@@ -68,7 +65,7 @@ def unmeasured(environment: Mapping[str, str]) -> dict[str, str]:
 
 @attrs.frozen
 class Ended:
-    """How a command ended and what it said."""
+    """How a command ended, and its output."""
 
     code: int
     out: str
@@ -80,13 +77,12 @@ class Ended:
 
 
 def _takes_interrupts() -> None:
-    # A shell that runs the tests in the background has them ignore Ctrl-C, and whatever they start
-    # too.
+    # In a shell's background job, the tests and their children ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class _Report(asyncio.Protocol):
-    """What the forker says of a child: its process id, and how it ended."""
+    """The forker's report of a child: its process id, and how it ended."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -194,7 +190,7 @@ class Forker:
         socket.send_fds(self._requests, [json.dumps(request).encode()], descriptors)
 
     def may_run(self, command: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Whether a fork differs in nothing from a Python that is started so."""
+        """Whether a fork behaves like a newly started Python with these arguments."""
         return command is COMMAND and self._at_start(environment) == self._at_start(
             self._environment
         )
@@ -212,8 +208,8 @@ forkers: list[Forker] = []
 
 
 class Running:
-    """A command under way: ``async with Running(...) as command``. One that is left early is
-    killed.
+    """A running command: ``async with Running(...) as command``. It is killed if the block is left
+    early.
     """
 
     process: asyncio.subprocess.Process | Forked
@@ -292,7 +288,7 @@ class Running:
         self.process.send_signal(number)
 
     async def ends(self, given: bytes | None = None) -> Ended:
-        """How it ended, after this much on its standard input."""
+        """How it ended, after this text on its standard input."""
         out, err = await self.process.communicate(
             given or b""
         )  # b"": Python 3.11 leaves standard input open for None

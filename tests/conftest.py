@@ -1,5 +1,5 @@
-"""What every test is held to: it leaves nothing behind, and it does not quietly go without the
-servers it needs.
+"""Checks for every test: it leaves nothing behind, and it is not skipped silently if a server is
+missing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 os.environ["PATH"] = programs.path()
 
-# No deadlines: a slow machine is no finding. In CI the examples are the same in every run, so that
-# a red run can be had again; "quick" is for `nox -s tests-3.13 -- tests/unit`; the fuzzing profile
-# is for `nox -s fuzz`, which keeps trying.
+# No deadlines, because a slow machine is not a failure. In CI the examples are the same in every
+# run, so that a failed run can be repeated; "quick" is for `nox -s tests-3.13 -- tests/unit`; the
+# fuzzing profile is for `nox -s fuzz`, which tries many more.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -40,9 +40,9 @@ DESCRIPTORS = Path("/proc/self/fd")
 LOOP_PASSES = 10
 
 
-# What runs the whole drives servers, processes and loads. Minutes of it on each Python would show
-# nothing that one Python does not show: `nox -s tests` leaves these to `nox -s once`. These files
-# of tests/whole depend on the Python.
+# Most tests of tests/whole are about servers, processes and loads, and show the same on each
+# Python: `nox -s tests` leaves these to `nox -s once`. These files of tests/whole depend on the
+# Python.
 ON_EACH_PYTHON = {"test_bulk.py", "test_calls.py", "test_secrets.py"}
 
 
@@ -68,9 +68,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def open_descriptors() -> dict[str, str]:
-    """Number and target of every descriptor of this process; empty where /proc is not
-    there to say.
-    """
+    """Number and target of every descriptor of this process; empty without /proc."""
     found = {}
     for entry in DESCRIPTORS.iterdir() if DESCRIPTORS.exists() else ():
         try:
@@ -95,8 +93,8 @@ def leaves_no_descriptor_or_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def leaves_no_task(request: pytest.FixtureRequest, leaves_no_descriptor_or_thread: None) -> None:
-    """For a test that is a coroutine, look at its own loop before that is closed: closing cancels
-    what is left.
+    """For a test that is a coroutine, check its loop before it is closed, because closing cancels
+    the tasks.
     """
     if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
         request.getfixturevalue("loop_is_left_idle")
@@ -124,15 +122,15 @@ async def loop_is_left_idle() -> AsyncIterator[None]:
 
 @pytest.fixture
 async def sandbox() -> AsyncIterator[Sandbox]:
-    """A sandbox that knows every message id, and grants any number of tokens."""
+    """A sandbox that knows every message id, without a limit on token requests."""
     async with Sandbox(auto_create=True, keep_headers=True, token_rate=None) as sandbox:
         yield sandbox
 
 
 @pytest.fixture(params=["direct", "traced"])
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a test twice: with trace hooks (or a proxy) a call goes by way of aiohttp's session,
-    else past it.
+    """Runs a test twice: with trace hooks (or a proxy) a call goes by aiohttp's session, otherwise
+    by the fast route.
     """
     if request.param == "direct":
         return

@@ -1,5 +1,4 @@
-"""Programs that are not this project's and that tests run: where they are, and which are missing
-here.
+"""Programs of others that tests run: where they are, and which are missing on this machine.
 
 The list stands in ``.ci/run``, which installs them. ``python -m tests.programs`` prints the missing
 ones, one a line.
@@ -15,7 +14,7 @@ from pathlib import Path
 
 _LIST = Path(__file__).parent.parent / ".ci" / "run"
 
-# Where Debian puts servers, and where a plain user's PATH does not look. `.ci/run` empties it to
+# Folders of servers on Debian, which are not on a plain user's PATH. `.ci/run` makes it empty to
 # test a machine without servers.
 PLACES = os.environ.get("PROGRAMS_ALSO_IN", "/usr/sbin:/sbin:/usr/lib/postgresql/*/bin")
 
@@ -29,7 +28,7 @@ def listed() -> dict[str, str]:
 
 
 def path() -> str:
-    """PATH, and behind it the places of servers."""
+    """PATH, followed by the folders of servers."""
     places = (place for pattern in PLACES.split(os.pathsep) for place in sorted(glob.glob(pattern)))
     return os.pathsep.join([os.environ.get("PATH", ""), *places])
 

@@ -1,7 +1,7 @@
-"""Servers that do as they are told, byte by byte, and the clients that are sent to them.
+"""Scripted servers, byte by byte, and clients for them.
 
-What the sandbox does not do (it answers as the API would, or misbehaves in ways that have names) is
-scripted here over plain sockets.
+The sandbox answers as the API does, or fails in known ways. Everything else is scripted here over
+plain sockets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ID = "01FC66621XXXXX119Z8PMV1QPA"
 OTHER = "01FC66621XXXXX119Z8PMV1QPB"
 
-# Retries as often as usual, but without a pause.
+# The usual number of retries, without pauses.
 AT_ONCE = RetryPolicy(base_delay=0.0)
 NEVER = RetryPolicy(max_retries=0)
 
@@ -51,7 +51,7 @@ def updated(message_id: str = ID, **fields: Any) -> bytes:
 
 @attrs.frozen
 class Received:
-    """A request as it came: the header lines in their order, too."""
+    """A request as it arrived, with the header lines in their order."""
 
     method: str
     target: str
@@ -138,7 +138,7 @@ class Server:
 
     async def _serve(self, peer: Peer) -> None:
         try:
-            # The client breaks off whenever it has seen enough.
+            # The client may end the connection at any time.
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 await self.script(peer)
         finally:
@@ -152,8 +152,8 @@ class Server:
 
 
 def answering(*answers: bytes, close: bool = False) -> Callable[[Peer], Awaitable[None]]:
-    """A script that gives these answers in turn, over however many connections, and then updates
-    whatever it is asked to.
+    """A script that gives these answers in turn, over any number of connections, and then applies
+    every update.
     """
     left = list(answers)
 
@@ -171,8 +171,8 @@ def answering(*answers: bytes, close: bool = False) -> Callable[[Peer], Awaitabl
 
 
 def client_of(server: Sandbox | Server, **options: Any) -> ConversationClient:
-    """A client of the server's. One of a scripted server has Basic credentials, so that all it
-    sends are updates.
+    """A client of the server. For a scripted server it has Basic credentials, so that it sends only
+    updates.
     """
     if isinstance(server, Server):
         given = {
@@ -189,7 +189,7 @@ def client_of(server: Sandbox | Server, **options: Any) -> ConversationClient:
 
 
 def stats_of(client: ConversationClient) -> SessionStats:
-    """What the manager counts that a client has made for itself."""
+    """The counters of the manager that a client has made."""
     return client._manager.stats()
 
 
@@ -197,13 +197,13 @@ def stats_of(client: ConversationClient) -> SessionStats:
 async def served(
     script: Callable[[Peer], Awaitable[None]], **options: Any
 ) -> AsyncIterator[tuple[Server, ConversationClient]]:
-    """A scripted server and a client of its."""
+    """A scripted server and a client of it."""
     async with Server(script) as server, client_of(server, **options) as client:
         yield server, client
 
 
 class Time:
-    """Monotonic time that passes only when somebody sleeps or a test says so."""
+    """Monotonic time that passes only during a sleep, or when a test sets it."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now

@@ -25,7 +25,7 @@ LONGEST = 1 << 20  # bytes of a request
 
 
 def be(request: dict[str, Any], descriptors: list[int]) -> None:
-    """Makes this process what a Python that was just started in this way would be."""
+    """Make this process like a Python that was just started in this way."""
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -42,7 +42,7 @@ def be(request: dict[str, Any], descriptors: list[int]) -> None:
 
 
 def serve(requests: socket.socket) -> None:
-    """Returns in each child, and when nobody is left who could send a request."""
+    """Return in each child, and at the end of the socket."""
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     children: dict[int, tuple[int, int]] = {}
@@ -50,7 +50,7 @@ def serve(requests: socket.socket) -> None:
         for ready, _ in poll.poll():
             if ready in children:
                 child, report = children.pop(ready)
-                with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+                with contextlib.suppress(BrokenPipeError):  # no test waits for it any more
                     os.write(report, b"%d\n" % os.waitpid(child, 0)[1])
                 poll.unregister(ready)
                 os.close(ready)
