@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -240,14 +240,15 @@ def failures(database: str, job: int, output: Literal["csv", "jsonl"]) -> None:
     Bad lines that were left out are not among them: outcomes has these.
     """
 
-    async def rows(store: JobStore) -> AsyncIterator[dict[str, Any]]:
-        async for failure in store.failures(job):
-            yield {
-                "message_id": failure.message_id,
-                "metadata": failure.metadata,
-                "messages_source": failure.messages_source,
-                REASON_COLUMN: failure.reason,
-            }
+    async def rows(store: JobStore) -> AsyncGenerator[dict[str, Any], None]:
+        async with contextlib.aclosing(store.failures(job)) as found:
+            async for failure in found:
+                yield {
+                    "message_id": failure.message_id,
+                    "metadata": failure.metadata,
+                    "messages_source": failure.messages_source,
+                    REASON_COLUMN: failure.reason,
+                }
 
     columns = ("message_id", "metadata", "messages_source", REASON_COLUMN)
     with _told():
@@ -261,9 +262,10 @@ def failures(database: str, job: int, output: Literal["csv", "jsonl"]) -> None:
 def outcomes(database: str, job: int, output: Literal["csv", "jsonl"]) -> None:
     """Print what became of each record that has an outcome."""
 
-    async def rows(store: JobStore) -> AsyncIterator[dict[str, Any]]:
-        async for outcome in store.outcomes(job):
-            yield {**attrs.asdict(outcome), "ended_at": outcome.ended_at.isoformat()}
+    async def rows(store: JobStore) -> AsyncGenerator[dict[str, Any], None]:
+        async with contextlib.aclosing(store.outcomes(job)) as found:
+            async for outcome in found:
+                yield {**attrs.asdict(outcome), "ended_at": outcome.ended_at.isoformat()}
 
     with _told():
         columns = tuple(field.name for field in attrs.fields(_module().JobOutcome))
@@ -400,18 +402,21 @@ async def _followed(store: JobStore, *, job: int, quiet: bool) -> tuple[JobStatu
 
 
 async def _print_rows(
-    rows: AsyncIterator[dict[str, Any]], columns: tuple[str, ...], form: Literal["csv", "jsonl"]
+    rows: AsyncGenerator[dict[str, Any], None],
+    columns: tuple[str, ...],
+    form: Literal["csv", "jsonl"],
 ) -> None:
     if form == "csv" and not put(_csv_line(columns)):
         return
-    async for row in rows:
-        text = (
-            _csv_line([row[name] for name in columns])
-            if form == "csv"
-            else json.dumps({name: value for name, value in row.items() if value is not None})
-        )
-        if not put(text):
-            return
+    async with contextlib.aclosing(rows):
+        async for row in rows:
+            text = (
+                _csv_line([row[name] for name in columns])
+                if form == "csv"
+                else json.dumps({name: value for name, value in row.items() if value is not None})
+            )
+            if not put(text):
+                return
 
 
 def _csv_line(fields: tuple[str, ...] | list[Any]) -> str:
@@ -494,5 +499,3 @@ def _told(*, credentials: bool = False) -> Generator[None]:
         raise Ended(str(error), USAGE) from None
     except module.JobStoreError as error:
         raise Ended(str(error), REFUSED) from None
-    except KeyboardInterrupt:
-        raise click.exceptions.Abort from None

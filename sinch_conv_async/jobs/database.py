@@ -154,5 +154,5 @@ def kept(text: str | None) -> str | None:
 
 
 def _look_at(task: asyncio.Future[Any]) -> None:
-    if not task.cancelled():
-        task.exception()  # of one that nobody waits for any more: asyncio need not report it
+    # Of one that nobody waits for any more: asyncio need not report its error.
+    _ = task.cancelled() or task.exception()

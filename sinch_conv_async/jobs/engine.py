@@ -134,10 +134,13 @@ class Jobs(JobManager):
                 return
 
 
-def app_of(dsn: str) -> App:
-    """Procrastinate on this database; it opens nothing yet."""
+def app_of(dsn: str, *, timeout: float = 3.0) -> App:
+    """Procrastinate on this database; it opens nothing yet.
+
+    ``timeout``: seconds that a statement waits for a connection.
+    """
     # Two connections: the worker's loop and its heartbeat.
-    app = App(connector=PsycopgConnector(conninfo=dsn, min_size=1, max_size=2, timeout=3.0))
+    app = App(connector=PsycopgConnector(conninfo=dsn, min_size=1, max_size=2, timeout=timeout))
     app.job_manager = Jobs(app.connector)
     return app
 

@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any, Final, Literal, LiteralString, Self
 
@@ -173,15 +173,16 @@ class JobStore:
             return
         async with turn:  # after the calls that wait for it
             connection, self._kept = self._kept, None
-            if connection is not None:
-                await connection.close()
+            assert connection is not None  # __aenter__ has opened it
+            await connection.close()
 
     @contextlib.asynccontextmanager
     async def _connection(self, *, check: bool = True) -> AsyncGenerator[Connection]:
         if self._turn is not None:
             async with self._turn:
                 with told():
-                    if self._kept is None or self._kept.closed:
+                    assert self._kept is not None  # __aenter__ has opened it
+                    if self._kept.closed:
                         self._kept = await open_connection(self._dsn)
                     if check:
                         await check_version(self._kept)
@@ -363,20 +364,24 @@ class JobStore:
             await connection.execute(sql.SQL("DROP TABLE {}").format(partition(table, job)))
         await connection.execute("DELETE FROM jobs WHERE id = %s", [job])
 
-    async def outcomes(self, job: int) -> AsyncIterator[JobOutcome]:
+    async def outcomes(self, job: int) -> AsyncGenerator[JobOutcome, None]:
         """The outcome of each record that has one, in the order of the records."""
-        async for row in self._rows(job, _OUTCOMES):
-            yield JobOutcome(*row)
+        async with contextlib.aclosing(self._rows(job, _OUTCOMES)) as rows:
+            async for row in rows:
+                yield JobOutcome(*row)
 
-    async def failures(self, job: int) -> AsyncIterator[FailedRecord]:
+    async def failures(self, job: int) -> AsyncGenerator[FailedRecord, None]:
         """The records that failed and are not superseded, in their order.
 
         Bad lines are not among them: :meth:`outcomes` has these.
         """
-        async for row in self._rows(job, _FAILURES):
-            yield FailedRecord(*row)
+        async with contextlib.aclosing(self._rows(job, _FAILURES)) as rows:
+            async for row in rows:
+                yield FailedRecord(*row)
 
-    async def _rows(self, job: int, statement: LiteralString) -> AsyncIterator[tuple[Any, ...]]:
+    async def _rows(
+        self, job: int, statement: LiteralString
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
         """The rows, a page at a time, on a connection of their own."""
         async with connected(self._dsn) as connection:
             await check_version(connection)

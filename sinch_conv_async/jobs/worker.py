@@ -262,8 +262,8 @@ class _Worker:
 
         def stop_too(task: asyncio.Task[None]) -> None:
             run.stop()
-            if not task.cancelled():
-                task.exception()  # the run comes to the same error, and ends with it
+            # The run comes to the same error, and ends with it.
+            _ = task.cancelled() or task.exception()
 
         keeping.add_done_callback(stop_too)
         error: Exception | None = None

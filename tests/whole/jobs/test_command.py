@@ -239,11 +239,22 @@ async def test_following_a_job_can_be_left(jobs, url, sandbox, tmp_path):
 
 
 async def test_nobody_has_to_read_all_rows(jobs, url, sandbox, tmp_path):
-    job = (await jobs("submit", csv(tmp_path))).out.strip()
+    sandbox.fail_next(404, message_id="ID15")
+    made = await jobs("submit", csv(tmp_path), "--max-failures", "0", "--concurrency", "1")
+    job = made.out.strip()
     async with working(url, sandbox):
         await until_ended(JobStore(url), int(job))
-    command = f"{sys.executable} -m sinch_conv_async jobs outcomes {job} | head -n 2"
+    status = await jobs("status", job, "--follow", "--quiet")
+    assert (status.code, status.err) == (1, "")
+    assert status.out.splitlines()[-1] == (
+        "more than 0 of the updates failed, so the rest was not tried"
+    )
+    closed = f"{sys.executable} -m sinch_conv_async jobs outcomes {job} >&-"
     environment = environment_of(sandbox, SINCH_CONV_DATABASE=url)
+    async with Running([], environment, tmp_path, ("bash", "-c", closed)) as running:
+        ended = await running.ends()
+    assert (ended.code, ended.err) == (0, "")
+    command = f"{sys.executable} -m sinch_conv_async jobs outcomes {job} | head -n 2"
     async with Running([], environment, tmp_path, ("bash", "-c", command)) as running:
         ended = await running.ends()
     assert ended.out.splitlines()[0].startswith("record,line,message_id,outcome")

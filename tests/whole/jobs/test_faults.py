@@ -13,14 +13,18 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from procrastinate.jobs import Job, Status
 
 from sinch_conv_async import ConversationClient, SessionManager
+from sinch_conv_async._job.ledger import Entry, LedgerError, Outcome
 from sinch_conv_async.fleet.postgres import PostgresFleet
-from sinch_conv_async.jobs import JobStore, JobStoreError, SchemaError, run_worker
+from sinch_conv_async.jobs import JobStore, JobStoreError, SchemaError, engine, run_worker
+from sinch_conv_async.jobs.database import dsn_of
+from sinch_conv_async.jobs.ledger import Hold, PostgresLedger
 from tests.commands import Running, environment_of, unmeasured
 from tests.whole.fleet.stores import Postgres
 from tests.whole.jobs.database import (
@@ -170,8 +174,9 @@ async def test_a_worker_of_which_only_the_network_is_gone_stops_sending(store, u
         "DELETE FROM procrastinate_jobs",
         "UPDATE procrastinate_jobs SET status = 'aborted'",
         "UPDATE procrastinate_jobs SET status = 'failed'",
+        "UPDATE jobs SET state = 'running', held_until = now() - interval '1 s'",
     ],
-    ids=["fetched", "missing", "aborted", "failed"],
+    ids=["fetched", "missing", "aborted", "failed", "waiting"],
 )
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_a_job_that_the_engine_has_given_up_is_put_back(
@@ -212,6 +217,85 @@ async def test_a_worker_that_was_taken_for_dead_registers_again(store, url, sand
 async def until_rows(url: str, statement: str, number: int) -> None:
     while len(await query(url, statement)) != number:
         await asyncio.sleep(0.02)
+
+
+async def test_a_worker_that_is_stopped_while_it_takes_a_job_gives_it_back(
+    store, url, sandbox, monkeypatch
+):
+    stop, take = asyncio.Event(), PostgresLedger.take
+
+    async def stopped(*given: Any) -> PostgresLedger | None:
+        stop.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return await take(*given)
+
+    monkeypatch.setattr(PostgresLedger, "take", stopped)
+    job = await store.submit(updates(30), project_id=PROJECT)
+    report = await run_worker(
+        url, credentials=[sandbox.client_options()], stop=stop, retake_after=QUICK
+    )
+    assert report.given_back == {job: 30}
+    assert (await store.status(job)).state == "queued"
+
+
+async def test_a_job_that_is_cancelled_twice_writes_its_outcomes(store, url, sandbox):
+    """The second time while the outcomes are being written; that waits for a lock."""
+    job = await store.submit(updates(50), project_id=PROJECT, concurrency=1, rate_limit=100)
+    async with working(url, sandbox, retake_after=20.0):
+        await sandbox.wait_for_requests(10)
+        (task,) = (
+            task for task in asyncio.all_tasks() if task.get_name().startswith("process job")
+        )
+        async with await psycopg.AsyncConnection.connect(url) as other:
+            await other.execute("SELECT FROM sinch_conv.jobs FOR UPDATE")
+            for _ in range(2):
+                task.cancel()
+                await asyncio.sleep(0.1)
+        status = await until_ended(store, job)
+    assert status.updated == 50
+    assert len(sandbox.requests) <= 51  # the one that was under way
+
+
+async def test_a_hold_on_a_job_writes_full_batches_and_ends_with_the_database(
+    store, url, sandbox, cluster
+):
+    await store.submit(updates(500), project_id=PROJECT)
+    [(worker,)] = await query(url, "INSERT INTO procrastinate_workers DEFAULT VALUES RETURNING id")
+    [(engine_job, attempts)] = await query(
+        url, f"SELECT id, attempts FROM procrastinate_fetch_job_v2(NULL, {worker})"
+    )
+    hold = Hold(engine_job, worker, attempts, "test", QUICK)
+    ledger = await PostgresLedger.take(dsn_of(url), 1, hold)
+    assert ledger is not None
+    assert await PostgresLedger.take(dsn_of(url), 1, hold) is None
+    records = [record async for record in ledger.records()]
+    assert all(ledger.agrees(record) and ledger.state(record.number) is None for record in records)
+    for record in records[:UNFLUSHED]:
+        assert (await store.status(1)).updated == 0
+        await ledger.write(Entry(record=record.number, outcome=Outcome.UPDATED))
+    assert (await store.status(1)).updated == UNFLUSHED
+    await store.close()
+    cluster.tell(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+    with pytest.raises(LedgerError, match="the database gave no answer: OperationalError"):
+        await ledger.flush()
+    assert await ledger.end("done", None) is None
+    await ledger.close()
+
+
+async def test_the_engine_is_patient_with_a_database_that_is_gone(url, cluster, monkeypatch):
+    monkeypatch.setattr(engine, "PERSIST_FOR", 1)
+    job = Job(
+        id=1, queue="q", lock=None, queueing_lock=None, task_name="t", worker_id=1, attempts=0
+    )
+    app = engine.app_of(dsn_of(url), timeout=0.1)
+    async with app.open_async():
+        cluster.tell(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+        jobs = app.job_manager
+        assert await jobs.fetch_job(None, 1) is None
+        await jobs.update_heartbeat(1)
+        await jobs.unregister_worker(1)
+        await jobs.finish_job(job, Status.SUCCEEDED, delete_job=True)
 
 
 # The database
@@ -427,6 +511,9 @@ async def test_tables_of_an_older_version_are_refused_with_what_to_do(store, url
         await run_worker(url, credentials=[sandbox.client_options()])
     await store.create_schema()
     assert await store.list() == []
+    await query(url, "DROP TABLE jobs")
+    with pytest.raises(SchemaError, match="has no tables for jobs, or others"):
+        await store.list()
 
 
 async def test_the_engines_later_migrations_are_applied(store, url):
