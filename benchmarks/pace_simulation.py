@@ -673,6 +673,14 @@ PICTURE: Sequence[tuple[str, Callable[[], Sequence[Client]]]] = (
 )
 
 
+DESCRIPTION = (
+    "Above, one process that meets 1 % of random refusals sends 770 to 800 requests a second. In "
+    "the middle, three processes that start together send 240 to 305 each. Below, two processes "
+    "send 370 to 430 each until second 30. Then a third comes, and within five seconds each of the "
+    "three sends 250 to 295."
+)
+
+
 def picture() -> str:
     """An SVG of what each process sends in each second, in three scenarios."""
     width, height, margin = 600, 130, 44
@@ -680,6 +688,7 @@ def picture() -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width + 2 * margin} {3 * (height + margin) + 10}" '
         'role="img" font-family="sans-serif" font-size="12" fill="currentColor">',
         "<title>Requests a second that each process sends, in three scenarios</title>",
+        f"<desc>{DESCRIPTION}</desc>",
     ]
     for row, (name, run) in enumerate(PICTURE):
         top = row * (height + margin) + 24
