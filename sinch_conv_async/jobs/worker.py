@@ -218,8 +218,6 @@ class _Worker:
         engine = context.job
         assert engine.id is not None  # it was fetched
         hold = Hold(engine.id, engine.worker_id, engine.attempts, self.name, self.seconds)
-        if self.letting_go:
-            raise GiveBack
         try:
             ledger = await PostgresLedger.take(self.dsn, job, hold)
         except psycopg.Error as problem:

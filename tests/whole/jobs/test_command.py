@@ -259,6 +259,10 @@ async def test_nobody_has_to_read_all_rows(jobs, url, sandbox, tmp_path):
         ended = await running.ends()
     assert ended.out.splitlines()[0].startswith("record,line,message_id,outcome")
     assert len(ended.out.splitlines()) == 2
+    gone = f"{sys.executable} -m sinch_conv_async jobs outcomes {job} --output jsonl | true"
+    async with Running([], environment, tmp_path, ("bash", "-o", "pipefail", "-c", gone)) as left:
+        ended = await left.ends()
+    assert (ended.code, ended.err) == (0, "")
 
 
 async def test_without_the_extra_the_command_says_what_to_install(monkeypatch):

@@ -258,8 +258,9 @@ async def test_a_job_that_is_cancelled_twice_writes_its_outcomes(store, url, san
 
 
 async def test_a_hold_on_a_job_writes_full_batches_and_ends_with_the_database(
-    store, url, sandbox, cluster
+    store, url, sandbox, cluster, monkeypatch
 ):
+    monkeypatch.setattr("sinch_conv_async.jobs.ledger.RATE_OVER", 0.0)
     await store.submit(updates(500), project_id=PROJECT)
     [(worker,)] = await query(url, "INSERT INTO procrastinate_workers DEFAULT VALUES RETURNING id")
     [(engine_job, attempts)] = await query(

@@ -328,7 +328,7 @@ async def test_a_role_that_may_not_make_a_schema_uses_one_that_is_there(cluster,
 
 async def test_outcomes_of_a_job_that_fails_in_the_middle(store, url, sandbox):
     """A reader that leaves in the middle leaves no connection behind."""
-    job = await store.submit(pairs(3_000), project_id=PROJECT)
+    job = await store.submit(pairs(1_100), project_id=PROJECT)
     async with working(url, sandbox):
         await ended(store, job)
     rows = store.outcomes(job)
@@ -338,7 +338,7 @@ async def test_outcomes_of_a_job_that_fails_in_the_middle(store, url, sandbox):
         url, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     )
     assert left == [(2,)]
-    assert len(await outcomes_of(store, job)) == 3_000
+    assert len(await outcomes_of(store, job)) == 1_100
 
 
 async def test_a_job_with_many_failed_records_is_kept_while_they_are_loaded(store, url, sandbox):
