@@ -11,7 +11,7 @@ has caused stop after the fall, and the others go on. So a ``Trial`` watches eve
    the last answers come in.
 
 ``Noise`` adds up what the trials find. Refusals are noise if the share refused after the falls is
-at least 60 % of the share refused around them, with at least 5 refusals in two trials or more.
+at least 64 % of the share refused around them, with at least 5 refusals in two trials or more.
 Otherwise they are congestion, and the noise is 0. A trial with far fewer refusals than the
 earlier ones replaces them: noise is the least that is seen, and a trial without a refusal forgets
 it.
@@ -41,7 +41,7 @@ LATE: Final = 0.25  # seconds; a later count would count other departures
 ENOUGH_REFUSED: Final = 5
 ENOUGH_TRIALS: Final = 2
 LEAST_SENT: Final = 20  # a trial with fewer departures than this says nothing
-RATIO: Final = 0.6  # of the share around the falls
+RATIO: Final = 0.64  # of the share around the falls
 MEMORY: Final = 1500  # departures; older ones count less and less
 
 
