@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sinch_conv_async
-from sinch_conv_async import sandbox
+from sinch_conv_async import jobs, sandbox
 
 ROOT = Path(__file__).parent.parent.parent
 REFERENCE = "\n".join(
@@ -28,6 +28,12 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
 def test_every_public_name_of_the_sandbox_is_in_the_reference(name: str) -> None:
     documented = rf"^\.\. (auto\w+:: sinch_conv_async\.sandbox\.|py:data:: ){name}\b"
     assert re.search(documented, REFERENCE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", jobs.__all__)
+def test_every_public_name_of_jobs_is_in_the_reference(name: str) -> None:
+    page = (ROOT / "docs/reference/jobs.rst").read_text("utf-8")
+    assert re.search(rf"^\.\. auto\w+:: {name}\b", page, re.MULTILINE)
 
 
 def test_the_drawing_of_the_house_has_every_group_and_no_other() -> None:
