@@ -1,18 +1,19 @@
 """Many updates as one job: a stream of items in, a stream of outcomes out.
 
-The user holds a :class:`BulkUpdate`. Its tasks belong to a ``Job`` (``_bulk/job.py``), which never
-refers to the :class:`BulkUpdate`. So when the user drops the :class:`BulkUpdate`, it is freed at
-once, and ends the job.
+The user holds a :class:`BulkUpdate`. The tasks belong to a ``Job`` (``_bulk/job.py``), which has no
+reference to the :class:`BulkUpdate`. So if the user deletes the last reference to the
+:class:`BulkUpdate`, Python frees it at once, and its ``__del__`` ends the job.
 
-- A job holds ``concurrency`` items at most. An item is under way, waits behind an earlier item of
-  the same message, or has an outcome that nobody has read. A reader that asks for the next outcome
-  makes room for the next item (``_bulk/outcomes.py``).
+- A job holds ``concurrency`` items at most. A held item is in one of three states: it is under way;
+  it waits behind an earlier item of the same message; or it has an outcome that was not read yet.
+  When a reader asks for the next outcome, the job may read another item (``_bulk/outcomes.py``).
 - One task reads the input, and one task works on each message that is under way. Items of one
   message keep their order (``_bulk/job.py``).
 - Each item becomes one outcome (``_bulk/items.py``). An update is one call; a transformation is a
   read, the user's function, and perhaps an update.
-- As long as the API may be out, a failed call is not given up. It waits, and one call at a time
-  probes the API (``_bulk/rounds.py``). ``judge`` in ``_bulk/outage.py`` decides.
+- While the API may be out, the job gives up no failed call. These calls wait, and one call at a
+  time probes the API (``_bulk/rounds.py``). ``judge`` in ``_bulk/outage.py`` decides what follows
+  from each failure.
 """
 
 from __future__ import annotations
@@ -43,26 +44,29 @@ __all__ = [
 ]
 
 MAX_OUTAGE: Final = 900.0
-"""Seconds for which a job waits until the API is back, by default."""
+"""By default, a job waits so many seconds for the end of an outage."""
 
 
 class BulkUpdate:
     """The outcomes of a bulk job, one for each item of its input, in order of completion.
 
-    It is an asynchronous iterator, and an asynchronous context manager that leaves nothing running.
-    :meth:`ConversationClient.update_many` and :meth:`~ConversationClient.transform_many` make it.
-    Nothing is read or sent before the first outcome is requested.
+    It is an asynchronous iterator. It is also an asynchronous context manager: at the end of the
+    block the job ends. :meth:`ConversationClient.update_many` and
+    :meth:`~ConversationClient.transform_many` make it. Nothing is read or sent before the first
+    outcome is requested.
 
-    A failed update is an outcome. The error that ends the whole job is raised after the finished
-    outcomes: a refused key (:class:`TokenError`), a final 401 (:class:`AuthenticationError`), a
-    closed client (:class:`ClientStateError`), an outage longer than ``max_outage`` (its last
-    error), or an exception of the input. Two updates of one id keep their order. The client's
-    ``timeout`` is for single calls; an update of a job waits for its turn without a bound.
+    A failed update is an outcome and not an exception. An error that ends the whole job is raised
+    after the last outcome: a refused key (:class:`TokenError`), a final 401
+    (:class:`AuthenticationError`), a closed client (:class:`ClientStateError`), an outage longer
+    than ``max_outage`` (its last error), or an exception of the input. Updates of the same message
+    id keep their order. The client's ``timeout`` applies to single calls only; an update of a job
+    may wait for its turn without a bound.
 
-    The job owns its input. When it stops reading, it closes the input, if that is a generator or
-    has an ``aclose`` method, and waits for its cleanup. Several tasks may read the outcomes of one
-    job: each outcome goes to one of them, and the error that ends the job is raised in one. If
-    nothing refers to a job any more, it ends by itself, as by :meth:`aclose`.
+    The job owns its input. If the input is a generator, or has an ``aclose`` method, the job closes
+    the input when it stops reading, and waits until the input is closed. Several tasks may read the
+    outcomes of one job: each outcome goes to one task, and only one task gets the error that ends
+    the job. If your program has no reference to a job any more, the job ends, as after
+    :meth:`aclose`.
     """
 
     def __init__(self, job: Job) -> None:
@@ -102,18 +106,19 @@ class BulkUpdate:
         return self._job.outage_error
 
     def stop_reading(self) -> None:
-        """Read no more of the input. The outcomes of the updates under way still come.
+        """Stop reading the input. You still get the outcomes of the updates under way.
 
         An update that waits for the end of an outage, or between two rounds of retries, gets no
-        outcome, because it could take long.
+        outcome, because that wait may be long.
         """
         self._job.stop_reading()
 
     async def aclose(self) -> None:
         """End the job now. Closing twice is fine.
 
-        The updates under way are cancelled, and may or may not have been applied. Returns when the
-        input has been closed too; raises the exception of its cleanup.
+        The job cancels the updates under way; the API may have applied some of them. The method
+        returns when the input is closed. If closing the input raises an exception, the method
+        raises it.
         """
         await self._job.aclose()
 

@@ -1,6 +1,6 @@
 """The client: one project's access to the Conversation API.
 
-It has a session manager of its own, or shares one.
+A client owns a session manager, or shares one with other clients.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from .reading import MessageList
 __all__ = ["ConversationClient"]
 
 RATE_LIMIT: Final = 800.0
-"""Requests a second that the API allows a project, over all its apps and most endpoints."""
+"""The API allows one project this many requests a second, for all apps and most endpoints
+together."""
 
 AUTH_ORIGIN: Final = "https://auth.sinch.com"
 """The token endpoint's host, which serves every region."""
@@ -72,22 +73,24 @@ class ConversationClient:
     """Updates message metadata in one Sinch project.
 
     ``project_id``, ``key_id``, ``key_secret``: from the Sinch dashboard. ``conversation_region``:
-    the region of the Conversation API app (:class:`Region` or its text). A wrong region answers
-    404, so there is no default. It may be left out if ``conversation_origin`` is given.
+    the region of the Conversation API app (:class:`Region` or its text). In a wrong region the API
+    answers 404, so there is no default. You may omit ``conversation_region`` if you give
+    ``conversation_origin``.
 
     ``auth``: ``"oauth2"``, or ``"basic"`` for trials (the API limits it heavily).
     ``session_manager``: a manager to share; without one the client makes and owns its own.
     ``rate_limit``: requests a second for this project; ``None`` turns pacing off, but a 429 still
     pauses the project. ``retry``: a :class:`RetryPolicy`. ``timeout``: seconds that one call may
-    take, including its wait and all attempts; ``None`` sets no bound. It does not apply to
-    :meth:`update_many`. ``attempt_timeout``: seconds that one HTTP exchange may take.
-    ``conversation_origin``, ``auth_origin``: replace the regional host and the token host; https
-    only, except to this machine.
+    take, including its waits and all attempts; ``None`` sets no bound. The timeout does not apply
+    to the calls of a bulk job (:meth:`update_many`, :meth:`transform_many`). ``attempt_timeout``:
+    seconds that one HTTP exchange may take. ``conversation_origin``, ``auth_origin``: they replace
+    the regional host and the token host. They must begin with ``https``; ``http`` is allowed for
+    this machine only.
 
     The constructor opens nothing and needs no event loop, so a client may be made at import time.
-    The client binds to the running loop at its first call, and to another loop after that one was
-    closed. Only one event loop, thread and process may use it at a time: another one gets
-    :class:`ClientStateError`.
+    At its first call, the client binds to the running event loop. After that loop is closed, the
+    next call binds the client to the loop that runs then. Only one event loop, thread and process
+    may use the client at a time: a call from another one raises :class:`ClientStateError`.
 
     Raises :class:`InvalidArgumentError` for an invalid argument.
     """
@@ -109,8 +112,8 @@ class ConversationClient:
         auth_origin: str | None = None,
     ) -> None:
         credentials = checked_credentials(key_id, key_secret)
-        # The tracebacks of the errors below contain this frame, and crash reporters collect its
-        # variables.
+        # The errors below have this frame in their tracebacks. Crash reporters record the variables
+        # of a frame, so the secret must not be among them.
         del key_secret
         if isinstance(credentials, str):
             raise InvalidArgumentError(credentials)
@@ -158,8 +161,8 @@ class ConversationClient:
 
         They are ``SINCH_PROJECT_ID``, ``SINCH_KEY_ID``, ``SINCH_KEY_SECRET`` and
         ``SINCH_CONVERSATION_REGION``. ``SINCH_CONVERSATION_ORIGIN`` and ``SINCH_AUTH_ORIGIN`` are
-        optional. ``overrides`` are keywords of the constructor and override the variables. Raises
-        :class:`InvalidArgumentError`, which names the missing variables.
+        optional. ``overrides`` are keywords of the constructor; a keyword replaces its variable. If
+        a variable is missing, raises :class:`InvalidArgumentError` with its name.
         """
         options: dict[str, Any] = {
             name: os.environ[variable]
@@ -167,8 +170,8 @@ class ConversationClient:
             if os.environ.get(variable)
         }
         options.update(overrides)
-        # An error's traceback contains this frame, so remove the secret from it before anything is
-        # raised.
+        # Remove the secret from this frame before an error is raised, because the traceback of the
+        # error contains the frame.
         del overrides
         required = ["project_id", "key_id", "key_secret"]
         if options.get("conversation_origin") is None:
@@ -193,15 +196,16 @@ class ConversationClient:
     def __repr__(self) -> str:
         sender = getattr(self, "_sender", None)
         if sender is None:
-            # Its constructor refused an argument, and crash reporters print that frame's variables.
+            # The constructor has raised an error. A crash reporter may still print this object,
+            # which is a variable in the constructor's frame.
             return "<ConversationClient not constructed>"
         state = "closed" if self.closed else "open"
         where = f"project {sender.project_id} at {sender.origin}"
         return f"<ConversationClient {state}: {where}, {sender.project!r}>"
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        # An unused client has nothing to close. A manager that the client owns warns about its
-        # connections.
+        # Warn only about a client that shares its manager and has running calls. A manager that the
+        # client owns gives its own warning about its connections.
         sender = getattr(self, "_sender", None)
         if (
             sender is not None
@@ -228,19 +232,20 @@ class ConversationClient:
         messages_source: MessagesSource | MessagesSourceName | None = None,
         timeout: float | None = None,
     ) -> ConversationMessage:
-        """Set the metadata of a message, and return the message as the API answers it.
+        """Set the metadata of a message, and return the message from the API's answer.
 
         ``message_id``: 1 to 256 letters, digits, ``-``, ``.``, ``_``, ``~``, and not ``.`` or
-        ``..``. ``metadata``: at most 1,024 characters; it replaces what was there.
-        ``messages_source``: where to look for the message; without it the API uses
+        ``..``. ``metadata``: at most 1,024 characters; it replaces the present metadata.
+        ``messages_source``: where the API looks for the message; by default the API uses
         ``CONVERSATION_SOURCE``. ``timeout``: seconds for this call, including the wait for its
-        turn; it replaces the client's ``timeout``.
+        turn; this value replaces the client's ``timeout``.
 
         Raises :class:`InvalidArgumentError` before anything is sent; :class:`ApiError`
         (:class:`NotFoundError`, :class:`RateLimitedError`, ...) for an error answer;
-        :class:`TransportError` and :class:`CallTimeoutError` if no answer came;
-        :class:`TokenError`, :class:`ResponseFormatError`, :class:`ClientStateError`. The retries
-        are over by then.
+        :class:`TransportError` and :class:`CallTimeoutError` if no answer came; :class:`TokenError`
+        if there is no access token; :class:`ResponseFormatError` if the answer cannot be read;
+        :class:`ClientStateError` if the client cannot be used. An error is raised only when the
+        client makes no further retry.
 
         Source: ``PATCH /v1/projects/{project_id}/messages/{message_id}``, *Update message
         metadata*.
@@ -288,18 +293,18 @@ class ConversationClient:
     ) -> MessageList:
         """The messages that match all given filters, the newest first.
 
-        ``async for message in client.list_messages(...)``. The first nine arguments are the filters
-        of the API. ``start_time``, ``end_time``: aware datetimes, the first before the second.
-        ``view``: with or without metadata (:class:`MessagesView`). ``page_size``: messages in one
-        answer, 1 to 1,000.
+        Use it as ``async for message in client.list_messages(...)``. The first nine arguments are
+        the filters of the API. ``start_time``, ``end_time``: aware datetimes, the first before the
+        second. ``view``: with or without metadata (:class:`MessagesView`). ``page_size``: how many
+        messages one answer of the API has, 1 to 1,000.
 
-        While you read the messages of one page, the next page is fetched, and no further one. Use
-        ``async with client.list_messages(...) as messages`` so that nothing goes on if you leave
-        the loop early. The client's ``timeout`` is for each page. The result can be the input of
-        :meth:`transform_many` and of :meth:`update_many`.
+        While you read the messages of one page, the client fetches the next page, and no further
+        page. Use ``async with client.list_messages(...) as messages`` if you may leave the loop
+        early: at the end of the block no request continues. The client's ``timeout`` applies to
+        each page. The result can be the input of :meth:`transform_many` and of :meth:`update_many`.
 
-        Raises :class:`InvalidArgumentError` at once; :class:`MessageList` names the errors of
-        reading.
+        This method raises :class:`InvalidArgumentError` for an invalid argument.
+        :class:`MessageList` says which errors the reading raises.
 
         Source: ``GET /v1/projects/{project_id}/messages``, *List messages*.
         """
@@ -330,20 +335,22 @@ class ConversationClient:
         max_outage: float | None = MAX_OUTAGE,
         may_send: Callable[[], bool] | None = None,
     ) -> BulkUpdate:
-        """The outcomes of many updates, one for each, in order of completion.
+        """Make many updates; give one outcome for each, in order of completion.
 
-        ``async for outcome in client.update_many(...)``.
-        ``updates``: :class:`MetadataUpdate` objects, ``(message_id, metadata)`` pairs, or
+        Use it as ``async for outcome in client.update_many(...)``. ``updates``:
+        :class:`MetadataUpdate` objects, ``(message_id, metadata)`` pairs, or
         :class:`ConversationMessage` objects, whose metadata is written as it is; from any iterable
-        or asynchronous iterable of any length. ``concurrency``: updates held at a time;
-        the manager's ``max_connections`` when not given. ``max_outage``: seconds to wait for an API
-        that takes no update, probing, before the job ends with its error; ``None``: for ever.
-        ``may_send``: called right before each request, for a job that is sent under a lease; when
-        it returns false, nothing is sent and the job ends with :class:`ClientStateError`.
+        or asynchronous iterable of any length. ``concurrency``: how many updates the job holds at a
+        time; by default the manager's ``max_connections``. ``max_outage``: while the API accepts no
+        update, the job waits and probes it. After this many seconds the job ends with the API's
+        last error; with ``None`` the job waits without a bound. ``may_send``: a function that is
+        called right before each request. If it returns false, the request is not sent and the job
+        ends with :class:`ClientStateError`. It is for a program that may send only while it holds a
+        lease.
 
-        A failed update is an outcome with its ``error``. Use ``async with client.update_many(...)
-        as outcomes`` to leave nothing running when the loop is left early. See :class:`BulkUpdate`
-        for what is raised.
+        A failed update is an outcome with an ``error``. Use ``async with client.update_many(...) as
+        outcomes`` if you may leave the loop early: at the end of the block the job ends.
+        :class:`BulkUpdate` says which errors are raised.
         """
         places, seconds = self._job_options(concurrency, max_outage)
         return update_many(
@@ -360,21 +367,24 @@ class ConversationClient:
         max_outage: float | None = MAX_OUTAGE,
         may_send: Callable[[], bool] | None = None,
     ) -> BulkUpdate:
-        """The outcomes of changing the metadata of many messages, depending on what is there.
+        """Change the metadata of many messages by a function of each message.
 
         ``messages``: message ids or :class:`ConversationMessage` objects, from any iterable or
-        asynchronous iterable of any length; such an object is not read again. ``transform``: a
-        plain or asynchronous function that is called with each message and returns its new
-        metadata. ``None``, or the text that the message has, leaves the message alone:
-        :class:`Unchanged`. ``messages_source``, ``concurrency``, ``max_outage``, ``may_send``: as
-        for :meth:`update_message_metadata` and :meth:`update_many`.
+        asynchronous iterable of any length. The job reads a message that is given by its id, and
+        does not read a given object again. ``transform``: a plain or asynchronous function that is
+        called with each message and returns its new metadata. If it returns ``None`` or the present
+        metadata, the message is not updated, and the outcome is :class:`Unchanged`.
+        ``messages_source``, ``concurrency``, ``max_outage``, ``may_send``: as for
+        :meth:`update_message_metadata` and :meth:`update_many`.
 
-        A read that failed is a :class:`NotUpdated` outcome, and its ``update.metadata`` is
-        ``None``. So is a text of more than 1,024 characters, of which nothing is sent, and an
-        :class:`InvalidArgumentError` that ``transform`` raises, as :func:`merge_json` may. Any
-        other exception of ``transform`` ends the job, and so does a result that is no text.
+        The outcome is :class:`NotUpdated` in three cases: the read fails; ``transform`` raises
+        :class:`InvalidArgumentError`, as :func:`merge_json` may; or the new metadata has more than
+        1,024 characters, so no update is sent. In the first two cases ``update.metadata`` is
+        ``None``. Any other exception of ``transform`` ends the job. A result that is neither text
+        nor ``None`` also ends it.
 
-        The API has no ETag: what another writer writes between the read and the update is lost.
+        The API has no ETag. If another writer changes the metadata between the read and the update,
+        the update overwrites that change.
 
         Source: ``GET`` and ``PATCH /v1/projects/{project_id}/messages/{message_id}``.
         """
@@ -397,20 +407,20 @@ class ConversationClient:
         return places, math.inf if seconds is None else seconds
 
     async def authenticate(self) -> None:
-        """Return when there is a valid access token; for a service's check at start-up.
+        """Return as soon as there is a valid access token, so that a service can check its key.
 
-        Sends nothing if there is a token already, or with ``auth="basic"``. A failing token
-        endpoint is asked again for the client's ``timeout`` or 60 seconds. Raises
-        :class:`TokenError` (its ``error`` is ``invalid_client`` for a wrong key), and
-        :class:`ClientStateError`.
+        Sends nothing if there is a token already, or with ``auth="basic"``. If the token endpoint
+        fails, the client asks it again for up to 60 seconds, or until the client's ``timeout`` has
+        passed if that is shorter. Raises :class:`TokenError` (its ``error`` is ``invalid_client``
+        for a wrong key), and :class:`ClientStateError`.
         """
         await self._sender.authenticate(timeout=self._timeout)
 
     async def close(self) -> None:
         """Close the client, and its session manager unless that is shared; closing twice is fine.
 
-        Calls that wait fail now with :class:`ClientStateError`. Exchanges under way finish, within
-        ``attempt_timeout``.
+        Waiting calls fail now with :class:`ClientStateError`. HTTP exchanges that have begun may
+        finish, which takes at most ``attempt_timeout`` seconds.
         """
         if self._owns_manager:
             await self._manager.close()
