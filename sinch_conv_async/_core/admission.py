@@ -1,15 +1,16 @@
 """Who may send next: a call waits for its project's turn and for a connection slot.
 
-The two are granted together, so neither is held while waiting for the other. A project that is
-paused holds no slot, and a full pool spends nobody's turn.
+The turn and the slot are granted together, so no call holds one of them while it waits for the
+other. The waiting calls of a paused project hold no slot. While no slot is free, no turn is used
+up.
 
-- Within a project: first come, first served, but retries first.
-- Projects that are due take turns.
-- Admitting one call costs the same however many wait.
-- A call counts against the pace from the grant on, and its second begins when its request is
-  written (:class:`Permit`).
+- Within a project, retries go first. Otherwise the call that came first goes first.
+- If the turn of several projects has come, they alternate.
+- The cost of admitting one call does not grow with the number of waiting calls.
+- A call counts against the pace from its grant until one second after its request was written
+  (:class:`Permit`).
 
-This file knows nothing of what is sent.
+This file does not depend on what the calls send.
 """
 
 from __future__ import annotations
@@ -30,51 +31,55 @@ from .retry import RetryBudget
 
 __all__ = ["Admission", "Project"]
 
-# A queue drops the calls that gave up waiting, once they are more than these and more than half of
-# it.
+# A call that stops waiting stays in its queue for a while. The queues remove such calls when there
+# are more than this number, and more of them than of waiting calls.
 ABANDONED_KEPT: Final = 64
 
 FORGETTABLE_AFTER: Final = Pace.AT_REST_AFTER
-"""Seconds after which an idle pace has climbed back to its limit, so that it equals a new one.
+"""After so many idle seconds, a pace is back at its limit and equal to a new one.
 """
 
 NOT_LATER: Final = -math.inf
 
 BURST_OF_A_SHARE: Final = 8
-"""In a fleet, calls that may leave at once after idleness. A share is often small; with even
-spacing, calls that come at random would wait for one another.
+"""In a fleet, this many calls may leave together after an idle time. The share of one process is
+often small: with even spacing alone, calls that come close together would wait long.
 """
 
 STALE_AFTER: Final = 30.0
-"""Seconds without an attempt, after which an earlier 429 says nothing about now."""
+"""After so many seconds without a 429 and without a pause, a 429 begins a new row of 429s."""
 
 
 def too_late_error() -> CallTimeoutError:
-    """A new error for each call."""
+    """A new error for each call, because a shared error would collect every caller's traceback."""
     return CallTimeoutError("the project's turn cannot come before the timeout", sent="no")
 
 
 class Project:
     """One project at one origin: its pace, its queue, its retry budget.
 
-    ``limits`` and ``patience``: what each client set as its ``rate_limit`` and ``max_retry_after``.
-    The lowest limit and the longest patience hold for all of them.
+    ``limits``: the ``rate_limit`` of each client; the lowest one applies to all of them.
+    ``patience``: the ``max_retry_after`` of each client; the longest one applies to all of them.
 
-    ``probing``: the API asked for a longer pause than a call may wait, so one call at a time finds
-    out whether the pause is over.
+    ``probing``: the API asked for a longer pause than a call may wait. So one call at a time is
+    sent, to find out whether the API accepts calls again.
 
     ``below_half``: its pace has fallen below half of its limit, and has not climbed back to it.
-    ``outages``: bulk jobs that wait for the API to come back. ``blocked_since``: when the first 429
-    of an unbroken row of them came. ``throttled_at``: when the last 429 came.
+    ``outages``: how many bulk jobs wait for the end of an outage. ``blocked_since``: when the
+    present row of 429s began; ``None`` after another answer. ``throttled_at``: when the last 429
+    came.
 
-    ``limit``: the lowest limit of its clients, in requests a second; without clients, of its last
-    ones. ``share``: the part of the limit that a fleet grants, if there is a fleet. ``sent``: calls
-    that had their turn so far. ``asked_to_wait_until``: the end of the wait that the API last asked
-    this process for.
+    ``limit``: the lowest limit of its clients, in requests a second. When the last client has left,
+    the limit stays. ``share``: the part of the limit that a fleet grants, if there is a fleet.
+    ``sent``: how many turns were granted so far. ``asked_to_wait_until``: until when the API asked
+    this process to wait; the latest such time.
 
-    ``admission``: where its calls wait now; it is a new one on each event loop. ``later_at``: the
-    turn that the admission's timer waits for. ``deadlines``: a heap of the waiting calls that have
-    a deadline; calls that have ended are removed later.
+    ``admission``: the :class:`Admission` of the present event loop, in which its calls wait.
+    ``fresh``, ``retries``: the queues of first requests and of retries. ``abandoned``: calls that
+    stopped waiting and are still in a queue. ``queued``: the admission will look at the project
+    again by itself. ``later_at``: the time of its next turn, if the admission waits for that time.
+    ``deadlines``: a heap of the waiting calls that have a deadline; calls that have ended are
+    removed later.
     """
 
     __slots__ = (
@@ -140,9 +145,9 @@ class Project:
         self._set_limit()
 
     def leave(self, client: object) -> None:
-        """The client is closed. Its limit stays in force until another client joins.
+        """The client is closed. The limit of the last client stays until another client joins.
 
-        The server still counts the requests of the last second.
+        The reason: the server still counts the requests of the last second.
         """
         self.limits.pop(client, None)
         self.patience.pop(client, None)
@@ -166,7 +171,7 @@ class Project:
             self.pace.limit = limit
 
     def fell_below_half(self, now: float) -> bool:
-        """Whether the pace falls below half of its limit, for the first time since its limit."""
+        """Whether the pace is newly below half of its limit; False until it has recovered."""
         limit = self.pace.limit
         if self.below_half or limit is None or self.pace.rate_at(now) >= limit / 2:
             return False
@@ -174,7 +179,7 @@ class Project:
         return True
 
     def recovered(self, now: float) -> bool:
-        """Whether the pace is at its limit for the first time since it was below half of it."""
+        """Whether the pace is newly back at its limit after it was below half of the limit."""
         if not self.below_half or self.pace.rate_at(now) < self.pace.top:
             return False
         self.below_half = False
@@ -185,7 +190,7 @@ class Project:
         return retry_after is not None and retry_after > max(self.patience.values(), default=0.0)
 
     def blocked_for(self, now: float) -> float:
-        """Seconds without an answer other than 429; 0 if the last answer was another."""
+        """Seconds since the present row of 429s began; 0 if there is no such row."""
         return 0.0 if self.blocked_since is None else now - self.blocked_since
 
     def answered(self) -> None:
@@ -195,7 +200,8 @@ class Project:
     def refused(self, now: float) -> None:
         """The API answered 429."""
         self.throttled += 1
-        # If nothing was sent for long, the earlier 429s say nothing of the time since.
+        # After a long time without a 429, the earlier 429s do not show that the API refused calls
+        # since then. So a new row begins.
         idle = now - max(self.throttled_at, self.pace.paused_until)
         if self.blocked_since is None or idle > STALE_AFTER:
             self.blocked_since = now
@@ -204,7 +210,7 @@ class Project:
     def forget_loop(self) -> None:
         """The event loop is closed, and the calls that waited on it are gone.
 
-        The pace stays: the server remembers it.
+        The pace stays, because the server still counts the requests that were sent.
         """
         self.fresh.clear()
         self.retries.clear()
@@ -214,20 +220,21 @@ class Project:
         self.pace.lost()
         self.budget.forget_reserved()
         self.queued = False
-        # Otherwise a call that the garbage collector ends later would be counted twice.
+        # Otherwise, when the garbage collector ends a call of the closed loop, the counts would
+        # change again.
         self.admission = None
         self.later_at = NOT_LATER
 
     def forgettable(self, now: float) -> bool:
-        """Whether it can be forgotten: no call, and a pace that has long been idle.
+        """Whether the manager can forget the project: it has no call, and its pace is long idle.
 
-        The probing is forgotten with it; otherwise the project would be kept forever if nobody
-        calls again.
+        A project that is probing can be forgotten too; otherwise it would stay forever if no
+        further call is made.
         """
         return not self.waiting and not self.in_flight and now > self.pace.due + FORGETTABLE_AFTER
 
     def next_waiter(self) -> asyncio.Future[Permit] | None:
-        """Remove the next call that still waits from the queue."""
+        """Remove the first call that still waits from its queue, and return its future."""
         for queue in (self.retries, self.fresh):
             while queue:
                 future = queue.popleft()
@@ -237,9 +244,11 @@ class Project:
         return None
 
     def soonest(self) -> float:
-        """The next turn cannot come before this time. Without a fleet that is when it is due.
+        """The next turn cannot come before this time.
 
-        A fleet may grant more at any time, and a place of the window may be given back.
+        Usually this is when the turn is due. In a fleet it is the end of the pause, because the
+        fleet may grant a larger share at any time. It is also the end of the pause while ``due`` is
+        infinite, because a call may give its place in the window back.
         """
         pace = self.pace
         return pace.due if self.share is None and pace.due < math.inf else pace.paused_until
@@ -248,7 +257,8 @@ class Project:
         """Record the deadline of a call that has joined the queue."""
         deadlines = self.deadlines
         if len(deadlines) > 2 * self.waiting + ABANDONED_KEPT:
-            # More than half have ended, so the cost is in proportion to these.
+            # More than half of the entries have ended, so the cost is in proportion to the ended
+            # entries.
             deadlines[:] = [entry for entry in deadlines if not entry[2].done()]
             heapq.heapify(deadlines)
         heapq.heappush(deadlines, (deadline, order, future))
@@ -264,14 +274,14 @@ class Project:
         return late
 
     def abandon(self) -> None:
-        """A waiting call has given up. Its future stays in the queue, and is skipped."""
+        """A call has stopped waiting. Its future stays in the queue until it is skipped."""
         self.waiting -= 1
         self.abandoned += 1
         if self.abandoned > ABANDONED_KEPT and self.abandoned > self.waiting:
-            # The cost is in proportion to the calls that gave up since the last time.
+            # The cost is in proportion to the calls that stopped waiting since the last clean-up.
             for queue in (self.retries, self.fresh):
                 kept = [future for future in queue if not future.done()]
-                # Counts also the calls that are about to come here.
+                # This also subtracts calls that have ended and will call abandon() soon.
                 self.abandoned -= len(queue) - len(kept)
                 queue.clear()
                 queue.extend(kept)
@@ -282,7 +292,7 @@ class Project:
             future for queue in (self.retries, self.fresh) for future in queue if not future.done()
         ]
         for queue in (self.retries, self.fresh):
-            self.abandoned -= len(queue)  # they have called abandon(), or will
+            self.abandoned -= len(queue)  # each call in it has called abandon(), or will
             queue.clear()
         return waiting
 
@@ -290,8 +300,8 @@ class Project:
 class Permit:
     """The turn and the slot of one call.
 
-    ``departed``: when its request was written, ``None`` before. ``probe``: the call finds out
-    whether the API accepts calls again.
+    ``departed``: when the request was written, ``None`` before. ``probe``: the call is a probe,
+    which finds out whether the API accepts calls again.
     """
 
     __slots__ = ("_admission", "_project", "_released", "departed", "probe")
@@ -304,7 +314,7 @@ class Permit:
         self.probe = project.probing
 
     def written(self) -> None:
-        """The request has been written to its socket. Only the first call of this counts."""
+        """The request has been written to its socket. A second call of this method does nothing."""
         if self.departed is None and not self._released:
             self.departed = self._admission.departed(self._project)
 
@@ -317,8 +327,8 @@ class Permit:
 class Admission:
     """The slots of a manager, and the projects that wait for them.
 
-    ``clock`` gives monotonic seconds; ``call_later`` is the event loop's. Both are passed in so
-    that tests can hold time still.
+    ``clock`` gives monotonic seconds; ``call_later`` is the method of the event loop. Both are
+    arguments so that tests can control the time.
     """
 
     __slots__ = (
@@ -351,8 +361,8 @@ class Admission:
         self._loop_is_closed = loop_is_closed
         # Projects with waiting calls whose turn may have come.
         self._ready: deque[Project] = deque()
-        self._later: list[tuple[float, int, Project]] = []  # a heap of those whose turn comes later
-        self._order = 0  # keeps heaps from comparing what they hold
+        self._later: list[tuple[float, int, Project]] = []  # a heap: projects with a later turn
+        self._order = 0  # a rising number, so that heap entries differ before their last element
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -383,13 +393,14 @@ class Admission:
         """The turn and a slot, as soon as both are free.
 
         Raises CallTimeoutError as soon as the turn cannot come before ``deadline``. ``again``: the
-        call has had a turn before, and goes ahead of those that have not.
+        call has had a turn before, so it goes ahead of calls that had none.
         """
         if deadline is not None:
-            # How many of the retries ahead of this retry still wait is not counted.
+            # For a retry, count no call ahead: nobody knows how many of the queued retries still
+            # wait.
             self._check_deadline(project, 0 if again else project.waiting, deadline)
         if not project.waiting and project.pace.due <= self._clock():
-            project.pace.idle()  # nobody waited when the turn came, so it is not late
+            project.pace.idle()  # no call waited when the turn came, so this is not lateness
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         project.admission = self
         (project.retries if again else project.fresh).append(future)
@@ -402,16 +413,16 @@ class Admission:
             project.queued = True
             self._ready.append(project)
             self._pump()
-        # Lifetime.wait written out: one coroutine less for each of a hundred thousand waiting
-        # calls.
+        # This is ``Lifetime.wait``, written out here. It saves a coroutine for each waiting call,
+        # of which there may be a hundred thousand.
         waiting = lifetime.waiting
         waiting.add(future)
         try:
             return await future
         except BaseException:
             if future.done() and not future.cancelled() and future.exception() is None:
-                # Cancelled in the tick in which the grant was made: give the grant to the next
-                # call.
+                # The call was cancelled in the same tick in which the grant was made. So give the
+                # grant back, for the next call.
                 future.result().release()
             elif project.admission is self:
                 self.waiting -= 1
@@ -425,11 +436,12 @@ class Admission:
     def _check_deadline(self, project: Project, ahead: int, deadline: float) -> None:
         """Raises CallTimeoutError if the turn cannot come before ``deadline``.
 
-        ``ahead``: calls that have their turn before this one.
+        ``ahead``: how many calls have their turn before this call.
         """
         pace, now = project.pace, self._clock()
-        # Count with the clients' limit and not with the present pace: a lowered pace climbs back, a
-        # late one catches up, and a fleet may grant more at any time.
+        # Find the earliest possible time. So count with the clients' limit and not with the present
+        # pace: a lowered pace climbs back, a late pace catches up, and a fleet may grant more at
+        # any time.
         limit = project.limit
         at_best = ahead / limit if limit else 0.0
         due = project.soonest()
@@ -437,7 +449,7 @@ class Admission:
             raise too_late_error()
 
     def departed(self, project: Project) -> float:
-        """A request of the project was written now."""
+        """Record that a request of the project has been written, and return the time."""
         now = self._clock()
         if project.admission is self and project.pace.left(now):
             self.sooner(project)
@@ -446,7 +458,7 @@ class Admission:
     def release(self, project: Project, *, departed: float | None) -> None:
         """Give a slot back, and the turn too if nothing departed."""
         if project.admission is not self or self._loop_is_closed():
-            return  # the garbage collector ends a call whose event loop was closed under it
+            return  # the garbage collector ends a call of a closed event loop
         if departed is None:
             project.pace.refund()
         self.free += 1
@@ -458,7 +470,7 @@ class Admission:
             self.sooner(project)  # the turn may have been given back too
 
     def sooner(self, project: Project) -> None:
-        """The project's next turn may come sooner, or a slot has become free."""
+        """Make grants: the project's next turn may come sooner, or a slot is free."""
         if project.pace.due < project.later_at:
             project.later_at = NOT_LATER
             self._ready.append(project)
@@ -468,8 +480,8 @@ class Admission:
     def answered(self, project: Project, permit: Permit) -> None:
         """The API answered a call with something other than 429.
 
-        If the call was a probe, the project is open again. An answer to a call that was sent before
-        the probing began says nothing about that.
+        If the call was a probe, the probing ends. If the call was sent before the probing began,
+        its answer does not end the probing.
         """
         project.answered()
         if project.probing and permit.probe:
@@ -480,7 +492,7 @@ class Admission:
                 self._pump()
 
     def paused(self, project: Project) -> None:
-        """A pause has begun or grown longer. Calls that cannot have their turn in time fail now."""
+        """A pause has begun or grown. Fail the calls that would miss their deadline."""
         for future in project.too_late():
             future.set_exception(too_late_error())
 
@@ -505,7 +517,7 @@ class Admission:
         ready = self._ready
         while later and later[0][0] <= now:
             at, _, project = heapq.heappop(later)
-            if at == project.later_at:  # otherwise its turn came sooner
+            if at == project.later_at:  # otherwise sooner() has moved the project to ready
                 project.later_at = NOT_LATER
                 ready.append(project)
         while ready and self.free:

@@ -1,20 +1,21 @@
 """When the next request of one project may depart.
 
-Arithmetic on numbers that are passed in: monotonic seconds, answers of status 429, a source of
-randomness. It knows neither the waiting calls nor what is sent, and has no clock. A caller reads
-``due``, and reports each departure.
+This file only computes. It has no clock, and does not depend on the waiting calls or on what they
+send. The caller passes in monotonic seconds, 429 answers and a source of randomness. It reads
+``due``, and reports each admission and each departure.
 
 Three rules give a time for the next departure; the latest of the three times is used.
 
-* *The window.* The departures of the last second, and the calls that were admitted and have not
-  departed yet, are together at most ``limit``. So no second, wherever it begins, holds more
-  departures than ``limit``. This is never broken. A departure is the write to the socket. Opening a
-  connection may delay it after the admission, so a call counts from its admission on, and its
-  second begins with its departure.
+* *The window.* A departure is the write of a request to its socket. The departures of the last
+  second, and the calls that were admitted and have not departed yet, are together at most
+  ``limit``. So no second, wherever it begins, holds more departures than ``limit``. No other rule
+  overrides this rule. Opening a connection may delay a departure. So a call counts from its
+  admission until one second after its departure.
 * *The spacing.* Departures follow one another evenly, at the pace. If the event loop wakes up late,
-  several departures are due and all are made, so that a busy loop costs no throughput. After
-  idleness ``burst`` departures may follow at once; without a fleet that is one.
-* *The pause.* After a 429 nothing departs for a while.
+  several departures are due, and all of them may happen at once. So a busy loop costs no
+  throughput. After an idle time, ``burst`` departures may happen at once; without a fleet ``burst``
+  is 1.
+* *The pause.* After a 429 no request departs for a while.
 
 The pace follows AIMD, additive increase and multiplicative decrease. Chiu and Jain (1989) show that
 processes that use AIMD come to share a limit evenly without knowing of each other.
@@ -23,19 +24,20 @@ processes that use AIMD come to share a limit evenly without knowing of each oth
   (``DECREASE_FACTOR``). Further 429s to requests that departed before this fall change nothing.
 * *Increase.* The pace climbs back by 2.6 % of the limit each second (``INCREASE_PER_SECOND``).
 * *Noise.* Some 429s come at any pace, because of the limit of one app, or of a gateway node that
-  counts for itself. They must not lower the pace: 1 % of them would cost most of the limit. So each
-  fall is an experiment (``noise.py``). The pace does not climb for 2.3 s or more, while the
-  refusals before and after the fall are counted. If the fall has changed nothing, the pace goes
-  back to its value before the fall (``rate_before``). From then on that share of refusals is
-  ignored: no pause, no fall. If requests are still refused and it is not noise, the pace falls
-  again.
-* More than 5 % refused, beyond chance, is always congestion: the pace falls at once, and the
-  noise is forgotten.
+  counts for itself. These 429s must not lower the pace: if 1 % of all answers were such 429s, the
+  pace would lose most of the limit. So each fall is an experiment (``noise.py``). For 2.3 s or
+  more, the pace does not climb, and the refusals before and after the fall are counted. If the
+  refusals go on as before (``noise.py`` says when), they are noise: the pace goes back to its value
+  before the fall (``rate_before``), and from then on this share of refusals causes neither a pause
+  nor a fall. If there are still refusals that are not noise, the pace falls again.
+* If clearly more than 5 % of the requests are refused, the cause is always congestion: the pace
+  falls at once, and the known noise is forgotten.
 * A process whose pace is less than a fifth of its limit takes all refusals for congestion
-  (``PART_FOR_NOISE``). Its neighbours use whatever it leaves, so its own falls change little, and
-  it could not tell the refusals that they cause from noise.
+  (``PART_FOR_NOISE``). Other processes use the requests that this process leaves free, so its falls
+  reduce the refusals little. It could not distinguish refusals that the other processes cause from
+  noise.
 
-``benchmarks/pace_simulation.py`` measures this with the ways in which servers usually count.
+``benchmarks/pace_simulation.py`` simulates these rules with servers that count in the usual ways.
 """
 
 from __future__ import annotations
@@ -51,11 +53,12 @@ from .noise import LEAST_SENT, LONGEST_TRIAL, Noise, Sample, Trial, explains, se
 
 __all__ = ["Pace"]
 
-# A server counts a request for a second; the nanosecond keeps rounding from making it less.
+# A server counts each request for one second. The extra nanosecond prevents that rounding makes
+# this second shorter.
 WINDOW: Final = 1.0 + 1e-9
 
-# The ring starts small and doubles: hundreds of projects may share a process, most of them far
-# below their limit.
+# To save memory, the ring starts small and doubles when it is full. A process may have hundreds of
+# projects, and most of them stay far below their limit.
 FIRST_RING: Final = 16
 
 NEVER: Final = -math.inf
@@ -65,46 +68,49 @@ class Pace:
     """The pace of one project: at most ``limit`` departures in any second, fewer after a 429.
 
     ``limit`` is in requests a second; ``None`` sets no pace at all, and a 429 then only pauses. A
-    window of one second holds whole requests, so 2.5 a second counts as 2; below 1 it means one
-    request every ``1 / limit`` seconds. With 0 nothing departs until another limit is set.
+    window of one second holds whole requests, so a limit of 2.5 counts as 2. A limit below 1 means
+    one request every ``1 / limit`` seconds. With a limit of 0, no request departs until another
+    limit is set.
 
-    ``burst`` departures may follow at once after idleness; the window holds for them too. It counts
-    from the next ``limit`` that is set.
+    ``burst``: how many departures may happen at once after an idle time; they count in the window
+    too. A new value takes effect when ``limit`` is set next.
 
-    ``due`` is the earliest time of the next admission, to be read only; infinite while every place
-    of the window is taken by a call that was admitted and has not departed yet. When it is not
-    later than now, and a call is there to be sent, call ``admit(now)``, then ``left(now)`` when its
-    request has been written, or ``refund()`` if it never will be. When the line of waiting calls
-    has run empty, call ``idle()``.
+    ``due`` is the earliest time of the next admission; read it only. It is infinite while calls
+    that were admitted and have not departed take every place of the window. When ``due`` has come
+    and a call waits, call ``admit(now)``. Then call ``left(now)`` when the request has been
+    written, or ``refund()`` if it will never be written. When no call waits any more, call
+    ``idle()``.
     """
 
-    # The values come out of benchmarks/pace_simulation.py; docs/evidence/pace.rst has the figures.
+    # benchmarks/pace_simulation.py gave these values; docs/evidence/pace.rst has the figures.
 
-    # Of the interval. Without this margin, jitter of the network would overfill the server's
-    # window.
+    # This share of the interval is added to the interval. Without it, jitter of the network would
+    # overfill the server's window.
     HEADROOM = 0.005
-    # Seconds of lateness that are made up for, which is also the largest burst.
+    # Seconds of lateness that the spacing makes up for. After a stall, the burst has at most the
+    # requests of so many seconds.
     CATCH_UP = 0.25
-    # The same, once the window has room again.
+    # The same, after a wait for room in the window.
     CATCH_UP_WHEN_FULL = 0.05
-    DECREASE_FACTOR = 0.98  # the pace falls to this share of the requests lately accepted
-    DECREASE_FACTOR_ASKED = 0.66  # of the pace, where the server asks for a wait
+    DECREASE_FACTOR = 0.98  # the pace falls to this share of the requests accepted lately
+    DECREASE_FACTOR_ASKED = 0.66  # of the pace, if the server asks for a wait
     INCREASE_PER_SECOND = 0.026  # of the limit
     INCREASE_PER_SECOND_ASKED = 0.015  # after a wait that the server has asked for
     # Seconds after which the pace is back at the limit, wherever it was.
     AT_REST_AFTER = 1 / INCREASE_PER_SECOND_ASKED + LONGEST_TRIAL
-    STRAY = 0.01  # a share of refusals after a fall that calls for no second fall
-    # Of the limit. A process below it has neighbours, and the refusals that they cause look like
-    # noise.
+    STRAY = 0.01  # after a fall, this share of refusals causes no second fall
+    # A share of the limit. A process below it shares the limit with other processes, and the
+    # refusals that those cause look like noise.
     PART_FOR_NOISE = 0.2
-    TELLING = 5  # fewer departures in a second say nothing about how many are accepted
-    SATURATED = 0.5  # of the pace; departures below this share say nothing either
-    PAUSE = 0.0125  # seconds, doubling while congestion lasts: 0.1 at most
-    DEEPEST = 3  # doublings
-    # Seconds. Congestion that begins so soon after a pause continues the congestion before it.
+    TELLING = 5  # fewer departures in a second do not show how many the server accepts
+    SATURATED = 0.5  # of the pace; fewer departures than this share do not show it either
+    PAUSE = 0.0125  # seconds; doubled while congestion lasts, up to 0.1
+    DEEPEST = 3  # the most doublings of PAUSE
+    # Seconds after a pause. A 429 to a request that departed within them belongs to the congestion
+    # before the pause.
     RESUMED_FOR = 0.5
-    LEAST = 0.35  # of the pace that was, within a second
-    FLOOR = 0.002  # of the limit
+    LEAST = 0.35  # of the earlier pace: within a second the pace falls no lower
+    FLOOR = 0.002  # of the limit: the pace never falls lower
 
     __slots__ = (
         "_allowance",
@@ -138,14 +144,14 @@ class Pace:
 
     def __init__(self, limit: float | None) -> None:
         self.paused_until = NEVER
-        self._next = NEVER  # the spacing's own time for the next departure
-        self._allowance = 0.0  # how far the spacing may lie behind now
+        self._next = NEVER  # when the spacing allows the next departure
+        self._allowance = 0.0  # seconds of lateness that the spacing may make up for now
         self.burst = 1
-        self._saved = 0.0  # as above, after idleness
+        self._saved = 0.0  # the allowance after an idle time
         self._interval = math.inf  # between two departures at the limit
-        self._lowered = NEVER
+        self._lowered = NEVER  # when a 429 last paused or lowered the pace
         self._depth = 0
-        self._rate_before_decrease = math.inf  # and when that was
+        self._rate_before_decrease = math.inf  # before the latest decrease
         self._decreased_at = NEVER
         self._noise = Noise()
         self._trial: Trial | None = None
@@ -156,16 +162,16 @@ class Pace:
         self._refused: deque[float] = deque()
         self._ring = array("d")
         self._at = 0  # index of the oldest departure, which the next one replaces
-        self._dropped = NEVER
+        self._dropped = NEVER  # the newest departure that a lower limit removed from the ring
         self._outstanding = 0  # calls that were admitted and have not departed yet
         self._window = 0
-        self.limit = limit  # and with it all that follows from it
+        self.limit = limit  # the setter computes the other attributes
 
     @property
     def limit(self) -> float | None:
         """The most requests a second.
 
-        May be set while running. 0 means that nothing departs until it is set again.
+        It may be set at any time. 0 means that no request departs until another limit is set.
         """
         return self._limit
 
@@ -181,19 +187,19 @@ class Pace:
         self._limit = limit
         newest = self._ring[self._at :] + self._ring[: self._at]
         if limit is None:
-            self._window = 0  # otherwise the whole requests that the ring may grow to hold
+            self._window = 0  # with a limit: how many departures the ring may grow to hold
             self._top = math.inf
             self._slowed = False
-            newest = array("d")  # a limit that is set later counts from its setting on
+            newest = array("d")  # a later limit counts only the departures after it is set
         else:
-            # Half a request more in every second would need a window of two.
+            # A limit of 2.5 would need a window of two seconds, so it counts as 2.
             self._window = max(1, math.floor(limit))
             self._top = self._window if limit >= 1 else limit
             self._span = WINDOW if limit >= 1 else WINDOW / limit
             self._increase = self.INCREASE_PER_SECOND * self._top
             before, self._interval = self._interval, (1 + self.HEADROOM) / self._top
             self._saved = (self.burst - 1) * self._interval
-            # Lateness is a number of requests; at a faster pace they take less time.
+            # Lateness stands for a number of late requests. At a faster pace they take less time.
             self._allowance *= min(1.0, self._interval / before)
             if len(newest) > self._window:
                 self._dropped = newest[-self._window - 1]
@@ -202,8 +208,8 @@ class Pace:
                 newest = array("d", [NEVER]) * min(self._window, FIRST_RING)
         if not self._slowed or self._rate > self._top:
             self._rate = self._top
-        # A lower limit holds from the next departure on. A higher one holds at once, and a wait
-        # that the lower one caused is not lateness.
+        # A lower limit takes effect at the next departure. A higher limit takes effect at once; a
+        # wait that the old limit caused is not lateness.
         soonest = max(newest[-1] + self._interval if newest else NEVER, self.paused_until)
         if self._next > soonest:
             self._next = soonest
@@ -214,7 +220,7 @@ class Pace:
         self._settle()
 
     def _hold(self) -> None:
-        """Nothing departs until another limit is set. It remembers the departures for then."""
+        """Let nothing depart until another limit is set. The ring keeps the departures."""
         if not self._window:
             self.limit = 1.0
         self._limit = 0.0
@@ -222,7 +228,7 @@ class Pace:
         self._settle()
 
     def pause(self, until: float) -> None:
-        """Let nothing depart before ``until``: another process of the fleet was told to wait."""
+        """Let nothing depart before ``until``. The API told another process of the fleet so."""
         if until > self.paused_until:
             self.paused_until = until
             if self._next < until:
@@ -282,8 +288,8 @@ class Pace:
             if self._size < self._window:
                 self._settle()
                 return
-            # A wait that the window caused is not lateness. Otherwise the burst after a stall would
-            # recur each second.
+            # A wait that the window caused is not lateness. Otherwise a burst after a stall of the
+            # event loop would repeat each second.
             self._next = max(due, free - self.CATCH_UP_WHEN_FULL)
             due = free
         self.due = due
@@ -291,7 +297,7 @@ class Pace:
     def left(self, now: float) -> bool:
         """Record a departure: the request of a call that was admitted has been written.
 
-        Whether ``due`` came nearer.
+        Returns whether ``due`` came nearer.
         """
         full = self._outstanding >= self._size
         self._outstanding -= 1
@@ -334,8 +340,8 @@ class Pace:
             self._deepen(departed, asked=retry_after is not None)
             pause = retry_after
             if pause is None:
-                # Between half and all of it, so that processes that were
-                # refused together do not come back together.
+                # Pause between half and all of this time, so that processes that were refused
+                # together do not come back together.
                 pause = self.PAUSE * (1 << self._depth) * rng.uniform(0.5, 1.0)
             if self._window:
                 self._lower(
@@ -370,7 +376,7 @@ class Pace:
             self._observe(now, trial)
 
     def _is_noise(self, now: float) -> bool:
-        """Whether the latest refusals change nothing: they are noise, or a trial counts them."""
+        """Whether the latest refusals cause no fall: they are noise, or a trial counts them."""
         trial = self._trial
         if trial is None:
             share = self._noise.share
@@ -389,7 +395,7 @@ class Pace:
             self._depth = 0
 
     def _lower(self, now: float, departed: float, resumed: float, *, asked: bool) -> None:
-        """Multiplicative decrease, and a trial that watches its effect."""
+        """Lower the pace (multiplicative decrease), and begin a trial that measures the effect."""
         before = self._climbed(now)
         if departed > self._decreased_at + WINDOW:
             self._rate_before_decrease = before
@@ -416,9 +422,9 @@ class Pace:
         )
 
     def _fall_to(self, rate: float) -> None:
-        # A server that counts the last second also refuses because of requests that departed before
-        # the fall. So within a second the pace falls no further than this; otherwise it would take
-        # long to climb back.
+        # A server that counts the last second also counts requests that departed before the fall,
+        # and refuses others because of them. So within a second the pace falls no lower than a
+        # fixed share (``LEAST``) of its earlier value; otherwise its climb back would take long.
         self._rate = max(rate, self._rate_before_decrease * self.LEAST, self._top * self.FLOOR)
         self._slowed = True
 
@@ -430,7 +436,7 @@ class Pace:
     def _observe(self, now: float, trial: Trial) -> None:
         """Let the trial count, and set the pace by its result when it is over."""
         if now >= trial.count_at and not trial.count(now, self._sent_since(now - WINDOW)):
-            self._trial = None  # too few departures to count
+            self._trial = None  # too late: departures are too rare to count them
         elif trial.over(now):
             self._trial = None
             if trial.after.sent >= LEAST_SENT:
@@ -468,17 +474,17 @@ class Pace:
         return Sample(self._sent_since(now - WINDOW), len(self._refused))
 
     def _let_through(self, now: float) -> float:
-        """Requests that departed in the last second and were not refused.
+        """Requests a second that the server accepted in the last second.
 
         Infinite if too few departed.
         """
         sent, refused = self._sent_since(now - WINDOW), len(self._refused)
         if sent < self.TELLING:
             return math.inf
-        # If the first of them departed less than a second ago, they cover a part of a second only.
+        # The departures may cover only a part of the last second: then divide by that part.
         seconds = max(now - self._ring[(self._at - sent) % self._size], self.PAUSE)
         if sent < self.SATURATED * self._rate * seconds:
-            return math.inf  # few calls were there to be sent, so this says nothing about the limit
+            return math.inf  # few calls were sent, so they do not show how many the server accepts
         return (sent - refused) / seconds
 
     def _climbing(self, now: float) -> float:
@@ -500,10 +506,11 @@ class Pace:
     def _grow(self) -> float:
         """Make room in the ring before its oldest departure.
 
-        Returns when the window has room.
+        Returns the time from which the window has room.
         """
         extra = min(self._size, self._window - self._size)
-        # Departures that were forgotten under a lower limit are assumed to be as late as possible.
+        # A lower limit has removed departures from the ring. Assume the latest possible time for
+        # each.
         self._ring = (
             array("d", [self._dropped]) * extra + self._ring[self._at :] + self._ring[: self._at]
         )

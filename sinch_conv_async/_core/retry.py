@@ -1,4 +1,4 @@
-"""When to try again: the policy, the budget, and the next step after a failed attempt.
+"""Retries: the policy, the budget, and the next step after a failed attempt.
 
 Pure: ``now`` (monotonic seconds) and ``rng`` are passed in.
 """
@@ -27,10 +27,11 @@ __all__ = [
 ]
 
 BLOCKED_FOR: Final = 60.0
-"""Seconds without any answer but 429, after which a project's calls end with RateLimitedError."""
+"""If a project gets no answer but 429 for so many seconds, its calls end with RateLimitedError."""
 
 BUDGET_LOOKS: Final = (0.5, 1.5)
-"""A call that waits for the retry budget looks again after a random part of this many seconds."""
+"""A call that waits for the retry budget checks it again after a random time between these
+seconds."""
 
 BUDGET_USED_UP: Final = "the project's retry budget is used up"
 
@@ -40,21 +41,24 @@ _LARGEST: Final = sys.float_info.max
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """How often and how patiently a call is tried again.
+    """How often a call is retried, and how long it waits between attempts.
 
-    ``max_retries``: retries after a failure. The one replay after a 401 is not counted. A 429 is
-    not counted either: it says that the project is crowded, so the call waits for its next turn as
-    long as its ``timeout`` allows. It ends with :class:`RateLimitedError` if ``max_retries`` is 0,
-    if the server asks for more than ``max_retry_after``, or if the project has had no answer but
-    429 for a minute. ``base_delay``, ``max_delay``: seconds; a retry waits a random time between 0
-    and ``base_delay``, which doubles with each retry up to ``max_delay`` (full jitter), or what
-    ``Retry-After`` asks for. ``max_retry_after``: seconds; a server that asks for more than this
-    ends the call with its error. ``retry_maybe_sent``: whether to repeat a request that the server
-    may have applied. Setting metadata is absolute, so a repeat is harmless, unless somebody else
-    wrote other metadata in between: it would be overwritten.
+    ``max_retries``: retries after a failure. The one replay after a 401 is not counted. A retry
+    after a 429 is not counted either: a 429 usually means that the project sends too much, so the
+    call waits for its next turn as long as its ``timeout`` allows. The call ends with
+    :class:`RateLimitedError` if ``max_retries`` is 0, if the server asks for more than
+    ``max_retry_after``, or if the project has had no answer but 429 for a minute. ``base_delay``,
+    ``max_delay``: seconds. A retry waits a random time between 0 and ``base_delay``; each further
+    retry doubles ``base_delay``, up to ``max_delay`` (full jitter). If the server sends
+    ``Retry-After``, the retry waits for that time instead. ``max_retry_after``: seconds. If the
+    server asks for a longer wait, the call ends with the server's error. ``retry_maybe_sent``:
+    whether to repeat a request that the server may have applied. An update replaces the whole
+    metadata, so a repeat does no harm, with one exception: if another writer changed the metadata
+    in between, the repeat overwrites that change.
 
-    ``wait_for_budget``: a call that may be retried, but finds the project's retry budget used up,
-    waits for room in it instead of ending, as long as its ``timeout`` allows.
+    ``wait_for_budget``: what happens if the project's retry budget is used up. ``False``: the call
+    ends with its error. ``True``: the call waits until the budget has room, as long as its
+    ``timeout`` allows.
 
     Raises :class:`InvalidArgumentError` for a value that is negative, not finite or not a number.
     """
@@ -100,19 +104,20 @@ class RetryPolicy:
     def delay(self, *, retries: int, retry_after: float | None, rng: Random) -> float:
         """Seconds to wait before retry number ``retries`` + 1.
 
-        This is the server's ``Retry-After`` plus up to ``base_delay``, so that calls that were
-        refused together do not come back together.
+        With ``retry_after`` this is ``retry_after`` plus up to ``base_delay``, so that calls that
+        were refused together do not come back together. Without it, this is the random time (full
+        jitter) that the class describes.
         """
         if retry_after is not None:
             return retry_after + rng.uniform(0, self.base_delay)
-        # Doubling 64 times is beyond any max_delay already; 2.0**1024 would overflow.
+        # Stop after 64 doublings: 2.0**1024 would overflow.
         return rng.uniform(0, min(self.max_delay, self.base_delay * 2.0 ** min(retries, 64)))
 
     def throttled_delay(self, times: int, *, rng: Random) -> float:
-        """Seconds that a call waits by itself after ``times`` answers 429 in a row, 2 or more.
+        """Seconds that one call waits in addition, after ``times`` 429s in a row (2 or more).
 
-        It is between half and all of ``base_delay``, doubled each time. With full jitter, some
-        calls would come back within the same second.
+        The wait is between half and all of ``base_delay``, which doubles each time up to
+        ``max_delay``. With full jitter, some calls would come back within the same second.
         """
         return rng.uniform(0.5, 1.0) * min(
             self.max_delay, self.base_delay * 2.0 ** min(times - 2, 64)
@@ -120,7 +125,7 @@ class RetryPolicy:
 
 
 class Tries(NamedTuple):
-    """What one call has tried, as far as the next step depends on it.
+    """The facts about one call's earlier attempts that the next step depends on.
 
     ``retries``: attempts after a failure, without those after a 429. ``throttled``: answers 429 in
     a row. ``replayed``: the call was sent again with another token after a 401. ``reconnected``:
@@ -177,11 +182,11 @@ def next_step(
     deadline: float | None,
     rng: Random,
 ) -> Step:
-    """What to do after an attempt that failed.
+    """Decide what a call does after a failed attempt.
 
-    ``safe``: a repeat changes nothing. ``blocked_for``: seconds since the project last had an
-    answer other than 429. ``budget_left``: whether the project's retry budget has room for one
-    more. ``deadline``: when the call's timeout passes, ``None`` without one.
+    ``safe``: a repeat changes nothing. ``blocked_for``: for how many seconds the project has had no
+    answer but 429. ``budget_left``: whether the project's retry budget has room for one more retry.
+    ``deadline``: when the call's timeout passes, ``None`` without one.
     """
     error = failure.error
     status = error.http_status if isinstance(error, ApiError) else None
@@ -219,10 +224,11 @@ def next_step(
 
 
 def _after_429(failure: Failure, tries: Tries, policy: RetryPolicy, rng: Random) -> Again:
-    """The call waits for its turn like every other call.
+    """The next step after a 429: the call waits for its turn like every other call.
 
-    If the same call is refused again and again, it also waits by itself: processes that share a
-    limit can fill the limit for longer than a few pauses.
+    From the second 429 in a row on, the call also waits a time of its own, unless the server has
+    sent ``Retry-After``. The reason: processes that share a limit can use all of it for longer than
+    a few pauses.
     """
     times = tries.throttled + 1
     delay = 0.0
@@ -234,13 +240,13 @@ def _after_429(failure: Failure, tries: Tries, policy: RetryPolicy, rng: Random)
 class RetryBudget:
     """Bounds the retries by a share of the calls, so that an outage does not multiply the load.
 
-    Retries may number 20 % of the calls whose first request was sent in the last ten seconds, plus
-    10 a second. A single caller rarely reaches this bound. A service whose calls all fail sends 1.2
-    requests a call instead of five.
+    Within ten seconds there may be at most 100 retries, plus 20 % of the calls whose first request
+    was sent in that time. A single caller rarely reaches this bound. A service whose calls all fail
+    sends 1.2 requests a call instead of five.
 
-    Calls and retries count from the time when they are sent, so calls that wait for their turn
-    allow no retries. A retry that was allowed is reserved (``reserve``) until it is sent, or until
-    it turns out that it will not be sent (``release``).
+    Calls and retries count when they are sent, so a call that waits for its turn allows no retry
+    yet. An allowed retry is reserved (``reserve``) until it is sent, or until it is known that it
+    will not be sent; then ``release`` ends the reservation.
     """
 
     SHARE = 0.2
@@ -258,7 +264,7 @@ class RetryBudget:
         self._second = 0
 
     def _roll(self, second: int) -> None:
-        """Forget the seconds that have left the window, in ten steps at most."""
+        """Forget the seconds that have left the window. This takes ten steps at most."""
         for passed in range(self._second + 1, min(second, self._second + self.WINDOW) + 1):
             slot = passed % self.WINDOW
             self._calls_sum -= self._calls[slot]
@@ -267,7 +273,7 @@ class RetryBudget:
         self._second = second
 
     def call_sent(self, now: float) -> None:
-        """Records that the first request of a call is sent."""
+        """Record that the first request of a call is sent."""
         second = int(now)
         if second != self._second:
             self._roll(second)
@@ -291,7 +297,7 @@ class RetryBudget:
         self._reserved -= 1
 
     def retry_sent(self, now: float) -> None:
-        """Records that a retry is sent."""
+        """Record that a retry is sent."""
         second = int(now)
         if second != self._second:
             self._roll(second)

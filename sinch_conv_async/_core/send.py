@@ -1,28 +1,29 @@
 """One call, in the order in which things happen.
 
-1. *A token.* It is awaited before anything is held, so that waiting for it keeps no other call
-   waiting.
+1. *A token.* The call waits for its token before it takes a turn or a slot. So this wait delays no
+   other call.
 2. *Permission.* The project's turn and a connection slot are granted together (``admission``), so
-   neither is held while waiting for the other. If the token has expired meanwhile, both are given
-   back.
-3. *One exchange* (``exchange``). The request counts against the project's pace from the moment it
-   is written; ``permit.written`` is told.
-4. *A report.* A 429 slows the whole project down while this call still holds its slot: otherwise
-   the call that gets the slot next would leave before the project slows. Any other answer opens a
-   project that was being probed, and proves the token for the project.
-5. *The next step.* ``retry.next_step`` decides it: done, another token, another attempt after a
-   delay, or the end.
+   neither is held while waiting for the other. If the token expires during this wait, the call
+   gives both back.
+3. *One exchange* (``exchange``). When the request is written, the exchange calls
+   ``permit.written``: the request counts against the pace for one second more.
+4. *A report.* A 429 slows the whole project down. This happens while the call still holds its slot:
+   otherwise the next call would get the slot and send at the old pace. Any other answer to a probe
+   ends the probing. An answer other than 401, 408 and 5xx shows that the API accepts the token for
+   this project.
+5. *The next step.* If the attempt failed, ``retry.next_step`` decides: another token, another
+   attempt after a delay, a wait for the retry budget, or the end of the call.
 
-Every wait is on a future that ``lifetime`` knows, so that closing the client ends it. No clock runs
-while a call waits, unless it has a timeout; then one ``asyncio.timeout`` covers all of it.
-Cancellation may strike at every ``await``: what a call holds (a slot, a turn, a place in the retry
-budget) is given back in a ``finally``.
+Each wait of a call is on a future that ``lifetime`` knows, so closing the client ends the wait. A
+call needs no timer to wait for a token or a turn. A call with a timeout has one ``asyncio.timeout``
+for the whole call. A call may be cancelled at each ``await``, so a ``finally`` gives back what the
+call holds: a slot, a turn, a place in the retry budget.
 
-Counting: a call is one in ``calls`` however often a job sends it again. The retry budget counts
-each time that a call is sent.
+Counting: ``counters.calls`` counts a call once, even if a bulk job sends it in several rounds. The
+retry budget counts a call once in each round, and each retry that reserved a place in it.
 
-:class:`Sender` is what one client has of its manager. It knows neither aiohttp nor how a turn is
-given.
+The manager makes one :class:`Sender` for each client. A :class:`Sender` depends neither on aiohttp
+nor on the way in which turns are granted.
 """
 
 from __future__ import annotations
@@ -74,14 +75,14 @@ NOTHING_TRIED: Final = Tries()
 
 
 class Call(Generic[T]):
-    """One operation on its way, as far as it has come.
+    """One operation, and the progress of its sending.
 
-    ``began``: when it was first sent off, ``None`` before. ``attempts``: exchanges so far.
-    ``tries``: what :func:`next_step` needs to know. ``reserved``: it holds a place in the retry
-    budget. ``failure``: what became of the last attempt, ``None`` if it has not failed. ``last``:
-    the last attempt's error. ``failed_since``: when its first attempt failed. ``maybe_sent``: a
-    request may have reached the server. ``seconds``, ``exchange_seconds``: what the last exchange
-    took, and all of them.
+    ``began``: when the call began, ``None`` before. ``attempts``: how many exchanges it has made.
+    ``tries``: the facts about them that :func:`next_step` needs. ``reserved``: the call holds a
+    place in the retry budget. ``failure``: the failure of the last attempt, ``None`` if that did
+    not fail. ``last``: the error of the last failed attempt. ``failed_since``: when its first
+    failed attempt ended. ``maybe_sent``: a request may have reached the server. ``seconds``: the
+    duration of the last exchange. ``exchange_seconds``: the duration of all exchanges together.
     """
 
     __slots__ = (
@@ -114,7 +115,8 @@ class Call(Generic[T]):
     def failed(self, failure: Failure, now: float) -> None:
         """Record a failed attempt.
 
-        The error of a timeout keeps the one error before it, and not a chain of errors.
+        A CallTimeoutError keeps the error before it in its ``last``. An older CallTimeoutError
+        loses its own ``last``, so no chain of errors grows.
         """
         self.failure, error = failure, failure.error
         if self.failed_since is None:
@@ -126,10 +128,10 @@ class Call(Generic[T]):
         self.last = error
 
     def ended_by(self, error: SinchError) -> None:
-        """Add what is known of all attempts to the error that ends the call."""
+        """Add facts about all attempts to the error that ends the call."""
         error.attempts = self.attempts
         if isinstance(error, TransportError):
-            error.sent = self.sent  # an earlier attempt may have sent it
+            error.sent = self.sent  # an earlier attempt may have sent a request
         if isinstance(error, CallTimeoutError) and error is not self.last:
             error.last = error.last or self.last
 
@@ -142,8 +144,8 @@ class Call(Generic[T]):
 class Sender:
     """The send loop of one client, with the client's origin, credentials and retry policy.
 
-    ``project``, ``authorization``, ``counters`` and ``rng`` are shared with other clients of the
-    manager; ``binder`` gives what the manager has on the running event loop.
+    The clients of one manager share ``project``, ``authorization`` and ``counters``. ``binder``
+    gives the manager's objects for the running event loop, the clock and the random numbers.
     """
 
     def __init__(
@@ -181,23 +183,23 @@ class Sender:
         return self.binder.clock.read()
 
     def long_delay(self) -> float:
-        """Seconds that a job waits after the last of a call's retries, before it tries again."""
+        """Seconds that a job waits between two rounds of one call."""
         return self.policy.delay(
             retries=self.policy.max_retries, retry_after=None, rng=self.binder.rng
         )
 
     def bound(self) -> Binding:
-        """What the manager has on the running event loop, or ClientStateError."""
-        self.lifetime.check_open()  # first, or a closed client would bind its manager to this loop
+        """The manager's objects for the running event loop. Raises ClientStateError."""
+        self.lifetime.check_open()  # first: a closed client must not bind its manager to this loop
         return self.binder.bind()
 
     async def leave(self) -> None:
-        """Closes this client's calls and no other's."""
+        """Close this client. Its waiting calls fail; return when its running calls have ended."""
         binding = self.binder.living()
         self.project.leave(self)
         self.lifetime.fail_waiting()
         if binding is not None:
-            binding.admission.sooner(self.project)  # its limit may have been the lowest
+            binding.admission.sooner(self.project)  # without this client, the limit may be higher
             await self.lifetime.drained()
 
     async def authenticate(self, *, timeout: float | None) -> None:
@@ -221,7 +223,7 @@ class Sender:
         )
 
     async def send(self, call: Call[T], *, timeout: float | None = None) -> T:
-        """The result of one operation, or the error that ends it; counts and logs how it ended."""
+        """Send a call: return its result, or raise its final error. Counts and logs its end."""
         binding, policy = self._begin(call), self.policy
         try:
             if timeout is None:
@@ -237,11 +239,13 @@ class Sender:
     async def send_round(
         self, call: Call[T], *, single: bool = False, may_send: Callable[[], bool] | None = None
     ) -> T:
-        """The same for a job, which may send a call again, and calls :meth:`ended` at the end.
+        """Like :meth:`send`, for one round of a call of a bulk job.
 
-        ``single``: one attempt only. ``may_send``: called right before each request; False raises
-        ClientStateError. A job never waits for the retry budget: a budget that is used up is a sign
-        of an outage.
+        If the round fails, the job may send the call in another round. So a failed round does not
+        end the call: the job calls :meth:`ended` when it gives the call up. ``single``: make one
+        attempt only. ``may_send``: called right before each request; if it returns False, the call
+        raises ClientStateError. A job never waits for the retry budget: a budget that is used up is
+        a sign of an outage.
         """
         binding, policy = self._begin(call), self.policy
         if single:
@@ -253,7 +257,7 @@ class Sender:
         return result
 
     def _begin(self, call: Call[Any]) -> Binding:
-        """What the manager has on the running event loop; counts the call if it is new."""
+        """Return the manager's objects for the running event loop; count the call if it is new."""
         binding = self.bound()
         if call.began is None:
             call.began = binding.clock()
@@ -261,9 +265,9 @@ class Sender:
         return binding
 
     def ended(self, call: Call[Any], error: SinchError | None) -> None:
-        """Counts and logs a call that is over: with ``error``, or with a result."""
+        """Count and log the end of a call. ``error`` is None if the call has a result."""
         if call.began is None:
-            return  # refused before it began
+            return  # an error was raised before the call began
         counters = self.counters
         seconds = self.now() - call.began
         counters.exchange_seconds += call.exchange_seconds
@@ -286,7 +290,7 @@ class Sender:
         except CallTimeoutError:
             raise
         except TimeoutError:
-            pass  # this call's timeout; aiohttp's timeouts end in the exchange
+            pass  # this call's timeout: the exchange turns aiohttp's timeouts into failures
         last = call.last or self.authorization.missing(binding.clock())
         raise CallTimeoutError(f"timeout of {timeout:g} s passed", call.attempts, call.sent, last)
 
@@ -364,7 +368,7 @@ class Sender:
     async def _exchange(
         self, binding: Binding, call: Call[T], token: Token, permit: Permit, now: float
     ) -> T | Failure:
-        """One HTTP exchange: the result, or why there is none."""
+        """Make one HTTP exchange; return the result, or the failure."""
         operation, counters = call.operation, self.counters
         call.attempts += 1
         call.failure = None
@@ -380,7 +384,7 @@ class Sender:
             call.exchange_seconds += call.seconds
             if known.connected:
                 call.maybe_sent = True
-                permit.written()  # if that is unknown, assume it
+                permit.written()  # perhaps it was not written; assume that it was
         if isinstance(response, Failure):
             return response
         outcome = operation.read(
@@ -393,7 +397,7 @@ class Sender:
         return outcome
 
     def _report(self, admission: Admission, outcome: object, token: Token, permit: Permit) -> None:
-        """Record in the project and in the token what the answer says about them."""
+        """Update the project and the token by the answer."""
         project = self.project
         error = outcome.error if isinstance(outcome, Failure) else None
         if isinstance(error, RateLimitedError):
@@ -416,14 +420,14 @@ class Sender:
             )
 
     def _slow_down(self, admission: Admission, error: RateLimitedError, permit: Permit) -> None:
-        """Slows the project down for everybody, after a 429."""
+        """Slow down all calls of the project, after a 429."""
         project, now = self.project, self.now()
         self.counters.throttled += 1
         project.refused(now)
         if project.too_long(error.retry_after or None):
             admission.refuse_waiting(project, error)
             return
-        assert permit.departed is not None  # it was answered
+        assert permit.departed is not None  # the request was answered, so it was written
         project.pace.throttled(
             now,
             departed=permit.departed,

@@ -1,21 +1,22 @@
-"""Access tokens: one for each key, however many callers wait, renewed before it expires.
+"""Access tokens: all callers share one token for each key; it is renewed before it expires.
 
 How a token source works:
 
-1. *One fetch.* A fetch runs in a task of its own. It belongs to no caller, so cancelling a caller,
-   even the first one, does not end it. Every caller that needs a token meanwhile waits for that
-   task.
+1. *One fetch.* A fetch runs in its own task, which belongs to no caller. So the fetch goes on if a
+   caller is cancelled, even the first caller. Every caller that needs a token waits for this task.
 2. *Renewal.* After 80 % of its life (give or take a tenth, so that processes do not renew together)
-   a token is renewed in the background. The old token serves until the new one is there, or until
-   it expires. A fresh token is used for at least a second; otherwise callers would request tokens
-   forever from an endpoint whose tokens expire at once.
+   a token is renewed in the background. The old token is used until the new token is there, or
+   until the old one expires. A fresh token is used for at least a second: if an endpoint gave
+   tokens that expire at once, callers would otherwise request tokens forever.
 3. *A failing endpoint* is asked again, with growing delays, for up to 60 seconds; then the callers
-   get its error. An early renewal that fails is put off, because nobody waits for it.
-4. *A refused key* (``invalid_client``) is remembered for 60 seconds, so that a million calls with
-   it cost one request.
-5. *401 from the API.* The token that was refused is dropped, if it is still in use. A project that
-   has never accepted a token may cause one renewal in 60 seconds. Otherwise each of its calls would
-   cost a token request, and the other projects of the key their token.
+   get its error. If a renewal fails while the old token is valid and no caller waits, the renewal
+   is tried again later.
+4. *A refused key* (``invalid_client``) is remembered for 60 seconds. In that time, calls with this
+   key cause no further request.
+5. *401 from the API.* The refused token is dropped, if it is still in use. If the project has not
+   accepted this token before, the token is dropped only if no 401 has caused a renewal in the last
+   60 seconds. Otherwise a project that refuses every token would cause one token request for each
+   call, and would take the token from the other projects of the key.
 6. *The endpoint's own limit.* :class:`EndpointPace` spaces the requests of all keys.
 
 The function that requests a token over HTTP is passed in, as are the clock and the sleep.
@@ -42,20 +43,21 @@ from .retry import RetryPolicy
 __all__ = ["BasicAuthorization", "EndpointPace", "Token", "TokenSource"]
 
 RENEW_AT: Final = 0.8
-"""The share of a token's life after which a new one is fetched in the background, give or take
-``RENEW_JITTER`` of it.
+"""After this share of a token's life, a new token is fetched in the background. The share varies by
+up to ``RENEW_JITTER`` of itself.
 """
 
 RENEW_JITTER: Final = 0.1
 
 FETCH_FOR: Final = 60.0
-"""Seconds for which a failing token endpoint is asked again, before the waiting callers get its
+"""A failing token endpoint is asked again for so many seconds; then the waiting callers get its
 error.
 """
 
 REFUSAL_KEPT: Final = 60.0
-"""Seconds for which a refusal (``invalid_client``, or a longer ``Retry-After``) is remembered, and
-for which a renewed token is not renewed again for a project that has accepted no call with it.
+"""Seconds for which a refusal (``invalid_client``, or a ``Retry-After`` above ``FETCH_FOR``) is
+remembered. For as long after a 401, a second 401 drops the token only if the project has accepted
+it before.
 """
 
 SHORTEST_LIFE: Final = 1.0
@@ -63,8 +65,8 @@ SHORTEST_LIFE: Final = 1.0
 callers would request tokens forever.
 """
 
-# Sinch's endpoint is a token bucket of 30 that refills with 10 a second. Ours is a little smaller,
-# because the network may bunch requests together.
+# Sinch's token endpoint allows 30 requests at once, and 10 more each second. These values are a
+# little lower, because requests may arrive closer together than they were sent.
 ENDPOINT_BURST: Final = 28
 ENDPOINT_RATE: Final = 9.5
 
@@ -88,7 +90,7 @@ class Token:
         self._forms = forms(authorization.partition(" ")[2])
 
     def head(self, request: Request, *, user_agent: str) -> Head:
-        """The part that the heads of all requests to this origin have in common; made once."""
+        """The part of the head that all requests to this origin share. It is made once."""
         head = self._heads.get(request.origin)
         if head is None:
             head = self._heads[request.origin] = request_head(
@@ -124,7 +126,7 @@ class BasicAuthorization:
 
 
 class EndpointPace:
-    """A token bucket in front of one token endpoint, however many keys use it."""
+    """Spaces the requests to one token endpoint, for all keys together (a token bucket)."""
 
     __slots__ = ("_full_at",)
 
@@ -141,7 +143,7 @@ class TokenSource:
     """The token of one key at one token endpoint.
 
     ``request`` makes one token request. ``on_refused`` is called with a token that the API has
-    refused. ``clock`` gives monotonic seconds, so that a wall clock that jumps expires nothing.
+    refused. ``clock`` gives monotonic seconds, so a jump of the wall clock expires no token.
     ``clock`` and ``sleep`` are passed in so that tests can control time.
     """
 
@@ -193,7 +195,7 @@ class TokenSource:
         self._unproven_until = 0.0
 
     def current(self, now: float) -> Token | None:
-        """The token; None if there is none or it has expired. Renews an old one."""
+        """The token, None if there is no valid token. Starts the renewal of an old token."""
         token = self._token
         if token is None or now >= token.expires_at:
             return None
@@ -202,9 +204,9 @@ class TokenSource:
         return token
 
     async def get(self, lifetime: Lifetime) -> Token:
-        """The token, fetched if need be; raises TokenError."""
+        """Return the token; fetch it if there is none. Raises TokenError."""
         while True:
-            lifetime.check_open()  # a fetch that a closed client started would outlive it
+            lifetime.check_open()  # a closed client must start no fetch, which would outlive it
             now = self._clock()
             token = self.current(now)
             if token is not None:
@@ -220,13 +222,13 @@ class TokenSource:
     def refused(self, token: Token, project: Hashable, now: float) -> bool:
         """The API answered 401 to this token: drop it if it is still in use.
 
-        False: the API would not accept another token either.
+        Returns False if the API would probably refuse another token too.
         """
         if token is not self._token:
             return True
         if project not in token.accepted_for and now < self._unproven_until:
-            # A project that refuses every token must not cost a token request for each call, nor
-            # the other projects of the key their token.
+            # A project that refuses every token must not cause a token request for each call. It
+            # must not take the token from the other projects of the key either.
             return False
         self._token = None
         self._unproven_until = now + REFUSAL_KEPT
@@ -235,17 +237,17 @@ class TokenSource:
         return True
 
     def missing(self, now: float) -> SinchError | None:
-        """Why there is no token, if that is known; None if there is a token."""
+        """The error of the last token request, if there is no valid token; otherwise None."""
         if self._token is not None and now < self._token.expires_at:
             return None
         return copy.copy(self._failure)
 
     def forgettable(self, now: float) -> bool:
-        """Whether it can be forgotten: no valid token, and no fetch under way."""
+        """Whether this object can be forgotten: it has no valid token, and no fetch runs."""
         return self._fetching is None and (self._token is None or now >= self._token.expires_at)
 
     def forget_loop(self) -> None:
-        """The event loop is closed: the fetch and the calls that waited for it are gone.
+        """The event loop is closed, so its fetch and its waiting calls are gone.
 
         The token stays.
         """
@@ -264,14 +266,14 @@ class TokenSource:
         self._fetching = asyncio.get_running_loop().create_task(
             self._run(), name="sinch_conv_async token request"
         )
-        # A callback of the task, and not the end of the coroutine: a task that is cancelled before
-        # it has begun never runs its coroutine.
+        # Use a callback of the task, and not the end of its coroutine: if a task is cancelled
+        # before it begins, its coroutine never runs.
         self._fetching.add_done_callback(self._fetched)
 
     async def _run(self) -> Token | SinchError:
         try:
             return await self._ask()
-        except Exception as error:  # noqa: BLE001  # a trace hook may raise anything; nobody calls
+        except Exception as error:  # noqa: BLE001  # a trace hook may raise it; no caller could
             return TokenError(f"the token request failed: {type(error).__name__}")
 
     def _fetched(self, task: asyncio.Task[Token | SinchError]) -> None:
@@ -299,7 +301,7 @@ class TokenSource:
                 future.set_exception(copy.copy(outcome))
 
     def _remember(self, refusal: SinchError, seconds: float) -> None:
-        """Give all callers this error for so many seconds, a minute at most.
+        """For so many seconds, a minute at most, all callers get this error.
 
         The endpoint is not asked meanwhile.
         """
@@ -307,7 +309,7 @@ class TokenSource:
         self._refused_until = self._clock() + min(seconds, REFUSAL_KEPT)
 
     async def _ask(self) -> Token | SinchError:
-        """Ask until there is a token, or until asking is pointless.
+        """Request a token until there is one, or until another request is useless.
 
         Returns errors, because there may be no caller to catch them.
         """
@@ -319,7 +321,7 @@ class TokenSource:
                 await self._sleep(delay)
             now = self._clock()
             if began is None:
-                began = now  # the wait for the endpoint's pace is no failure of the endpoint
+                began = now  # the wait of EndpointPace is not time in which the endpoint failed
             answer = await self._request(self.credentials)
             self._failure = None if isinstance(answer, TokenResponse) else answer.error
             if isinstance(answer, TokenResponse):
@@ -333,7 +335,8 @@ class TokenSource:
                 return Token(f"Bearer {answer.access_token}", expires_at, now + renew_in)
             now = self._clock()
             if self._token is not None and now < self._token.expires_at and not self._waiters:
-                # An early renewal failed: the old token is still valid, so no caller waits.
+                # An early renewal failed. The old token is valid, and no caller waits, so try again
+                # later.
                 self._no_renewal_before = now + max(
                     1.0, (self._token.expires_at - self._token.renew_at) / 4
                 )
