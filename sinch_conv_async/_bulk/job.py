@@ -1,16 +1,17 @@
 """The tasks of one job: one reads the input, and one works on each message that is under way.
 
-- The reading task waits for a place, takes an item, and starts a task for it. If the same message
-  is under way, the item waits in a queue of that message, and the task of the earlier item goes on
-  with it. So items of one message keep their order.
-- The reading task owns the input: when it stops reading for any reason, it closes the input and
-  waits for that.
+- The reading task waits for a place, takes an item, and starts a task for the item. If a task for
+  the same message runs already, the item waits in the queue of that message, and that task works on
+  it later. So items of one message keep their order.
+- The reading task owns the input: when it stops reading for any reason, it closes the input, and
+  waits until the input is closed.
 - A task that waits for long (for the end of an outage, or between two rounds) is *parked*.
-  ``stop_reading`` cancels the parked tasks and the reading task, and lets the others finish.
-  ``aclose`` cancels all.
-- An exception in a task ends the job: reading stops, the other tasks finish, their outcomes are
-  read, then the exception is raised.
-- The job has ended when its last task has. No task relies on an event loop that has been closed.
+  ``stop_reading`` cancels the parked tasks and the reading task; the other tasks finish. ``aclose``
+  cancels all tasks.
+- An exception in a task ends the job: reading stops, and the other tasks finish. When the user has
+  read their outcomes, the job raises the exception.
+- The job has ended when its last task has ended. If the event loop is closed before that, the tasks
+  end without errors (``_until_closed``).
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Job:
         """End the job, and wait until it has ended."""
         if self._loop is not None and self._loop is not asyncio.get_running_loop():
             if self._loop.is_closed():
-                return  # and its tasks are gone
+                return  # the tasks are gone with the loop
             raise ClientStateError("this bulk job belongs to another event loop")
         reader = self._state.reader
         closing = reader if reader in self._tasks else None
@@ -106,7 +107,7 @@ class Job:
             raise error
 
     def abandon(self) -> None:
-        """End the job, because it cannot be read any more.
+        """End the job, because nobody can read its outcomes any more.
 
         The garbage collector calls this in any thread.
         """
@@ -117,16 +118,16 @@ class Job:
     # Beginning and ending
 
     def _start(self) -> None:
-        # First of all, because this raises if the client is closed, and gives a client of a closed
-        # loop a new lifetime.
+        # Do this first. It raises if the client is closed. If the client's event loop is closed, it
+        # gives the client a new ``lifetime``.
         self._sender.bound()
         self._loop = asyncio.get_running_loop()
         if self._state.stopped:
             self._outcomes.end()
             return
         closed = self._client_closed = self._loop.create_future()
-        # The client fails the futures of its waiting calls when it closes. This future makes a job
-        # one of them, even while it waits for its input.
+        # When the client closes, it fails the futures of its waiting calls. This future is one of
+        # them, so the job ends too, even while it waits for its input.
         self._sender.lifetime.waiting.add(closed)
         closed.add_done_callback(self._client_has_closed)
         self._state.reader = self._start_task(self._loop, "reader", self._read)
@@ -181,12 +182,12 @@ class Job:
     # The task that reads, and the tasks of the items
 
     async def _read(self) -> None:
-        """Take items from the input, and close it in the end."""
+        """Take items from the input, and close the input at the end."""
         try:
             while await self._read_one():
                 pass
         except GeneratorExit:
-            raise  # the event loop is closed, so nothing can be awaited
+            raise  # the event loop is closed, so this task cannot await
         except BaseException:
             self._state.reading = False
             await self._input.aclose()
@@ -195,14 +196,14 @@ class Job:
         await self._input.aclose()
 
     async def _read_one(self) -> bool:
-        """Read an item as soon as there is a place for it; return whether there may be more."""
+        """Read an item as soon as there is a place; return whether there may be more items."""
         await self._outcomes.place()
         try:
             given = await self._next()
         except StopAsyncIteration:
             return False
         if self._state.stopped:
-            return False  # the input has ignored its cancellation
+            return False  # the input has caught the cancellation of this task
         try:
             item = self._work.item(given)
         except InvalidArgumentError as refused:
@@ -219,7 +220,7 @@ class Job:
         return True
 
     async def _next(self) -> object:
-        """The next object of the input. A list of messages is asked again in an outage."""
+        """The next object of the input. In an outage, ask a list of messages again."""
         failing_since: float | None = None
         delays = probe_delays()
         while True:
@@ -239,7 +240,8 @@ class Job:
         while items:
             outcome = await self._work.outcome(items[0], self._rounds.send)
             if outcome.error is not None:
-                # The error is not raised at the reader, and its frames would keep the job alive.
+                # The reader gets the error as a value. The frames of a traceback would keep the job
+                # alive.
                 outcome.error.__traceback__ = None
             self._outcomes.add(outcome)
             items.popleft()
@@ -249,7 +251,7 @@ class Job:
 async def _until_closed(
     loop: asyncio.AbstractEventLoop, run: Callable[..., Coroutine[Any, Any, None]], *given: Any
 ) -> None:
-    """Run a task of the job.
+    """Run a task of the job; ignore its error if the event loop is closed.
 
     If its event loop is closed, the garbage collector ends the task with GeneratorExit. Code that
     then needs the loop, such as a queue of the input, fails. No caller could handle that error, and

@@ -1,21 +1,23 @@
-"""Decides what follows from a failed update of a job: ``judge``, and the evidence for it.
+"""``judge`` decides what follows from a failed update of a job, by the :class:`Evidence`.
 
 A single call may give up after a few retries, because a caller waits for it. A job must not: an
-outage of a minute would turn 48,000 updates into failures. So for each failed update a job asks: is
-this update at fault, or is the API out?
+outage of a minute would turn 48,000 updates into failures. So for each failed update, ``judge``
+asks: is this update at fault, or is the API out?
 
-1. If the API answered, and would give the same answer again, the update has failed, and that is its
-   outcome. If every other update would fail in the same way (a refused key), the job ends.
-2. An update that may be sent only once has failed too. After ten such failures in a row the API
-   counts as out.
-3. Other updates show which is at fault. An update is at fault if it used all its retries while
-   others succeeded, or if it is the only one that the job holds. If almost no retries of the job
-   succeed, it fails at once. If at least a tenth of them succeed, a part of the service is out, and
-   the update gets up to four further rounds of retries.
-4. Otherwise the API may be out. Updates wait, and one at a time probes; the first that succeeds
-   ends the outage.
-5. An outage longer than ``max_outage`` ends the job. But if the input is at its end, only failing
-   updates are left, and others succeeded before, each of these updates fails instead.
+1. If every other update would fail in the same way (a refused key), the job ends. If the API
+   answered, and would give the same answer again, the update has failed, and the failure is its
+   outcome.
+2. If the update was sent and may not be sent again, it has failed too. After ten such failures in a
+   row, the job treats the API as out.
+3. Otherwise, other updates show the cause. An update that has used all its retries is at fault if
+   other updates succeeded, or if the job holds no other update. If at least a tenth of the job's
+   latest retries succeed, a part of the service is out, and the update gets up to four further
+   rounds of retries. If fewer retries succeed, the update has failed.
+4. If the update is not at fault, the API may be out. The updates wait, and one update at a time
+   probes the API. The first answer ends the outage.
+5. An outage longer than ``max_outage`` ends the job. There is one exception: the input is at its
+   end, only failing updates are left, and the API has answered before in this job. Then each of
+   these updates fails, and the job does not end with an error.
 
 Pure: ``now`` (monotonic seconds) is passed in. ``docs/explanation/bulk.rst`` has these rules for
 users.
@@ -61,16 +63,16 @@ __all__ = [
 PROBE_DELAYS: Final = (0.5, 1.0, 2.0, 4.0, 5.0)
 """Seconds before each probe of an outage; the last one is repeated.
 
-That makes some 180 requests in 900 s, where a working job sends 720,000."""
+In 900 s these are about 180 requests; a working job sends 720,000 in that time."""
 
 FURTHER_ROUNDS: Final = 4
-"""Further rounds of retries for an update that has used up its retries, if retries help."""
+"""An update that has used up its retries gets up to so many further rounds, if retries help."""
 
 WORTHWHILE: Final = 0.1
-"""The least share of retries that must succeed for that."""
+"""Retries help if at least this share of the job's latest retries succeeds."""
 
 IN_A_ROW: Final = 10
-"""The API counts as out after so many updates in a row that failed and cannot be sent again."""
+"""After so many updates in a row that failed and may not be sent again, the API counts as out."""
 
 
 # The verdicts
@@ -80,7 +82,8 @@ IN_A_ROW: Final = 10
 class Failed:
     """The update has failed, and that is its outcome.
 
-    ``api_answers``: the API is not out. ``api_is_out``: the failure is also a sign of an outage.
+    ``api_answers``: the failure shows that the API is not out. ``api_is_out``: the failure is a
+    sign of an outage.
     """
 
     api_answers: bool = False
@@ -89,23 +92,23 @@ class Failed:
 
 @attrs.frozen
 class AnotherRound:
-    """The update pauses, and then gets as many attempts again."""
+    """After a pause, the update gets another round, with as many attempts as before."""
 
 
 @attrs.frozen
 class WaitForApi:
     """The API counts as out.
 
-    The update waits for the end of the outage, or for its turn to probe.
+    The update waits until the outage ends, or until it may probe.
     """
 
 
 @attrs.frozen
 class EndJob:
-    """The whole job ends with this error.
+    """The whole job ends with the error of this update.
 
-    ``after_outage``: because no update succeeded for too long. ``update_failed``: the update has a
-    failed outcome as well, because it cannot be sent again.
+    ``after_outage``: the reason is an outage that lasted too long. ``update_failed``: the update
+    also gets a failed outcome, because it may not be sent again.
     """
 
     after_outage: bool = False
@@ -118,19 +121,23 @@ Verdict = Failed | AnotherRound | WaitForApi | EndJob
 class Evidence(NamedTuple):
     """The facts when one update has failed.
 
-    Of the update: ``error`` of its last round and the ``failure`` it comes from, if an attempt was
-    made; ``attempts`` in all rounds and in the ``latest`` one; ``reached``: a request may have
-    reached the API; ``rounds``: how many further rounds it has had; ``safe``: its request may
-    always be repeated, as a read may.
+    About the update. ``error``: the error of its latest round. ``failure``: the failed attempt that
+    the error comes from, if there was one. ``attempts``: how many attempts it has made in all
+    rounds. ``latest``: how many in the latest round. ``reached``: a request may have reached the
+    API. ``rounds``: how many further rounds it has had. ``safe``: its request may always be
+    repeated, as a read may.
 
-    Of the job: ``alone``: it holds no other update, and no other has failed since the last success.
-    ``others_succeed``: an update that was sent after the failure of this one was applied.
+    About the job. ``alone``: the job holds no other update, and no other update has failed since
+    the API's last answer. ``others_succeed``: another update was sent after the first failure of
+    this one, and was applied; or the API has answered another update since this one began to wait.
     ``only_failing_left``: the input is at its end, and every update that the job holds has failed
-    since the last success.
+    since the API's last answer.
 
-    Of the API: ``ever_answered``; ``in_outage``; ``failed_in_a_row``: ids that failed since the
-    last answer; ``retries_help``: the share of the latest retries that succeeded; ``out_for``:
-    seconds since the first failure after the last answer; ``max_outage``: seconds.
+    About the API. ``ever_answered``: it has answered in this job. ``in_outage``: the job waits for
+    the end of an outage. ``failed_in_a_row``: how many ids failed since its last answer.
+    ``retries_help``: the share of the latest retries that succeeded. ``out_for``: seconds since the
+    outage began; if there is none, since this update first failed or since the last answer,
+    whichever is later. ``max_outage``: seconds after which an outage ends the job.
     """
 
     error: SinchError
@@ -175,7 +182,7 @@ class Evidence(NamedTuple):
 
     @property
     def lasts_too_long(self) -> bool:
-        """Whether the job has waited for the API as long as it may."""
+        """Whether the outage has lasted for ``max_outage`` seconds."""
         return self.out_for >= self.max_outage
 
 
@@ -198,14 +205,14 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _fails_every_update(error: SinchError) -> bool:
-    """A refused key, a final 401, a closed client: the next update would fail in the same way."""
+    """Whether every update would fail so: a refused key, a final 401, a closed client."""
     if isinstance(error, TokenError):
         return error.refused
     return isinstance(error, AuthenticationError | ClientStateError)
 
 
 def may_pass(error: SinchError) -> bool:
-    """Whether a request with this error may succeed later, after all its retries."""
+    """Whether a request may succeed later, if it ended with this error after all its retries."""
     if isinstance(error, ServerError):
         return error.http_status != 501  # not implemented
     return not _fails_every_update(error) and isinstance(
@@ -221,7 +228,7 @@ def probe_delays() -> Iterator[float]:
 
 
 def _spent(evidence: Evidence) -> Verdict:
-    """What follows from an update that may not be sent again. It has failed in any case."""
+    """What follows from an update that may not be sent again. The update has failed in any case."""
     if not evidence.in_outage and evidence.failed_in_a_row < IN_A_ROW:
         return Failed()
     if evidence.lasts_too_long:
@@ -232,10 +239,10 @@ def _spent(evidence: Evidence) -> Verdict:
 def _at_fault(evidence: Evidence) -> bool:
     """Whether this update is at fault, and not the API.
 
-    It must have had its retries, because the project's retry budget may have refused them. It must
-    have reached the API, if there are other updates to compare it with. In an outage no update is
-    at fault, unless only failing updates are left, or unless this one has had all its rounds: then
-    it takes the place of an update that could succeed.
+    The update must have used all its retries: the project's retry budget may have refused some. If
+    the job has other updates, the update must also have reached the API. In an outage no update is
+    at fault, with two exceptions: only failing updates are left, or this update has used the
+    attempts of all its rounds. In the second case, an update that could succeed gets its place.
     """
     had_its_retries = evidence.attempts > evidence.policy.max_retries and (
         evidence.reached or evidence.alone
@@ -245,7 +252,7 @@ def _at_fault(evidence: Evidence) -> bool:
 
 
 def _worn_out(evidence: Evidence) -> bool:
-    """Whether the update has had the attempts of all its rounds, in an outage or not."""
+    """Whether the update has made more attempts than ``FURTHER_ROUNDS`` full rounds have."""
     return evidence.attempts > FURTHER_ROUNDS * (1 + evidence.policy.max_retries)
 
 
@@ -255,8 +262,8 @@ def _worn_out(evidence: Evidence) -> bool:
 class RetryYield:
     """The share of the latest retries that succeeded.
 
-    It shows whether a failing update has bad luck, or cannot succeed. If every second backend is
-    out, half of the retries succeed. If the updates are at fault, almost none do.
+    The share shows whether a failing update may succeed later. If every second server of the API is
+    out, half of the retries succeed. If the updates are at fault, almost no retry succeeds.
     """
 
     MEMORY = 100
@@ -273,14 +280,14 @@ class RetryYield:
         self._seen = 1
 
     def record(self, retries: int, *, succeeded: bool) -> None:
-        """Record the retries that an update took; the last one of them succeeded, or none did."""
+        """Record the retries of an update. Only the last retry may have ``succeeded``."""
         for left in range(retries - 1, -1, -1):
             self._seen = min(self._seen + 1, self.MEMORY)
             self.share += ((succeeded and not left) - self.share) / self._seen
 
 
 class Outage:
-    """An outage: when it ``began``, and when it ``ends`` the job."""
+    """An outage. ``began``: when it began. ``ends``: when it ends the job."""
 
     def __init__(self, began: float, ends: float) -> None:
         self.began = began
@@ -293,7 +300,7 @@ class Outage:
         self.not_before = until
 
     def next_probe_in(self, now: float) -> float:
-        """Seconds until the next probe. The last one is made at ``ends``."""
+        """Seconds until the next probe. The last probe is made at ``ends``."""
         at = max(now + next(self.delays), self.not_before)
         return max(min(at, self.ends) - now, 0.0)
 
@@ -301,9 +308,10 @@ class Outage:
 class ApiState:
     """What a job has observed of the API.
 
-    ``answers`` so far, and the time of the last one. ``newest_success``: when the newest applied
-    update was sent. ``failing``: ids that failed since the last answer. ``outage``: the present
-    outage, or None.
+    ``answers``: how many answers so far. ``answered_at``: when the last answer came.
+    ``newest_success``: the latest time at which an applied update was sent. ``failing``: the ids
+    that failed since the last answer. ``retries``: how many of the latest retries succeeded.
+    ``outage``: the present outage, or None.
     """
 
     def __init__(self, max_outage: float) -> None:
@@ -330,14 +338,14 @@ class ApiState:
             self.retries.outage_over()
 
     def out_for(self, now: float, *, failing_since: float) -> float:
-        """Seconds since the first failure of an update, or since the last answer if later."""
+        """Seconds since the present outage began. Without an outage: see :class:`Evidence`."""
         began = max(failing_since, self.answered_at) if self.outage is None else self.outage.began
         return now - began
 
     def out(
         self, error: SinchError, now: float, *, failing_since: float, max_retry_after: float
     ) -> Outage:
-        """The API is out: return the present outage, which may be new.
+        """The API is out: return the present outage, or begin one.
 
         If the API asks for a longer pause, the next probe waits for it, but at most
         ``max_retry_after`` seconds, because the API may recover earlier.

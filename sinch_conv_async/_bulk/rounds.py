@@ -1,12 +1,12 @@
-"""How a job sends a call: in rounds, through outages.
+"""How a job sends a call: in several rounds, and with a wait during an outage.
 
 A round is one call with all its retries (``_core/send.py``). When a round fails, ``judge``
 (``outage.py``) decides: the call has failed, it gets another round, it waits for the API, or the
 job ends.
 
-While the API is out, calls wait in :class:`_Probes`. One call at a time has the turn, and sends a
-single attempt, a *probe*. If the probe fails, the turn goes to the call that has waited longest. If
-it succeeds, all calls go on.
+While the API is out, calls wait in :class:`_Probes`. One call at a time makes a single attempt, a
+*probe*. If the probe fails, the call that has waited longest makes the next probe. If the probe
+succeeds, the outage is over and all calls continue.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Rounds:
         """
         trial = _Trial(call, key)
         while True:
-            # 1. Wait while the API is out, or for the turn to probe it.
+            # 1. Wait until the outage is over, or until this call may probe the API.
             probes = await self._may_send()
             # 2. Send the call, with all its retries. A probe is a single attempt.
             trial.began, trial.attempts = self._sender.now(), call.attempts
@@ -90,7 +90,7 @@ class Rounds:
                 self._api_answers()
                 self._api.succeeded(sent_at=trial.began, retries=trial.retries)
                 return message
-            # 3. It failed: let another update make the next probe.
+            # 3. The call failed. If it was a probe, let another update make the next probe.
             if probes is not None:
                 probes.pass_on()
             # 4. Decide whether the update is at fault, or the API is out.
@@ -108,7 +108,7 @@ class Rounds:
                 return self._give_up(trial, error, verdict, evidence.out_for)
 
     async def _may_send(self) -> _Probes | None:
-        """Wait while the API is out. If this call is to probe, return the probes to report to."""
+        """Wait during an outage. Return the ``_Probes`` if this call makes the next probe."""
         while (probes := self._probes) is not None:
             with self._state.parking():
                 await probes.wait()
@@ -153,7 +153,7 @@ class Rounds:
     def _give_up(
         self, trial: _Trial, error: SinchError, verdict: Failed | EndJob, out_for: float
     ) -> SinchError:
-        """The error that is the outcome of an update. Raises the error that ends the job."""
+        """Return the error for the outcome of an update, or raise the error that ends the job."""
         if isinstance(verdict, EndJob):
             ending = _after_outage(error, out_for) if verdict.after_outage else error
             if not verdict.update_failed:
@@ -184,14 +184,14 @@ class Rounds:
             log(
                 WARNING,
                 "a job waits for the API: %s",
-                str(error),  # as text, because a kept record would keep the error's frames
+                str(error),  # as text: a stored log record would keep the error's frames
                 project_id=self._sender.project_id,
                 error=type(error).__name__,
             )
         self._probes.error = error
 
     def end_outage(self) -> None:
-        """The API answers again, or the job ends: let all calls go on."""
+        """The API answers again, or the job ends. Let all waiting calls continue."""
         probes, self._probes = self._probes, None
         if probes is None:
             return
@@ -208,9 +208,9 @@ class Rounds:
 
 
 class _Probes:
-    """The calls that wait in an outage.
+    """The calls that wait for the end of an outage.
 
-    One at a time may probe; the end of the outage wakes all.
+    One call at a time may probe. The end of the outage wakes all calls.
     """
 
     def __init__(self, outage: Outage, error: SinchError) -> None:
@@ -221,22 +221,22 @@ class _Probes:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def wait(self, timeout: float | None = None) -> None:
-        """Wait until woken, or for so many seconds."""
+        """Wait until this call may probe or the outage ends, for at most ``timeout`` seconds."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         if not self._probing:
             self.pass_on()
         await asyncio.wait([future], timeout=timeout)
-        future.cancel()  # pass_on() skips a future that is done
+        future.cancel()  # so that pass_on() skips this future
 
     def pass_on(self) -> None:
-        """Give the turn to the call that has waited longest."""
+        """Wake the call that has waited longest: it may probe."""
         self._probing = False
         while self._waiting and not self._probing:
             self._probing = _wake(self._waiting.popleft())
 
     def end(self) -> None:
-        """Wake all: the outage is over."""
+        """The outage is over. Wake all waiting calls."""
         self.over = True
         while self._waiting:
             _wake(self._waiting.popleft())
@@ -250,11 +250,11 @@ def _wake(future: asyncio.Future[None]) -> bool:
 
 
 class _Trial:
-    """One call of a job, as far as it has come.
+    """One call of a job, and the progress of its rounds.
 
-    ``rounds``: further rounds that it was given. ``answers_before``: the job's answers when the
-    call began to wait for the API. ``began``, ``attempts``: when its latest round began, and the
-    attempts before it.
+    ``rounds``: how many further rounds the call was given. ``answers_before``: how many answers the
+    job had had when the call began to wait for the API. ``began``: when its latest round began.
+    ``attempts``: the attempts before that round.
     """
 
     def __init__(self, call: Call[ConversationMessage], key: Hashable) -> None:
@@ -267,7 +267,7 @@ class _Trial:
 
     @property
     def retries(self) -> int:
-        """Attempts of the latest round, without the call's first."""
+        """Attempts of the latest round, without the first attempt of the call."""
         return self.call.attempts - max(self.attempts, 1)
 
     @property
@@ -277,7 +277,7 @@ class _Trial:
 
 
 def _after_outage(error: SinchError, seconds: float) -> SinchError:
-    """The error that ends a job after an outage: a copy, because an outcome may hold it too."""
+    """The error that ends a job after an outage: a copy, because an outcome may have it too."""
     ending = copy.copy(error)
     ending.add_note(
         f"The API has taken no update for {seconds:.0f} s, so the job has ended. {TO_GO_ON}"
