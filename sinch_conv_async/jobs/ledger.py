@@ -1,23 +1,26 @@
-"""The outcomes of a job's records in PostgreSQL: the ledger of one worker's hold on a job.
+"""A ledger in PostgreSQL: one worker, which holds a job, writes the outcomes of its records.
 
-*The hold.* Taking a job raises its ``epoch`` and sets ``held_until``. Each flush moves
-``held_until`` on, if the epoch is still ours; another worker takes the job only when that time has
-passed, by the clock of the database. :meth:`may_send` is false a little earlier than that, by our
-own clock, counted from before the last flush was sent. So a worker that was stopped, or that has
-lost the database, sends nothing after another one may have begun.
+*The hold.* A worker that takes a job holds it for some seconds. Taking the job raises its ``epoch``
+and sets ``held_until``. Each flush sets a later ``held_until``, if the epoch has not changed.
+Another worker takes the job only after ``held_until``, by the clock of the database. By this
+worker's own clock, :meth:`may_send` becomes false a sixth of the hold earlier, and this worker
+counts the hold from before it sent the last flush. So a worker that was suspended, or that cannot
+reach the database, sends nothing after another worker may have begun.
 
-*A flush* is one statement, and so one transaction: it counts the outcomes in the job's row and
-inserts them. The row knows the number of the last flush. If the connection breaks before the answer
-has come, the same flush is sent again on another connection, and the number says whether it was
-applied. A flush happens every half second, or when 400 outcomes wait; :meth:`write` then waits for
-it. So what is sent twice after the death of a worker is at most what waited, and what was under
-way.
+*A flush* is one statement, and so one transaction: it inserts the outcomes, and counts them in the
+job's row. The row also has the number of the last flush. If the connection breaks before the answer
+comes, the worker sends the same flush again on another connection. The number in the row then shows
+whether the first try was applied. The worker flushes every sixth of the hold (every half second by
+default), and whenever ``BATCH`` outcomes wait; then :meth:`write` waits for the flush. If a worker
+dies, the next worker may send some records again: at most those whose outcomes waited for a flush,
+and those under way.
 
-*Superseded.* A record that failed, and whose id a later record has updated, is superseded, as in
-the journal. The failed records of earlier holds are loaded for that.
+*Superseded.* A failed record is superseded when a later record has updated the same message, as in
+the journal. To find such records, the worker first loads the records that failed in earlier holds.
 
-*Records* are read by their numbers, a page at a time, from the first one on that may have no
-outcome. So memory is flat and the order is that of the input, also after a worker's death.
+*Records* are read in pages, in the order of their numbers, from the first record that may have no
+outcome. So memory does not grow with the job, and the order is the order of the input, also after
+the death of a worker.
 """
 
 from __future__ import annotations
@@ -44,35 +47,35 @@ __all__ = ["BATCH", "Hold", "PostgresLedger", "Spec"]
 T = TypeVar("T")
 
 BATCH: Final = 400
-"""Outcomes that may wait for a flush; a statement with as many takes some 8 ms."""
+"""At most so many outcomes wait for a flush. A statement with so many takes about 8 ms."""
 
 PAGE: Final = 1_000
-"""Records that are read at a time."""
+"""How many records are read at a time."""
 
 ROOM: Final = 100
-"""Characters of each outcome that there must be room for."""
+"""Size, in characters, of each outcome in the test for room in the database."""
 
 RATE_OVER: Final = 10.0
-"""Seconds that the rate of a running job is measured over."""
+"""The rate of a running job is measured over so many seconds."""
 
 RECONNECT_EVERY: Final = 0.1
-"""Seconds between two tries to reach a database that is away."""
+"""Seconds between two tries while the database cannot be reached."""
 
 _COUNTED: Final = ("updated", "unchanged", "failed", "superseded", "invalid")
 
 
 def now() -> float:
-    """Seconds that go on while the process is stopped and while the machine sleeps."""
+    """Seconds of a clock that also runs while the process is suspended or the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class LostError(LedgerError):
-    """Another worker has the job, or the database cannot be reached."""
+    """The hold is lost: another worker has the job, or the database cannot be reached."""
 
 
 @attrs.frozen
 class Spec:
-    """What is to be done, and how far it was when the job was taken."""
+    """The job, and its progress when it was taken. All records up to ``low`` have outcomes."""
 
     id: int
     project_id: str
@@ -87,9 +90,10 @@ class Spec:
 
 @attrs.frozen
 class Hold:
-    """Who takes a job, as procrastinate knows it, and for how long at a time.
+    """Who takes a job, and for how long. The first fields are procrastinate's.
 
-    ``seconds``: after a flush, until another worker may take the job.
+    ``name``: the worker's name in the job's row. ``seconds``: how long after a flush another worker
+    may take the job.
     """
 
     engine_job: int
@@ -166,7 +170,7 @@ SELECT o.record, r.message_id FROM {outcomes} o JOIN {records} r ON r.number = o
 
 @attrs.frozen
 class _Batch:
-    """Outcomes on their way into the database, and what the job's row is told with them."""
+    """The outcomes of one flush, and the values that the flush writes to the job's row."""
 
     entries: tuple[Entry, ...]
     changes: Mapping[Outcome, int]
@@ -179,8 +183,8 @@ class _Batch:
 class PostgresLedger:
     """The ledger of one hold on a job; see the top of this file. Made by :meth:`take`.
 
-    ``cancelled``: somebody has asked for the job's end. ``outage``: the last error, while the API
-    is out; it is shown in the job's row.
+    ``cancelled``: a user has asked to cancel the job. ``outage``: the API's last error during an
+    outage; the next flush writes it to the job's row.
     """
 
     def __init__(self, dsn: str, connection: Connection, spec: Spec, hold: Hold, at: float) -> None:
@@ -201,7 +205,7 @@ class PostgresLedger:
         self._turn = asyncio.Lock()  # one operation at a time on the connection
         self._flushing = asyncio.Lock()
         self._over = asyncio.Event()
-        self._under_way: dict[int, None] = {}  # in rising order
+        self._under_way: dict[int, None] = {}  # numbers of records, in rising order
         self._read_to = spec.low
         self._held_until = at + hold.seconds
         self._worked_at = at
@@ -215,7 +219,7 @@ class PostgresLedger:
 
     @classmethod
     async def take(cls, dsn: str, job: int, hold: Hold) -> PostgresLedger | None:
-        """Takes the job; None if it is not ours to take. Raises psycopg.Error."""
+        """Take the job; None if this worker may not take it. Raises psycopg.Error."""
         connection = await open_connection(dsn)
         try:
             at = now()
@@ -239,9 +243,10 @@ class PostgresLedger:
     async def _check_room(self) -> None:
         """Raises psycopg.Error if the database has no room for the outcomes of a flush.
 
-        Else a worker on a full disk would send the same records again and again.
+        Otherwise, if the disk is full, workers would send the same records again and again, because
+        no outcome can be stored.
         """
-        assert self._connection is not None  # it has just taken the job
+        assert self._connection is not None  # take() has just opened it
         async with self._connection.transaction(force_rollback=True):
             await self._connection.execute(
                 self._sql[_FILL], {"job": self.spec.id, "number": BATCH, "text": "x" * ROOM}
@@ -250,15 +255,15 @@ class PostgresLedger:
     # The hold
 
     def may_send(self) -> bool:
-        """Whether no other worker can have taken the job. Once no, always no."""
+        """Whether no other worker can have taken the job. Once false, it stays false."""
         if now() >= self._held_until - self._hold.seconds / 6:
             self.late = True
         return not self.late
 
     async def keep(self, on_cancel: Callable[[], object]) -> None:
-        """Flush again and again, until :meth:`let_go`. Raises LostError if another has the job.
+        """Flush at intervals until :meth:`let_go`. Raises LostError.
 
-        ``on_cancel`` is called when somebody has asked for the job's end.
+        ``on_cancel`` is called after each flush if a user has asked to cancel the job.
         """
         while not self._over.is_set():
             await self.flush()
@@ -268,13 +273,13 @@ class PostgresLedger:
                 await asyncio.wait_for(self._over.wait(), self._hold.seconds / 6)
 
     def let_go(self) -> None:
-        """Ends :meth:`keep`, after a flush that is under way."""
+        """End :meth:`keep`. A flush that has begun is finished first."""
         self._over.set()
 
     async def end(self, state: str, error: str | None) -> str | None:
-        """Writes what still waits, and the job's state; None if the job is no longer ours.
+        """Write the waiting outcomes and the job's state. Return the state; None if it is lost.
 
-        A job that would be given back, and is to be cancelled, is cancelled.
+        If a user has asked to cancel the job, it becomes ``cancelled`` instead of ``queued``.
         """
         try:
             while self._batch is not None or self._waiting:
@@ -300,21 +305,21 @@ class PostgresLedger:
 
     @property
     def last(self) -> int:
-        """0: the database gives each record that has no outcome, so none can be missing."""
+        """Always 0: :meth:`records` gives each record without an outcome, so none is missing."""
         return 0
 
     def state(self, record: int) -> Outcome | None:
-        """None: only records without an outcome are given out."""
+        """Always None: :meth:`records` gives only records without an outcome."""
         return None
 
     def agrees(self, item: Numbered) -> bool:
-        """True: the records in the database never change."""
+        """Always True: the records in the database never change."""
         return True
 
     async def write(self, entry: Entry) -> None:
-        """Keeps the entry, and what it supersedes, for the next flush; waits for one if many wait.
+        """Keep the entry for the next flush, with the entries that it supersedes.
 
-        Raises LostError if the job is no longer ours.
+        If ``BATCH`` entries wait, flush them now. Raises LostError if the hold is lost.
         """
         superseded: list[Entry] = []
         if entry.outcome is Outcome.UPDATED and entry.message_id is not None:
@@ -331,7 +336,7 @@ class PostgresLedger:
 
     def _note(self, entry: Entry) -> None:
         before = self._waiting.get(entry.record)
-        if before is not None:  # failed, and superseded before the flush
+        if before is not None:  # the record failed, and was superseded before a flush
             entry = attrs.evolve(before, outcome=entry.outcome, by=entry.by)
         self._waiting[entry.record] = entry
         self._count(entry.outcome, 1)
@@ -343,10 +348,10 @@ class PostgresLedger:
     # Records
 
     async def load_failed(self) -> None:
-        """Loads the records that failed in earlier holds: a later record may supersede them.
+        """Load the records that failed in earlier holds: a later record may supersede them.
 
-        To be called before the first record is read, and beside :meth:`keep`, as hundreds of
-        thousands take longer than a hold. Raises LostError.
+        Call this before the first record is read. Run :meth:`keep` at the same time, because
+        loading hundreds of thousands of records takes longer than a hold. Raises LostError.
         """
         last = 0
         while rows := await self._failed_after(last):
@@ -360,7 +365,7 @@ class PostgresLedger:
         return await self._patiently(lambda: self._query(self._sql[_FAILED], [record]), 0.0)
 
     async def records(self) -> AsyncIterator[Record]:
-        """The records without an outcome, in their order."""
+        """The records without an outcome, in the order of the input."""
         spec = self.spec
         merge = bool(spec.options.get("merge"))
         constant: str = spec.options.get("metadata", "")
@@ -391,9 +396,9 @@ class PostgresLedger:
     # Flushing
 
     async def flush(self, *, patience: float = 0.0) -> None:
-        """Writes what waits, and moves the hold on. Raises LostError.
+        """Write the waiting outcomes, and extend the hold. Raises LostError.
 
-        ``patience``: seconds after the end of the hold in which the database is still tried.
+        ``patience``: for how many seconds after the end of the hold to go on trying.
         """
         async with self._flushing:
             if self._batch is None:
@@ -406,7 +411,8 @@ class PostgresLedger:
                 at = now()
                 rows = await self._query(self._sql[_FLUSH], arguments)
                 if not rows:
-                    # An earlier try was applied, and its answer was lost: its hold is the one.
+                    # Perhaps an earlier try was applied, and its answer was lost. Then the hold
+                    # counts from the first try.
                     at, rows = first, await self._query(_APPLIED, arguments)
                 if not rows:
                     self.late = True
@@ -420,7 +426,7 @@ class PostgresLedger:
             self._batch = None
 
     def _cut(self) -> _Batch:
-        """What waits, taken out as one batch, with the numbers that belong to it."""
+        """Take the waiting outcomes out as one batch, with the numbers for the job's row."""
         at = now()
         entries = tuple(self._waiting.values())
         self._waiting.clear()
@@ -460,7 +466,7 @@ class PostgresLedger:
     # The database
 
     async def _query(self, statement: bytes | str, arguments: Any) -> list[tuple[Any, ...]]:
-        """One statement on the connection, which is opened anew if it was lost."""
+        """Run one statement on the connection; open a new connection if it was lost."""
         async with self._turn:
             if self._connection is None:
                 self._connection = await open_connection(self._dsn)
@@ -478,7 +484,7 @@ class PostgresLedger:
     async def _patiently(
         self, operation: Callable[[], Coroutine[Any, Any, T]], patience: float
     ) -> T:
-        """The operation's result, tried again until the hold is over, and ``patience`` longer."""
+        """Try the operation until it succeeds, or until ``patience`` seconds after the hold."""
         first = True
         until = max(self._held_until, now()) + patience if patience else self._held_until
         while True:

@@ -1,15 +1,16 @@
-"""A worker: takes jobs of the projects whose credentials it has, and sends them.
+"""A worker takes jobs of the projects whose credentials it has, and sends their updates.
 
-Three things run side by side, each of which survives a database that goes away:
+Three parts run at the same time. Each of them goes on after a loss of the database:
 
-- procrastinate's worker fetches a job whenever a project is free, several at a time.
-- :func:`~.retake.retake` puts the jobs of dead workers back, once in a third of ``retake_after``.
-- For each job, a :class:`~.ledger.PostgresLedger` writes the outcomes and keeps the hold, and the
-  same :class:`Run` that a journal has sends the records.
+- procrastinate's worker fetches jobs: at most ``jobs`` at a time, and one of each project.
+- :func:`~.retake.retake` puts the jobs of dead workers back into the queue. It runs three times in
+  ``retake_after`` seconds.
+- For each job, a :class:`~.ledger.PostgresLedger` writes the outcomes and keeps the hold. A
+  :class:`Run` sends the records, as it does for a job with a journal.
 
-A worker that cannot open a new connection for ``retake_after`` gives its jobs back and lets go of
-all its connections: so a server that is shut down in the patient way does not wait for it. Then it
-tries again until the server is back.
+If a worker cannot open a new connection for ``retake_after`` seconds, it gives its jobs back and
+closes all its connections. The reason: a server in a smart shutdown accepts no new connection, and
+waits until all connections are closed. Then the worker tries again until the server is back.
 """
 
 from __future__ import annotations
@@ -44,21 +45,24 @@ from .store import JobStore, positive
 __all__ = ["RETAKE_AFTER", "WorkerReport", "run_worker"]
 
 RETAKE_AFTER: Final = 3.0
-"""Seconds after the last sign of a worker until others take its jobs."""
+"""So many seconds after a worker's last flush, other workers take its job."""
 
 JOBS: Final = 5
+"""By default, a worker runs so many jobs at a time."""
+
 CONNECTIONS: Final = 256
+"""By default, so many HTTP exchanges run at a time, over all jobs of a worker."""
 
 
 class NotTakenError(Exception):
-    """The database did not let the worker take a job."""
+    """The worker could not take a job, because of an error of the database."""
 
 
 @attrs.frozen
 class WorkerReport:
-    """What a worker did: ``ended`` has the state of each job that ended with it.
+    """A worker's work. ``ended``: the state of each job that ended at this worker.
 
-    ``given_back`` has how many records remain of each job that another worker will go on with.
+    ``given_back``: for each job that was given back, how many records remain for another worker.
     """
 
     ended: Mapping[int, str]
@@ -76,18 +80,20 @@ async def run_worker(
     retake_after: float = RETAKE_AFTER,
     stop: asyncio.Event | None = None,
 ) -> WorkerReport:
-    """Does jobs until ``stop`` is set, and then says what it did and gave back.
+    """Work on jobs until ``stop`` is set; then return a report.
 
-    ``credentials``: keywords of :class:`~sinch_conv_async.ConversationClient`, once for each
-    project; those of the environment when not given. ``jobs``: jobs at a time, each of another
-    project. ``max_connections``: exchanges under way at a time, over all jobs. ``fleet``: shares
-    the limit of each project with other processes. ``retake_after``: seconds after this worker's
-    last sign of life until others take its jobs, 3 or more on a network that is not quick.
+    ``credentials``: for each project, the keywords of a
+    :class:`~sinch_conv_async.ConversationClient`; by default one client with the options from the
+    environment. ``jobs``: how many jobs run at a time, each of another project.
+    ``max_connections``: how many HTTP exchanges run at a time, over all jobs. ``fleet``: the fleet
+    that shares the limit of each project with other processes. ``retake_after``: so many seconds
+    after this worker's last flush, other workers take its jobs; use 3 or more on a slow network.
 
-    ``stop`` ends it in an orderly way: what is under way is finished, the rest is given back.
-    Cancelling it does the same without finishing what is under way, which may then be sent twice.
-    Raises :class:`JobStoreError` if the database cannot be used at the beginning; later it waits
-    for the database. Raises :class:`~sinch_conv_async.InvalidArgumentError` for wrong credentials.
+    When ``stop`` is set, the worker finishes the updates under way and gives its jobs back. If this
+    coroutine is cancelled, the worker gives its jobs back without finishing these updates; another
+    worker may then send them again. Raises :class:`JobStoreError` if the database cannot be used at
+    the beginning. If the database is lost later, the worker waits for it. Raises
+    :class:`~sinch_conv_async.InvalidArgumentError` for wrong credentials.
     """
     if type(jobs) is not int or jobs < 1:
         raise InvalidArgumentError("jobs must be a whole number, 1 or more")
@@ -109,7 +115,7 @@ async def run_worker(
 
 
 def _keys(credentials: Iterable[ClientOptions]) -> dict[str, ClientOptions]:
-    """The options of a client by project. A client is made of each, to check them now."""
+    """For each project, the options of its client. A client is made now to check the options."""
     keys: dict[str, ClientOptions] = {}
     for options in list(credentials) or [ClientOptions()]:
         ConversationClient.from_env(**options)
@@ -133,7 +139,7 @@ class _Worker:
     given_back: dict[int, int] = attrs.field(factory=dict[int, int])
 
     async def run(self) -> None:
-        """Works until ``stopping`` is set, again from the start whenever something ends it."""
+        """Work until ``stopping`` is set. After an error of the database, begin again."""
         while not self.stopping.is_set():
             self.letting_go = False
             try:
@@ -144,7 +150,7 @@ class _Worker:
                 await asyncio.wait_for(self.stopping.wait(), self.seconds / 3)
 
     async def _work(self) -> None:
-        """Until ``stopping`` is set, or the database lets nobody in any more."""
+        """Work until ``stopping`` is set, or until the database accepts no new connection."""
         app = app_of(self.dsn)
         app.task(name=TASK, pass_context=True, retry=Again())(self._do)
         async with app.open_async():
@@ -166,9 +172,10 @@ class _Worker:
                 raise error
 
     async def _let_go(self, tasks: set[asyncio.Task[Any]]) -> None:
-        """Ends the tasks. The engine's waits for the jobs, which finish what is under way.
+        """End the tasks. The engine's task waits until the jobs have finished their updates.
 
-        Cancelled once more, the engine would not wait for the jobs any more.
+        Cancel each task only once: after a second cancellation, the engine would not wait for the
+        jobs.
         """
         if not self.letting_go:
             self.letting_go = True
@@ -193,9 +200,10 @@ class _Worker:
         )
 
     async def _retake(self) -> None:
-        """Puts lost jobs back; each time on a new connection, to see whether the server takes one.
+        """Put lost jobs back at intervals.
 
-        Raises psycopg.Error when it has taken none for ``seconds``.
+        Each time a new connection is opened, to see whether the server still accepts one. Raises
+        psycopg.Error if the server has accepted no connection for ``seconds``.
         """
         failed = 0
         while True:
@@ -214,14 +222,14 @@ class _Worker:
     # One job
 
     async def _do(self, context: JobContext, job: int) -> None:
-        """What procrastinate calls for each job. Raises GiveBack if it has not ended."""
+        """Do one job; procrastinate calls this. Raises GiveBack if the job has not ended."""
         engine = context.job
-        assert engine.id is not None  # it was fetched
+        assert engine.id is not None  # a fetched job has an id
         hold = Hold(engine.id, engine.worker_id, engine.attempts, self.name, self.seconds)
         try:
             ledger = await PostgresLedger.take(self.dsn, job, hold)
         except psycopg.Error as problem:
-            # No GiveBack: the job is tried again in a second, and not at once.
+            # Raise no GiveBack, so that the job is tried again after a second, and not at once.
             raise NotTakenError(type(problem).__name__) from None
         if ledger is None:
             return
@@ -238,7 +246,7 @@ class _Worker:
             raise GiveBack
 
     async def _send(self, ledger: PostgresLedger) -> str:
-        """Sends what remains; the state that the job is left in."""
+        """Send the remaining records; return the state in which the job is left."""
         spec = ledger.spec
         run = Run(
             ledger,
@@ -247,7 +255,7 @@ class _Worker:
             total=spec.records,
             limit=_limit(spec),
         )
-        # The limit on failures is the whole job's.
+        # Begin with the counts of earlier holds: the limit on failures is for the whole job.
         run.counts = Counts(
             updated=ledger.counts[Outcome.UPDATED],
             unchanged=ledger.counts[Outcome.UNCHANGED],
@@ -260,7 +268,7 @@ class _Worker:
 
         def stop_too(task: asyncio.Task[None]) -> None:
             run.stop()
-            # The run comes to the same error, and ends with it.
+            # Only mark the error as read: the run meets the same error, and ends with it.
             _ = task.cancelled() or task.exception()
 
         keeping.add_done_callback(stop_too)
@@ -271,7 +279,7 @@ class _Worker:
             self.runs.discard(run)
             ledger.let_go()
             ending = ending_of(run, ledger, error)
-            # Shielded: what is known of the outcomes is written, whatever happens to this task.
+            # Shield this: the known outcomes must be written even if this task is cancelled.
             writing = asyncio.ensure_future(self._end(ledger, keeping, *ending))
             try:
                 state = await asyncio.shield(writing)
@@ -281,7 +289,7 @@ class _Worker:
         return state
 
     async def _run(self, run: Run, ledger: PostgresLedger) -> Exception | None:
-        """Sends; the error that ended the run, if one did."""
+        """Send the records; return the error that ended the run, if there was one."""
         spec = ledger.spec
         options: ClientOptions = {**self.keys[spec.project_id], "session_manager": self.manager}
         if spec.region is not None:
@@ -309,7 +317,7 @@ class _Worker:
         state: str,
         error: str | None,
     ) -> str:
-        """Writes how the job is left, and notes it for the report."""
+        """Write the job's state to the database, and note it for the report."""
         await asyncio.wait([keeping])
         job = ledger.spec.id
         left = await ledger.end(state, error)
@@ -327,7 +335,7 @@ class _Worker:
 
 
 def ending_of(run: Run, ledger: PostgresLedger, error: Exception | None) -> tuple[str, str | None]:
-    """The state that a job is to be left in, and the error that its row shows."""
+    """The state in which to leave a job, and the error for its row."""
     if isinstance(error, LedgerError) or ledger.late:
         return "queued", None
     if error is not None:
@@ -337,11 +345,11 @@ def ending_of(run: Run, ledger: PostgresLedger, error: Exception | None) -> tupl
     if run.over_limit:
         limit = f"more than {_limit(ledger.spec)} of the updates failed"
         return "failed", f"{limit}, so the rest was not tried"
-    return "queued", None  # it was stopped, or is to be cancelled
+    return "queued", None  # the worker stops, or a user has asked to cancel the job
 
 
 class _Outage:
-    """Shows an outage in the job's row; all else stands in its counters."""
+    """Shows an outage in the job's row. The counters of the row show everything else."""
 
     def __init__(self, ledger: PostgresLedger) -> None:
         self._ledger = ledger
@@ -350,7 +358,7 @@ class _Outage:
         """Shows nothing."""
 
     def see(self, done: int, failed: int, *, outage: str | None) -> None:
-        """Notes the error that the job waits for the end of."""
+        """Note the error of the outage that the job waits for."""
         self._ledger.outage = None if outage is None else f"waiting for the API: {outage}"
 
     def say(self, sentence: str) -> None:
