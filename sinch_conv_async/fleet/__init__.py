@@ -1,25 +1,29 @@
-"""Several processes share one limit and one token: the protocol, and how a limit is divided.
+"""Several processes share one limit and one token. This module has the protocol and the rules.
 
 Pure: this module knows neither Redis nor PostgreSQL, and has no clock of its own.
 
 How a limit is divided. Each process asks the store for a *share*: a whole number of requests a
-second, lent for ``LEASE`` seconds. It asks again every ``INTERVAL`` seconds, and sets its own pace
-to the share. So no call ever waits for the store. The method is that of Google's Doorman.
+second. The store lends the share for ``LEASE`` seconds. The process asks again every ``INTERVAL``
+seconds, and sets its own pace to the share. So no call waits for the store. Google's Doorman uses
+the same method.
 
-1. The store divides the limit less one percent (:func:`divided`). The rest covers jitter on the
-   way.
-2. The division is max-min fair: a process that wants little gets all that it wants, and the others
-   divide the rest evenly (:func:`fair_share`).
-3. A process is granted at most what the live leases of the others leave. So live leases never add
-   up to more than the limit. A share that grows waits until another one has become smaller.
-4. A store that knows no project state, or that heard nothing of the project for longer than a
-   lease, cannot know which leases are live. It learns for one lease: it grants only what a process
-   says that it holds. A process that holds nothing is lent a part of what rule 1 keeps back.
-5. A process whose lease has ended lowers its pace at once to an even part of the limit
-   (:func:`without_store`). It raises its pace to that only one lease later, when the leases of all
-   other processes have ended as well (:class:`Holding`).
+1. The store divides 99 % of the limit (:func:`divided`). The other 1 % is kept back, because
+   requests may arrive closer together than they were sent.
+2. The division is max-min fair: a process that wants little gets all that it wants. The other
+   processes divide the remaining requests evenly (:func:`fair_share`).
+3. A process gets at most the part of the limit that the live leases of the other processes leave
+   free. So the live leases together are never more than the limit. A share can grow only after
+   another share has become smaller.
+4. A store cannot know which leases are live if it has no state of the project, or if no process
+   has asked for longer than a lease. Then the store learns for the time of one lease: it grants a
+   process only the share that the process says it holds. A process that holds no share gets a part
+   of the 1 % that rule 1 keeps back.
+5. If the lease of a process ends without a new share, an even part of the limit becomes its pace
+   (:func:`without_store`). If its pace was higher, the process lowers it at once. If its pace was
+   lower, the process raises it one lease later, when the leases of all other processes have ended
+   too (:class:`Holding`).
 
-The functions of Redis and PostgreSQL do the same arithmetic, and one conformance suite tests all.
+The code for Redis and for PostgreSQL computes the same, and the same tests check all of them.
 """
 
 from __future__ import annotations
@@ -52,29 +56,31 @@ __all__ = [
 ]
 
 LEASE: Final = 2.0
-"""Seconds that a share is lent for. A process that dies leaves its share unused for so long."""
+"""A share is lent for so many seconds. If a process dies, its share is unused for up to that
+time."""
 
 INTERVAL: Final = 0.25
 """Seconds between two requests of one process for its share."""
 
 MANY: Final = 100
-"""Members above which a lease and the interval grow in proportion: the store reads all members each
-time."""
+"""Above this number of members, the lease and the interval grow in proportion to it, because the
+store reads all members at each request."""
 
 KEPT_BACK: Final = 100
-"""One part in so many of the limit is not divided. With all of it, jitter on the way puts 805 into
-a second of 800."""
+"""One part in so many of the limit is kept back. If all of it were divided, requests that come
+closer together on the way would put 805 requests into a second of 800."""
 
 KEPT_BACK_FROM: Final = 10
-"""The least limit of which something is kept back: of fewer requests, one is too large a part."""
+"""A part is kept back of limits from this one up. Of a lower limit, one request is too large a
+part."""
 
 LEAST_WISH: Final = 8
-"""Requests a second that a quiet process may want, so that its next call need not wait."""
+"""A quiet process may want so many requests a second, so that its next call need not wait."""
 
 
 @attrs.frozen
 class ProjectKey:
-    """The project whose limit is shared, at an origin of the Conversation API. Holds no secret."""
+    """The project whose limit is shared, at one origin of the API. It holds no secret."""
 
     origin: str
     project_id: str
@@ -94,9 +100,11 @@ class Wish:
     """The request of one process to the store.
 
     ``member``: a name that no other process has. ``limit``: requests a second that the project
-    allows; the lowest of the live members' limits counts. ``wanted``: requests a second that the
-    process would send. ``holds``: requests a second that it may send now. ``paused_for``: seconds
-    that a ``Retry-After`` of the API still asks it to wait. ``leaves``: it gives its share back.
+    allows, as this process knows it; the store uses the lowest limit of the live members.
+    ``wanted``: requests a second that the process would like to send. ``holds``: requests a second
+    that the process may send now. ``paused_for``: for how many seconds the process must still wait,
+    because the API sent it ``Retry-After``. ``leaves``: the process leaves the fleet and gives its
+    share back.
     """
 
     member: str
@@ -111,7 +119,7 @@ class Wish:
 class Share:
     """The answer of the store: ``share`` requests a second for ``lease`` seconds.
 
-    The lease counts from when the process asked.
+    The lease begins when the process sends its request.
 
     ``members``: processes that share the limit, this one included. ``interval``: seconds until the
     process asks again. ``paused_for``: seconds for which a ``Retry-After`` stops the whole fleet.
@@ -128,7 +136,7 @@ class Share:
 class Lease:
     """One member's share in the store.
 
-    ``kept_back``: it comes out of the part that is not divided.
+    ``kept_back``: the share comes out of the part that rule 1 keeps back.
     """
 
     share: int
@@ -140,10 +148,10 @@ class Lease:
 
 @attrs.frozen
 class State:
-    """What a store knows of one project; all times are by the store's clock.
+    """The state of one project in a store. All times are by the store's clock.
 
-    ``heard_at``: when any member asked last. ``learning_until``: the end of the learning of rule 4.
-    ``paused_until``: the end of a pause of the whole fleet.
+    ``heard_at``: when a member last asked. ``learning_until``: until when the store learns (rule
+    4). ``paused_until``: until when the whole fleet pauses.
     """
 
     leases: Mapping[str, Lease] = attrs.field(factory=dict)
@@ -159,9 +167,8 @@ class FleetError(Exception):
 class Fleet(Protocol):
     """A store that several processes share.
 
-    If the store gives no answer in time, ``share`` raises ``FleetError``.
-
-    ``token`` does not: without the store it calls ``fetch``.
+    If the store gives no answer in time, ``share`` raises ``FleetError``. ``token`` then
+    raises nothing, and calls ``fetch``.
     """
 
     async def share(self, project: ProjectKey, wish: Wish) -> Share:
@@ -171,11 +178,11 @@ class Fleet(Protocol):
     async def token(
         self, key: TokenKey, fetch: Callable[[], Awaitable[TokenResponse | Failure]]
     ) -> TokenResponse | Failure:
-        """The fleet's token. One process at a time calls ``fetch``, the token request."""
+        """The fleet's token. One process at a time calls ``fetch``, which requests a token."""
         ...
 
     async def forget_token(self, key: TokenKey, access_token: str) -> None:
-        """Delete this token, to which the API answered 401, if the fleet still uses it."""
+        """Delete this token if the fleet still uses it: the API has answered 401 to it."""
         ...
 
     async def close(self) -> None:
@@ -184,23 +191,23 @@ class Fleet(Protocol):
 
 
 def divided(limit: float) -> int:
-    """The requests a second of a limit that are divided among the members, at least 1."""
+    """How many requests a second of a limit the members divide (rule 1), at least 1."""
     whole = max(1, math.floor(limit))
     return whole - math.ceil(whole / KEPT_BACK) if whole >= KEPT_BACK_FROM else whole
 
 
 def least_wish(limit: float, members: int) -> int:
-    """The requests a second that a quiet process wants, so that its next call need not wait."""
+    """How many requests a second a quiet process wants, so that its next call need not wait."""
     return max(1, min(LEAST_WISH, math.floor(limit / (4 * max(1, members)))))
 
 
 def fair_share(capacity: int, wanted: Mapping[str, int], turn: int) -> dict[str, int]:
-    """Whole shares that are max-min fair.
+    """Divide the capacity into whole shares that are max-min fair.
 
-    No member can get more without taking from a member that has less.
+    A member could get more only if another member, with an equal or smaller share, got less.
 
-    Of members that want the same, some may get one request more than others, or one instead of
-    none. ``turn`` is a counter that goes up with time: with each step the next ones get it.
+    Among members that want the same, some may get one request more than the others. ``turn`` is a
+    counter that rises with time: with each step, other members get this request.
     """
     names = sorted(wanted)
     order = sorted(range(len(names)), key=lambda at: (wanted[names[at]], (at + turn) % len(names)))
@@ -224,7 +231,8 @@ def allot(state: State, wish: Wish, now: float) -> tuple[State, Share]:
     paused_until = max(state.paused_until, now + wish.paused_for)
     members = len(live) + 1
     lease_seconds = LEASE * max(1.0, members / MANY)
-    # If the clock went back, the state is lost too, because no lease can be judged by it.
+    # If the store's clock was set back, the store must learn too: the clock cannot show which
+    # leases are live.
     silent = not state.heard_at <= now < state.heard_at + lease_seconds
     learning_until = now + lease_seconds if silent else state.learning_until
     if wish.leaves:
@@ -259,7 +267,7 @@ def _dividing(limit: float, live: Mapping[str, Lease], wish: Wish, now: float) -
 def _learning(
     limit: float, live: Mapping[str, Lease], own: Lease | None, wish: Wish
 ) -> tuple[int, bool]:
-    """A share of rule 4, and whether it comes out of the part that is kept back."""
+    """The share by rule 4, and whether it comes out of the part that rule 1 keeps back."""
     capacity = divided(limit)
     if own is not None:
         return min(own.share, wish.wanted), own.kept_back
@@ -271,16 +279,17 @@ def _learning(
 
 
 def without_store(limit: float, members: int) -> int:
-    """The requests a second of one process without the store: an even part of the limit."""
+    """How many requests a second a process may send without the store: an even part."""
     return max(1, divided(limit) // max(1, members))
 
 
 @attrs.frozen
 class Holding:
-    """What one process may send, by its own clock and the store's answers.
+    """How much one process may send, by the store's latest answer and the process's own clock.
 
-    ``granted``: the latest share. ``until``: the end of its lease, counted from when the share was
-    asked for. ``lease``: its length in seconds. ``members``: how many processes there were.
+    ``granted``: the latest share. ``until``: when its lease ends; the lease begins when the process
+    asks. ``lease``: the length of the lease in seconds. ``members``: how many processes shared the
+    limit.
     """
 
     granted: int
@@ -294,13 +303,13 @@ class Holding:
         return cls(share.share, asked_at + share.lease, share.lease, share.members)
 
     def rate(self, limit: float, now: float) -> int:
-        """Requests a second that the process may send at ``now``. 0: none at present."""
+        """Requests a second that the process may send at ``now``; 0 if it may send none."""
         if now < self.until:
             return self.granted
         alone = without_store(limit, self.members)
-        # Lower at once. Raise when every other lease has ended too.
+        # Lower the rate at once. Raise it only when every other lease has ended too.
         return min(self.granted, alone) if now < self.until + self.lease else alone
 
     def changes_at(self, now: float) -> float | None:
-        """When the rate next changes without an answer of the store; None if it does not."""
+        """When the rate next changes if the store does not answer; None if it will not change."""
         return next((at for at in (self.until, self.until + self.lease) if now < at), None)
