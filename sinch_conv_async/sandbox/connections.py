@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-__all__ = ["CLOSED", "KEPT", "Listener", "reset", "trickle", "write"]
+__all__ = ["CLOSED", "KEPT", "Listener", "refuse_unreadable", "reset", "trickle", "write"]
 
 # Enough for a sudden burst of thousands of connections; the kernel reduces it to its own limit.
 _BACKLOG: Final = 4096
@@ -167,6 +167,7 @@ class Listener:
             await asyncio.sleep(0)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        refuse_unreadable(request)
         transport = request.transport
         self._busy.add(transport)
         try:
@@ -188,6 +189,17 @@ class Listener:
             await wait
         finally:
             self._suspended.discard(task)
+
+
+def refuse_unreadable(request: object) -> None:
+    """Raise aiohttp's error for bytes that it could not read as a request; aiohttp answers 400.
+
+    aiohttp 4 calls the handler for such bytes too, with the error in `pre_handler_error`. aiohttp 3
+    calls no handler for them, and its requests have no such attribute.
+    """
+    error: BaseException | None = getattr(request, "pre_handler_error", None)
+    if error is not None:
+        raise error
 
 
 def write(transport: asyncio.Transport | None, data: bytes) -> None:

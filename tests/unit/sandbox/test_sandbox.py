@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 import warnings
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -19,6 +20,7 @@ import pytest
 import trustme
 
 from sinch_conv_async.sandbox import Sandbox, SandboxMessage
+from sinch_conv_async.sandbox.connections import refuse_unreadable
 from sinch_conv_async.sandbox.faults import Gate
 from tests.servers import Time
 
@@ -330,21 +332,37 @@ class TestAnswers:
         assert await peer.rest() == b""
 
     @pytest.mark.parametrize(
-        "sent",
+        ("sent", "status"),
         [
-            b"PATCH /x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf",
-            b"PATCH /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+            (b"PATCH /x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf", b""),
+            (
+                b"PATCH /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+                b"400",
+            ),
+            (b"neither a request\r\n\r\n", b"400"),
         ],
-        ids=["broken off", "not chunked"],
+        ids=["broken off", "not chunked", "no request line"],
     )
-    async def test_a_request_that_does_not_arrive_in_full_is_none(self, sandbox, sent, caplog):
+    async def test_a_request_that_does_not_arrive_in_full_is_none(
+        self, sandbox, sent, status, caplog
+    ):
         async with Caller(sandbox) as peer:
             peer.writer.write(sent)
             peer.writer.write_eof()
-            await peer.rest()
+            assert (await peer.rest())[9:12] == status
         await until(lambda: sandbox.open_connections == 0)
         assert sandbox.requests == []
         assert not caplog.records
+
+    @pytest.mark.parametrize("request_", [object(), SimpleNamespace(pre_handler_error=None)])
+    def test_a_request_that_could_be_read_is_let_through(self, request_):
+        refuse_unreadable(request_)
+
+    def test_the_error_of_a_request_that_could_not_be_read_is_raised(self):
+        error = ValueError("not HTTP")
+        with pytest.raises(ValueError, match="not HTTP") as caught:
+            refuse_unreadable(SimpleNamespace(pre_handler_error=error))
+        assert caught.value is error
 
     async def test_a_field_that_is_no_json_is_logged_and_gets_500(self, sandbox, peer, caplog):
         sandbox.messages[ID].extra["odd"] = object()
@@ -463,7 +481,7 @@ class TestTokens:
 
     async def test_a_head_request_for_a_token_gets_no_body(self, sandbox):
         async with Caller(sandbox) as peer:
-            assert (await peer.fetch_token(method="HEAD")).status == 405
+            assert (await peer.fetch_token(method="HEAD", body=b"")).status == 405
             assert (await peer.fetch_token(headers={**FORM, "Connection": "close"})).status == 200
             assert await peer.rest() == b""
 
