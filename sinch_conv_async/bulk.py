@@ -97,7 +97,7 @@ class BulkUpdate:
 
     @property
     def in_outage(self) -> bool:
-        """Whether the job waits until the API is back."""
+        """Whether the job waits for the end of an outage."""
         return self._job.in_outage
 
     @property

@@ -77,15 +77,15 @@ class ConversationClient:
     answers 404, so there is no default. You may omit ``conversation_region`` if you give
     ``conversation_origin``.
 
-    ``auth``: ``"oauth2"``, or ``"basic"`` for trials (the API limits it heavily).
-    ``session_manager``: a manager to share; without one the client makes and owns its own.
-    ``rate_limit``: requests a second for this project; ``None`` turns pacing off, but a 429 still
-    pauses the project. ``retry``: a :class:`RetryPolicy`. ``timeout``: seconds that one call may
-    take, including its waits and all attempts; ``None`` sets no bound. The timeout does not apply
-    to the calls of a bulk job (:meth:`update_many`, :meth:`transform_many`). ``attempt_timeout``:
-    seconds that one HTTP exchange may take. ``conversation_origin``, ``auth_origin``: they replace
-    the regional host and the token host. They must begin with ``https``; ``http`` is allowed for
-    this machine only.
+    ``auth``: ``"oauth2"``, or ``"basic"`` for trials (the API allows only few requests with it).
+    ``session_manager``: a :class:`SessionManager` to share; by default the client makes and owns
+    one. ``rate_limit``: requests a second for this project; ``None`` turns pacing off, but a 429
+    still pauses the project. ``retry``: a :class:`RetryPolicy`. ``timeout``: seconds that one call
+    may take, including its waits and all attempts; ``None`` sets no bound. The timeout does not
+    apply to the calls of a bulk job (:meth:`update_many`, :meth:`transform_many`).
+    ``attempt_timeout``: seconds that one HTTP exchange may take. ``conversation_origin``,
+    ``auth_origin``: they replace the regional host and the token host. They must begin with
+    ``https``; ``http`` is allowed for this machine only.
 
     The constructor opens nothing and needs no event loop, so a client may be made at import time.
     At its first call, the client binds to the running event loop. After that loop is closed, the
@@ -159,7 +159,7 @@ class ConversationClient:
     def from_env(cls, **overrides: Unpack[ClientOptions]) -> Self:
         """A client with its options from environment variables.
 
-        They are ``SINCH_PROJECT_ID``, ``SINCH_KEY_ID``, ``SINCH_KEY_SECRET`` and
+        The variables are ``SINCH_PROJECT_ID``, ``SINCH_KEY_ID``, ``SINCH_KEY_SECRET`` and
         ``SINCH_CONVERSATION_REGION``. ``SINCH_CONVERSATION_ORIGIN`` and ``SINCH_AUTH_ORIGIN`` are
         optional. ``overrides`` are keywords of the constructor; a keyword replaces its variable. If
         a variable is missing, raises :class:`InvalidArgumentError` with its name.
@@ -216,7 +216,8 @@ class ConversationClient:
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
     def __reduce__(self) -> NoReturn:
-        # A copy would share the queue, the token and the connections without knowing their state.
+        # A copy would use the same queue, token and connections, and neither client would know the
+        # changes that the other makes.
         raise TypeError("a ConversationClient cannot be copied or pickled: make another one")
 
     @property
@@ -345,8 +346,8 @@ class ConversationClient:
         update, the job waits and probes it. After this many seconds the job ends with the API's
         last error; with ``None`` the job waits without a bound. ``may_send``: a function that is
         called right before each request. If it returns false, the request is not sent and the job
-        ends with :class:`ClientStateError`. It is for a program that may send only while it holds a
-        lease.
+        ends with :class:`ClientStateError`. A program needs ``may_send`` if it may send only while
+        it holds a lease.
 
         A failed update is an outcome with an ``error``. Use ``async with client.update_many(...) as
         outcomes`` if you may leave the loop early: at the end of the block the job ends.
@@ -367,15 +368,15 @@ class ConversationClient:
         max_outage: float | None = MAX_OUTAGE,
         may_send: Callable[[], bool] | None = None,
     ) -> BulkUpdate:
-        """Change the metadata of many messages by a function of each message.
+        """Give many messages new metadata, which a function makes from each message.
 
         ``messages``: message ids or :class:`ConversationMessage` objects, from any iterable or
-        asynchronous iterable of any length. The job reads a message that is given by its id, and
-        does not read a given object again. ``transform``: a plain or asynchronous function that is
-        called with each message and returns its new metadata. If it returns ``None`` or the present
-        metadata, the message is not updated, and the outcome is :class:`Unchanged`.
-        ``messages_source``, ``concurrency``, ``max_outage``, ``may_send``: as for
-        :meth:`update_message_metadata` and :meth:`update_many`.
+        asynchronous iterable of any length. The job reads each message that is given by its id. It
+        does not read a message that is given as an object. ``transform``: a plain or asynchronous
+        function that is called with each message and returns its new metadata. If it returns
+        ``None`` or the present metadata, the message is not updated, and the outcome is
+        :class:`Unchanged`. ``messages_source``, ``concurrency``, ``max_outage``, ``may_send``: as
+        for :meth:`update_message_metadata` and :meth:`update_many`.
 
         The outcome is :class:`NotUpdated` in three cases: the read fails; ``transform`` raises
         :class:`InvalidArgumentError`, as :func:`merge_json` may; or the new metadata has more than
@@ -417,7 +418,7 @@ class ConversationClient:
         await self._sender.authenticate(timeout=self._timeout)
 
     async def close(self) -> None:
-        """Close the client, and its session manager unless that is shared; closing twice is fine.
+        """Close the client, and the session manager if it owns one; closing twice is fine.
 
         Waiting calls fail now with :class:`ClientStateError`. HTTP exchanges that have begun may
         finish, which takes at most ``attempt_timeout`` seconds.

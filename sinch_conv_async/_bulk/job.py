@@ -71,7 +71,7 @@ class Job:
     def outage_error(self) -> SinchError | None:
         return self._rounds.outage_error
 
-    # For the user's side
+    # Methods for the user's BulkUpdate
 
     async def next_outcome(self) -> UpdateOutcome:
         """The next outcome. Raises the error that ended the job, or StopAsyncIteration."""
@@ -150,8 +150,8 @@ class Job:
         self._tasks.discard(task)
         if task.cancelled():
             if not self._state.stopped:
-                # The job did not cancel it. The input or a transform raised CancelledError, or all
-                # tasks of the loop are being cancelled.
+                # The job did not cancel this task. The input or a transform raised CancelledError,
+                # or all tasks of the loop are being cancelled.
                 self._state.fail(asyncio.CancelledError("the bulk job was cancelled"))
         elif (error := task.exception()) is not None:
             self._state.fail(error)

@@ -2,7 +2,7 @@
 
 A single call may give up after a few retries, because a caller waits for it. A job must not: an
 outage of a minute would turn 48,000 updates into failures. So for each failed update, ``judge``
-asks: is this update at fault, or is the API out?
+asks: is this update at fault, or is the API out, so that no update can succeed now?
 
 1. If every other update would fail in the same way (a refused key), the job ends. If the API
    answered, and would give the same answer again, the update has failed, and the failure is its
@@ -14,7 +14,7 @@ asks: is this update at fault, or is the API out?
    latest retries succeed, a part of the service is out, and the update gets up to four further
    rounds of retries. If fewer retries succeed, the update has failed.
 4. If the update is not at fault, the API may be out. The updates wait, and one update at a time
-   probes the API. The first answer ends the outage.
+   probes the API. The outage ends with the first probe that succeeds, or that fails by rule 1.
 5. An outage longer than ``max_outage`` ends the job. There is one exception: the input is at its
    end, only failing updates are left, and the API has answered before in this job. Then each of
    these updates fails, and the job does not end with an error.
@@ -80,7 +80,7 @@ IN_A_ROW: Final = 10
 
 @attrs.frozen
 class Failed:
-    """The update has failed, and that is its outcome.
+    """The update has failed, and the failure is its outcome.
 
     ``api_answers``: the failure shows that the API is not out. ``api_is_out``: the failure is a
     sign of an outage.
@@ -119,7 +119,9 @@ Verdict = Failed | AnotherRound | WaitForApi | EndJob
 
 
 class Evidence(NamedTuple):
-    """The facts when one update has failed.
+    """The facts after one update has failed.
+
+    In this class, an *answer* of the API is a success, or an error that a repeat would give again.
 
     About the update. ``error``: the error of its latest round. ``failure``: the failed attempt that
     the error comes from, if there was one. ``attempts``: how many attempts it has made in all

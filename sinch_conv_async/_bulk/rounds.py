@@ -6,7 +6,7 @@ job ends.
 
 While the API is out, calls wait in :class:`_Probes`. One call at a time makes a single attempt, a
 *probe*. If the probe fails, the call that has waited longest makes the next probe. If the probe
-succeeds, the outage is over and all calls continue.
+succeeds, or fails with a final answer of the API, the outage is over and all calls continue.
 """
 
 from __future__ import annotations

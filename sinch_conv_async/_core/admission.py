@@ -40,6 +40,7 @@ FORGETTABLE_AFTER: Final = Pace.AT_REST_AFTER
 """
 
 NOT_LATER: Final = -math.inf
+"""A time before all others: "never yet", or "the admission does not wait for a time"."""
 
 BURST_OF_A_SHARE: Final = 8
 """In a fleet, this many calls may leave together after an idle time. The share of one process is
@@ -76,10 +77,10 @@ class Project:
 
     ``admission``: the :class:`Admission` of the present event loop, in which its calls wait.
     ``fresh``, ``retries``: the queues of first requests and of retries. ``abandoned``: calls that
-    stopped waiting and are still in a queue. ``queued``: the admission will look at the project
-    again by itself. ``later_at``: the time of its next turn, if the admission waits for that time.
-    ``deadlines``: a heap of the waiting calls that have a deadline; calls that have ended are
-    removed later.
+    stopped waiting and are still in a queue. ``queued``: the project is in a list of the admission,
+    or waits until ``sooner`` is called. ``later_at``: the time of its next turn, if the admission
+    waits for that time. ``deadlines``: a heap of the waiting calls that have a deadline; calls that
+    have ended are removed later.
     """
 
     __slots__ = (
@@ -154,7 +155,7 @@ class Project:
         self._set_limit()
 
     def set_share(self, share: int | None) -> None:
-        """The part of the limit that a fleet grants, in requests a second; None without a fleet."""
+        """Set the part of the limit that the fleet grants, in requests a second, or None."""
         self.share = share
         self.pace.burst = 1 if share is None else BURST_OF_A_SHARE
         self._set_limit()
@@ -171,7 +172,7 @@ class Project:
             self.pace.limit = limit
 
     def fell_below_half(self, now: float) -> bool:
-        """Whether the pace is newly below half of its limit; False until it has recovered."""
+        """Whether the pace has just fallen below half of its limit; True once for each fall."""
         limit = self.pace.limit
         if self.below_half or limit is None or self.pace.rate_at(now) >= limit / 2:
             return False
@@ -179,7 +180,7 @@ class Project:
         return True
 
     def recovered(self, now: float) -> bool:
-        """Whether the pace is newly back at its limit after it was below half of the limit."""
+        """Whether the pace has just climbed back to its limit from below half; True once."""
         if not self.below_half or self.pace.rate_at(now) < self.pace.top:
             return False
         self.below_half = False
@@ -523,11 +524,11 @@ class Admission:
         while ready and self.free:
             project = ready.popleft()
             if project.probing and project.in_flight:
-                project.queued = False  # release() calls this again
+                project.queued = False  # release() or answered() calls _pump() again
                 continue
             if now < project.pace.due:
                 project.later_at = project.pace.due
-                if project.later_at < math.inf:  # otherwise sooner() calls this again
+                if project.later_at < math.inf:  # otherwise sooner() calls _pump() again
                     self._order += 1
                     heapq.heappush(later, (project.later_at, self._order, project))
                 continue

@@ -1,4 +1,4 @@
-"""When the next request of one project may depart.
+"""The pace of one project: it tells when the next request may depart.
 
 This file only computes. It has no clock, and does not depend on the waiting calls or on what they
 send. The caller passes in monotonic seconds, 429 answers and a source of randomness. It reads
@@ -18,14 +18,14 @@ Three rules give a time for the next departure; the latest of the three times is
 * *The pause.* After a 429 no request departs for a while.
 
 The pace follows AIMD, additive increase and multiplicative decrease. Chiu and Jain (1989) show that
-processes that use AIMD come to share a limit evenly without knowing of each other.
+processes with AIMD divide a limit evenly after a while, although they do not know each other.
 
 * *Decrease.* A 429 lowers the pace to 98 % of the requests that were accepted in the last second
   (``DECREASE_FACTOR``). Further 429s to requests that departed before this fall change nothing.
 * *Increase.* The pace climbs back by 2.6 % of the limit each second (``INCREASE_PER_SECOND``).
-* *Noise.* Some 429s come at any pace, because of the limit of one app, or of a gateway node that
-  counts for itself. These 429s must not lower the pace: if 1 % of all answers were such 429s, the
-  pace would lose most of the limit. So each fall is an experiment (``noise.py``). For 2.3 s or
+* *Noise.* Some 429s come at any pace: one app may have its own limit, or each gateway node may
+  count its own requests. These 429s must not lower the pace: if 1 % of all answers were such 429s,
+  the pace would lose most of the limit. So each fall is an experiment (``noise.py``). For 2.3 s or
   more, the pace does not climb, and the refusals before and after the fall are counted. If the
   refusals go on as before (``noise.py`` says when), they are noise: the pace goes back to its value
   before the fall (``rate_before``), and from then on this share of refusals causes neither a pause
@@ -53,8 +53,8 @@ from .noise import LEAST_SENT, LONGEST_TRIAL, Noise, Sample, Trial, explains, se
 
 __all__ = ["Pace"]
 
-# A server counts each request for one second. The extra nanosecond prevents that rounding makes
-# this second shorter.
+# A server counts each request for one second. Because of the extra nanosecond, rounding cannot make
+# this window shorter than a second.
 WINDOW: Final = 1.0 + 1e-9
 
 # To save memory, the ring starts small and doubles when it is full. A process may have hundreds of
@@ -84,8 +84,8 @@ class Pace:
 
     # benchmarks/pace_simulation.py gave these values; docs/evidence/pace.rst has the figures.
 
-    # This share of the interval is added to the interval. Without it, jitter of the network would
-    # overfill the server's window.
+    # The interval is longer by this share. Otherwise, jitter of the network would put too many
+    # requests into the server's window.
     HEADROOM = 0.005
     # Seconds of lateness that the spacing makes up for. After a stall, the burst has at most the
     # requests of so many seconds.
@@ -96,7 +96,7 @@ class Pace:
     DECREASE_FACTOR_ASKED = 0.66  # of the pace, if the server asks for a wait
     INCREASE_PER_SECOND = 0.026  # of the limit
     INCREASE_PER_SECOND_ASKED = 0.015  # after a wait that the server has asked for
-    # Seconds after which the pace is back at the limit, wherever it was.
+    # After so many seconds the pace is back at the limit, from any lower value.
     AT_REST_AFTER = 1 / INCREASE_PER_SECOND_ASKED + LONGEST_TRIAL
     STRAY = 0.01  # after a fall, this share of refusals causes no second fall
     # A share of the limit. A process below it shares the limit with other processes, and the
@@ -150,15 +150,15 @@ class Pace:
         self._saved = 0.0  # the allowance after an idle time
         self._interval = math.inf  # between two departures at the limit
         self._lowered = NEVER  # when a 429 last paused or lowered the pace
-        self._depth = 0
-        self._rate_before_decrease = math.inf  # before the latest decrease
-        self._decreased_at = NEVER
+        self._depth = 0  # how often PAUSE is doubled
+        self._rate_before_decrease = math.inf  # the pace before the latest decrease
+        self._decreased_at = NEVER  # when that decrease began
         self._noise = Noise()
         self._trial: Trial | None = None
         self._slowed = False
         self._rate = math.inf
         self._rate_since = NEVER
-        # When refused requests had departed; kept for a second.
+        # The times at which refused requests departed; each is kept for a second.
         self._refused: deque[float] = deque()
         self._ring = array("d")
         self._at = 0  # index of the oldest departure, which the next one replaces
@@ -228,7 +228,7 @@ class Pace:
         self._settle()
 
     def pause(self, until: float) -> None:
-        """Let nothing depart before ``until``. The API told another process of the fleet so."""
+        """Let nothing depart before ``until``, because the API made the fleet wait."""
         if until > self.paused_until:
             self.paused_until = until
             if self._next < until:
@@ -436,7 +436,7 @@ class Pace:
     def _observe(self, now: float, trial: Trial) -> None:
         """Let the trial count, and set the pace by its result when it is over."""
         if now >= trial.count_at and not trial.count(now, self._sent_since(now - WINDOW)):
-            self._trial = None  # too late: departures are too rare to count them
+            self._trial = None  # too late: with so few departures, the trial has no result
         elif trial.over(now):
             self._trial = None
             if trial.after.sent >= LEAST_SENT:
@@ -446,7 +446,7 @@ class Pace:
         noise, after = self._noise, trial.after
         noise.learn(trial, may_be_noise=trial.rate_before >= self.PART_FOR_NOISE * self._top)
         if noise.share and explains(noise.share, trial.settling):
-            # The fall has changed nothing.
+            # The refusals went on as before, so they are noise.
             self._rate = min(self._top, max(self._rate, trial.rate_before))
             self._rate_since = now
         elif not explains(max(noise.share, self.STRAY), after):
@@ -529,6 +529,7 @@ class Pace:
         return self._ring[(self._at + taken) % self._size] + self._span
 
     def _settle(self) -> None:
+        """Compute ``due`` from the three rules."""
         due = max(self._next, self.paused_until)
         if self._window:
             free = self._free()

@@ -127,9 +127,9 @@ class RetryPolicy:
 class Tries(NamedTuple):
     """The facts about one call's earlier attempts that the next step depends on.
 
-    ``retries``: attempts after a failure, without those after a 429. ``throttled``: answers 429 in
-    a row. ``replayed``: the call was sent again with another token after a 401. ``reconnected``:
-    the call was sent again at once after a stale connection.
+    ``retries``: how many attempts it made after a failure, without the attempts after a 429.
+    ``throttled``: how many 429s came in a row. ``replayed``: the call was sent again with another
+    token after a 401. ``reconnected``: the call was sent again at once after a stale connection.
     """
 
     retries: int = 0
@@ -141,7 +141,7 @@ class Tries(NamedTuple):
 class Again(NamedTuple):
     """Send the call again after ``delay`` seconds.
 
-    ``budgeted``: the retry budget counts it.
+    ``budgeted``: the retry budget counts this attempt.
     """
 
     delay: float
@@ -206,7 +206,7 @@ def next_step(
     elif tries.retries >= policy.max_retries:
         return GiveUp(error)
     elif failure.stale_connection and not tries.reconnected:
-        # A stale connection says nothing about the server.
+        # A stale connection does not show that the server fails.
         again = Again(0.0, tries._replace(retries=tries.retries + 1, reconnected=True))
     elif not budget_left:
         delay = rng.uniform(*BUDGET_LOOKS)

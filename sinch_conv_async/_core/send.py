@@ -78,11 +78,11 @@ class Call(Generic[T]):
     """One operation, and the progress of its sending.
 
     ``began``: when the call began, ``None`` before. ``attempts``: how many exchanges it has made.
-    ``tries``: the facts about them that :func:`next_step` needs. ``reserved``: the call holds a
-    place in the retry budget. ``failure``: the failure of the last attempt, ``None`` if that did
-    not fail. ``last``: the error of the last failed attempt. ``failed_since``: when its first
-    failed attempt ended. ``maybe_sent``: a request may have reached the server. ``seconds``: the
-    duration of the last exchange. ``exchange_seconds``: the duration of all exchanges together.
+    ``tries``: the facts about its attempts that :func:`next_step` needs. ``reserved``: the call
+    holds a place in the retry budget. ``failure``: the failure of the last attempt, ``None`` if
+    that did not fail. ``last``: the error of the last failed attempt. ``failed_since``: when its
+    first failed attempt ended. ``maybe_sent``: a request may have reached the server. ``seconds``:
+    the duration of the last exchange. ``exchange_seconds``: the duration of all exchanges together.
     """
 
     __slots__ = (
@@ -454,7 +454,7 @@ class Sender:
         policy: RetryPolicy,
         deadline: float | None,
     ) -> None:
-        """Return when the call is to be sent again, or raise the error that ends it."""
+        """Return when the call must be sent again, or raise the error that ends the call."""
         project, now = self.project, self.now()
         step = self._step(call, failure, policy, now, deadline)
         call.failed(failure, now)

@@ -13,10 +13,11 @@ How a token source works:
    is tried again later.
 4. *A refused key* (``invalid_client``) is remembered for 60 seconds. In that time, calls with this
    key cause no further request.
-5. *401 from the API.* The refused token is dropped, if it is still in use. If the project has not
-   accepted this token before, the token is dropped only if no 401 has caused a renewal in the last
-   60 seconds. Otherwise a project that refuses every token would cause one token request for each
-   call, and would take the token from the other projects of the key.
+5. *401 from the API.* The refused token is dropped, if it is still in use. If the API has not
+   accepted this token for the project before, the token is dropped only if no 401 has caused a
+   renewal in the last 60 seconds. Otherwise a project for which the API refuses every token would
+   cause one token request for each call, and would take the token from the other projects of the
+   key.
 6. *The endpoint's own limit.* :class:`EndpointPace` spaces the requests of all keys.
 
 The function that requests a token over HTTP is passed in, as are the clock and the sleep.
@@ -43,8 +44,8 @@ from .retry import RetryPolicy
 __all__ = ["BasicAuthorization", "EndpointPace", "Token", "TokenSource"]
 
 RENEW_AT: Final = 0.8
-"""After this share of a token's life, a new token is fetched in the background. The share varies by
-up to ``RENEW_JITTER`` of itself.
+"""After this share of a token's life, a new token is fetched in the background. The share varies at
+random, by up to ``RENEW_JITTER`` (a tenth) of its value.
 """
 
 RENEW_JITTER: Final = 0.1
@@ -56,8 +57,8 @@ error.
 
 REFUSAL_KEPT: Final = 60.0
 """Seconds for which a refusal (``invalid_client``, or a ``Retry-After`` above ``FETCH_FOR``) is
-remembered. For as long after a 401, a second 401 drops the token only if the project has accepted
-it before.
+remembered. For the same time after a renewal by a 401, another 401 drops the new token only if the
+API has accepted it for that project before.
 """
 
 SHORTEST_LIFE: Final = 1.0
@@ -99,7 +100,7 @@ class Token:
         return head
 
     def scrub(self, text: str) -> str:
-        """The text without the token, however it is spelled there."""
+        """The text without the token, in all spellings of the token."""
         return scrub(text, self._forms)
 
 
@@ -227,8 +228,8 @@ class TokenSource:
         if token is not self._token:
             return True
         if project not in token.accepted_for and now < self._unproven_until:
-            # A project that refuses every token must not cause a token request for each call. It
-            # must not take the token from the other projects of the key either.
+            # A project for which every token is refused must not cause a token request for each
+            # call. It must not take the token from the other projects of the key either.
             return False
         self._token = None
         self._unproven_until = now + REFUSAL_KEPT
@@ -273,7 +274,7 @@ class TokenSource:
     async def _run(self) -> Token | SinchError:
         try:
             return await self._ask()
-        except Exception as error:  # noqa: BLE001  # a trace hook may raise it; no caller could
+        except Exception as error:  # noqa: BLE001  # from a trace hook; no caller would see it
             return TokenError(f"the token request failed: {type(error).__name__}")
 
     def _fetched(self, task: asyncio.Task[Token | SinchError]) -> None:
@@ -321,7 +322,7 @@ class TokenSource:
                 await self._sleep(delay)
             now = self._clock()
             if began is None:
-                began = now  # the wait of EndpointPace is not time in which the endpoint failed
+                began = now  # the wait for EndpointPace is not part of the FETCH_FOR seconds
             answer = await self._request(self.credentials)
             self._failure = None if isinstance(answer, TokenResponse) else answer.error
             if isinstance(answer, TokenResponse):

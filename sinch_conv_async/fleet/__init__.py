@@ -1,6 +1,6 @@
 """Several processes share one limit and one token. This module has the protocol and the rules.
 
-Pure: this module knows neither Redis nor PostgreSQL, and has no clock of its own.
+Pure: this module depends on neither Redis nor PostgreSQL, and has no clock.
 
 How a limit is divided. Each process asks the store for a *share*: a whole number of requests a
 second. The store lends the share for ``LEASE`` seconds. The process asks again every ``INTERVAL``
@@ -67,11 +67,11 @@ MANY: Final = 100
 store reads all members at each request."""
 
 KEPT_BACK: Final = 100
-"""One part in so many of the limit is kept back. If all of it were divided, requests that come
-closer together on the way would put 805 requests into a second of 800."""
+"""One part in so many of the limit is kept back. If the whole limit were divided, some requests
+would come closer together on the way: 805 would arrive in one second, where 800 are allowed."""
 
 KEPT_BACK_FROM: Final = 10
-"""A part is kept back of limits from this one up. Of a lower limit, one request is too large a
+"""No part is kept back of a lower limit than this, because one whole request would be too large a
 part."""
 
 LEAST_WISH: Final = 8
@@ -167,12 +167,12 @@ class FleetError(Exception):
 class Fleet(Protocol):
     """A store that several processes share.
 
-    If the store gives no answer in time, ``share`` raises ``FleetError``. ``token`` then
-    raises nothing, and calls ``fetch``.
+    If the store gives no answer in time, ``share`` raises ``FleetError``. In that case ``token``
+    raises nothing: it calls ``fetch``.
     """
 
     async def share(self, project: ProjectKey, wish: Wish) -> Share:
-        """The share of one process; one round trip."""
+        """Ask the store for the share of one process, in one round trip."""
         ...
 
     async def token(

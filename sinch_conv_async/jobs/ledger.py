@@ -90,7 +90,7 @@ class Spec:
 
 @attrs.frozen
 class Hold:
-    """Who takes a job, and for how long. The first fields are procrastinate's.
+    """Who takes a job, and for how long. procrastinate gives the first three fields.
 
     ``name``: the worker's name in the job's row. ``seconds``: how long after a flush another worker
     may take the job.
@@ -243,8 +243,8 @@ class PostgresLedger:
     async def _check_room(self) -> None:
         """Raises psycopg.Error if the database has no room for the outcomes of a flush.
 
-        Otherwise, if the disk is full, workers would send the same records again and again, because
-        no outcome can be stored.
+        Without this check, workers with a full disk of the database would send the same records
+        again and again, because no outcome can be stored.
         """
         assert self._connection is not None  # take() has just opened it
         async with self._connection.transaction(force_rollback=True):
@@ -277,7 +277,7 @@ class PostgresLedger:
         self._over.set()
 
     async def end(self, state: str, error: str | None) -> str | None:
-        """Write the waiting outcomes and the job's state. Return the state; None if it is lost.
+        """Write the waiting outcomes and the state. Return the state, or None if the hold is lost.
 
         If a user has asked to cancel the job, it becomes ``cancelled`` instead of ``queued``.
         """
@@ -466,7 +466,7 @@ class PostgresLedger:
     # The database
 
     async def _query(self, statement: bytes | str, arguments: Any) -> list[tuple[Any, ...]]:
-        """Run one statement on the connection; open a new connection if it was lost."""
+        """Run one statement on the connection; open a new one if the old one was lost."""
         async with self._turn:
             if self._connection is None:
                 self._connection = await open_connection(self._dsn)

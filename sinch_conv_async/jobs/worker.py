@@ -1,8 +1,8 @@
 """A worker takes jobs of the projects whose credentials it has, and sends their updates.
 
-Three parts run at the same time. Each of them goes on after a loss of the database:
+Three parts run at the same time. Each part continues after the database was lost and is back:
 
-- procrastinate's worker fetches jobs: at most ``jobs`` at a time, and one of each project.
+- procrastinate's worker fetches jobs: at most ``jobs`` at a time, and at most one for each project.
 - :func:`~.retake.retake` puts the jobs of dead workers back into the queue. It runs three times in
   ``retake_after`` seconds.
 - For each job, a :class:`~.ledger.PostgresLedger` writes the outcomes and keeps the hold. A
@@ -60,7 +60,7 @@ class NotTakenError(Exception):
 
 @attrs.frozen
 class WorkerReport:
-    """A worker's work. ``ended``: the state of each job that ended at this worker.
+    """The result of a worker. ``ended``: the final state of each job that this worker ended.
 
     ``given_back``: for each job that was given back, how many records remain for another worker.
     """
