@@ -58,9 +58,9 @@ class BulkUpdate:
     A failed update is an outcome and not an exception. An error that ends the whole job is raised
     after the last outcome: a refused key (:class:`TokenError`), a final 401
     (:class:`AuthenticationError`), a closed client (:class:`ClientStateError`), an outage longer
-    than ``max_outage`` (its last error), or an exception of the input. Updates of the same message
-    id keep their order. The client's ``timeout`` applies to single calls only; an update of a job
-    may wait for its turn without a bound.
+    than ``max_outage`` (the last error of the outage), or an exception of the input. Updates of the
+    same message id keep their order. The client's ``timeout`` applies to single calls only; an
+    update of a job may wait for its turn without a bound.
 
     The job owns its input. If the input is a generator, or has an ``aclose`` method, the job closes
     the input when it stops reading, and waits until the input is closed. Several tasks may read the

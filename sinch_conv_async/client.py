@@ -90,7 +90,7 @@ class ConversationClient:
     The constructor opens nothing and needs no event loop, so a client may be made at import time.
     At its first call, the client binds to the running event loop. After that loop is closed, the
     next call binds the client to the loop that runs then. Only one event loop, thread and process
-    may use the client at a time: a call from another one raises :class:`ClientStateError`.
+    may use the client at a time: a call from anywhere else raises :class:`ClientStateError`.
 
     Raises :class:`InvalidArgumentError` for an invalid argument.
     """
@@ -418,7 +418,7 @@ class ConversationClient:
         await self._sender.authenticate(timeout=self._timeout)
 
     async def close(self) -> None:
-        """Close the client, and the session manager if it owns one; closing twice is fine.
+        """Close the client, and its own session manager if it has one. Closing twice is fine.
 
         Waiting calls fail now with :class:`ClientStateError`. HTTP exchanges that have begun may
         finish, which takes at most ``attempt_timeout`` seconds.

@@ -11,8 +11,8 @@ asks: is this update at fault, or is the API out, so that no update can succeed 
    row, the job treats the API as out.
 3. Otherwise, other updates show the cause. An update that has used all its retries is at fault if
    other updates succeeded, or if the job holds no other update. If at least a tenth of the job's
-   latest retries succeed, a part of the service is out, and the update gets up to four further
-   rounds of retries. If fewer retries succeed, the update has failed.
+   latest retries succeeded, perhaps only a part of the service is out: then such an update gets up
+   to four further rounds of retries. Otherwise it has failed.
 4. If the update is not at fault, the API may be out. The updates wait, and one update at a time
    probes the API. The outage ends with the first probe that succeeds, or that fails by rule 1.
 5. An outage longer than ``max_outage`` ends the job. There is one exception: the input is at its

@@ -31,8 +31,8 @@ from .retry import RetryBudget
 
 __all__ = ["Admission", "Project"]
 
-# A call that stops waiting stays in its queue for a while. The queues remove such calls when there
-# are more than this number, and more of them than of waiting calls.
+# A call that stops waiting stays in its queue for a while. The queues remove such calls when they
+# are more than this number, and more than the waiting calls.
 ABANDONED_KEPT: Final = 64
 
 FORGETTABLE_AFTER: Final = Pace.AT_REST_AFTER
@@ -288,7 +288,7 @@ class Project:
                 queue.extend(kept)
 
     def refuse(self) -> list[asyncio.Future[Permit]]:
-        """Empty the queues; return the futures that still wait, to be failed."""
+        """Empty the queues. Return the futures that still wait: the caller fails them."""
         waiting = [
             future for queue in (self.retries, self.fresh) for future in queue if not future.done()
         ]

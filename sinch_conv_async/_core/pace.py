@@ -237,7 +237,7 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """The pace in requests a second, as of the last departure or 429.
+        """The pace in requests a second, at the time of the last departure or 429.
 
         Infinite without a limit.
         """

@@ -49,7 +49,7 @@ class RetryPolicy:
     :class:`RateLimitedError` if ``max_retries`` is 0, if the server asks for more than
     ``max_retry_after``, or if the project has had no answer but 429 for a minute. ``base_delay``,
     ``max_delay``: seconds. A retry waits a random time between 0 and ``base_delay``; each further
-    retry doubles ``base_delay``, up to ``max_delay`` (full jitter). If the server sends
+    retry doubles the upper bound, up to ``max_delay`` (full jitter). If the server sends
     ``Retry-After``, the retry waits for that time instead. ``max_retry_after``: seconds. If the
     server asks for a longer wait, the call ends with the server's error. ``retry_maybe_sent``:
     whether to repeat a request that the server may have applied. An update replaces the whole

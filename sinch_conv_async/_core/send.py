@@ -6,7 +6,7 @@
    neither is held while waiting for the other. If the token expires during this wait, the call
    gives both back.
 3. *One exchange* (``exchange``). When the request is written, the exchange calls
-   ``permit.written``: the request counts against the pace for one second more.
+   ``permit.written``: from then on the request counts against the pace for one second.
 4. *A report.* A 429 slows the whole project down. This happens while the call still holds its slot:
    otherwise the next call would get the slot and send at the old pace. Any other answer to a probe
    ends the probing. An answer other than 401, 408 and 5xx shows that the API accepts the token for

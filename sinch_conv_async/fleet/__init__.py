@@ -23,7 +23,8 @@ the same method.
    lower, the process raises it one lease later, when the leases of all other processes have ended
    too (:class:`Holding`).
 
-The code for Redis and for PostgreSQL computes the same, and the same tests check all of them.
+The code for Redis and the code for PostgreSQL compute the same. The same tests check this module
+and both of them.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 and sets ``held_until``. Each flush sets a later ``held_until``, if the epoch has not changed.
 Another worker takes the job only after ``held_until``, by the clock of the database. By this
 worker's own clock, :meth:`may_send` becomes false a sixth of the hold earlier, and this worker
-counts the hold from before it sent the last flush. So a worker that was suspended, or that cannot
-reach the database, sends nothing after another worker may have begun.
+counts the hold from a time before it sent the last flush. So a worker that was suspended, or that
+cannot reach the database, sends nothing after another worker may have begun.
 
 *A flush* is one statement, and so one transaction: it inserts the outcomes, and counts them in the
 job's row. The row also has the number of the last flush. If the connection breaks before the answer

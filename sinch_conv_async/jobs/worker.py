@@ -1,6 +1,6 @@
 """A worker takes jobs of the projects whose credentials it has, and sends their updates.
 
-Three parts run at the same time. Each part continues after the database was lost and is back:
+Three parts run at the same time. Each part continues when a lost database is back:
 
 - procrastinate's worker fetches jobs: at most ``jobs`` at a time, and at most one for each project.
 - :func:`~.retake.retake` puts the jobs of dead workers back into the queue. It runs three times in
