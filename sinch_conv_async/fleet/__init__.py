@@ -137,7 +137,7 @@ class Share:
 class Lease:
     """One member's share in the store.
 
-    ``kept_back``: the share comes out of the part that rule 1 keeps back.
+    ``kept_back``: the share comes out of the part of the limit that is not divided.
     """
 
     share: int
@@ -151,8 +151,8 @@ class Lease:
 class State:
     """The state of one project in a store. All times are by the store's clock.
 
-    ``heard_at``: when a member last asked. ``learning_until``: until when the store learns (rule
-    4). ``paused_until``: until when the whole fleet pauses.
+    ``heard_at``: when a member last asked. ``learning_until``: until when the store learns which
+    leases are live. ``paused_until``: until when the whole fleet pauses.
     """
 
     leases: Mapping[str, Lease] = attrs.field(factory=dict)
@@ -192,7 +192,7 @@ class Fleet(Protocol):
 
 
 def divided(limit: float) -> int:
-    """How many requests a second of a limit the members divide (rule 1), at least 1."""
+    """How many requests a second of a limit the members divide; at least 1."""
     whole = max(1, math.floor(limit))
     return whole - math.ceil(whole / KEPT_BACK) if whole >= KEPT_BACK_FROM else whole
 

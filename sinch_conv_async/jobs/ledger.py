@@ -243,8 +243,8 @@ class PostgresLedger:
     async def _check_room(self) -> None:
         """Raises psycopg.Error if the database has no room for the outcomes of a flush.
 
-        Without this check, workers with a full disk of the database would send the same records
-        again and again, because no outcome can be stored.
+        Without this check, workers would send the same records again and again while the disk of
+        the database is full, because they could store no outcome.
         """
         assert self._connection is not None  # take() has just opened it
         async with self._connection.transaction(force_rollback=True):
@@ -296,7 +296,7 @@ class PostgresLedger:
         return rows[0][0] if rows else None
 
     async def close(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
