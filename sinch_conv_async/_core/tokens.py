@@ -4,10 +4,10 @@ How a token source works:
 
 1. *One fetch.* A fetch runs in its own task, which belongs to no caller. So the fetch goes on if a
    caller is cancelled, even the first caller. Every caller that needs a token waits for this task.
-2. *Renewal.* After 80 % of its life (give or take a tenth, so that processes do not renew together)
-   a token is renewed in the background. The old token is used until the new token is there, or
-   until the old one expires. A fresh token is used for at least a second: if an endpoint gave
-   tokens that expire at once, callers would otherwise request tokens forever.
+2. *Renewal.* After 80 % of its life, a token is renewed in the background. This time varies by up
+   to a tenth, so that processes do not renew together. The old token is used until the new token is
+   there, or until the old one expires. A fresh token is used for at least a second: if an endpoint
+   gave tokens that expire at once, callers would otherwise request tokens forever.
 3. *A failing endpoint* is asked again, with growing delays, for up to 60 seconds; then the callers
    get its error. If a renewal fails while the old token is valid and no caller waits, the renewal
    is tried again later.
@@ -56,9 +56,9 @@ error.
 """
 
 REFUSAL_KEPT: Final = 60.0
-"""Seconds for which a refusal (``invalid_client``, or a ``Retry-After`` above ``FETCH_FOR``) is
-remembered. For the same time after a renewal by a 401, another 401 drops the new token only if the
-API has accepted it for that project before.
+"""Seconds for which a refusal (``invalid_client``, or a ``Retry-After`` that is longer than what is
+left of ``FETCH_FOR``) is remembered. For the same time after a renewal by a 401, another 401 drops
+the new token only if the API has accepted it for that project before.
 """
 
 SHORTEST_LIFE: Final = 1.0
@@ -77,7 +77,7 @@ _RETRY: Final = RetryPolicy()
 class Token:
     """An access token in use.
 
-    ``accepted_for``: the projects for which the API has accepted it at least once.
+    ``accepted_for``: the projects for which the API has accepted this token at least once.
     """
 
     __slots__ = ("_forms", "_heads", "accepted_for", "authorization", "expires_at", "renew_at")
