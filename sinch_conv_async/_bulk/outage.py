@@ -277,7 +277,7 @@ class RetryYield:
         self._seen = 0
 
     def outage_over(self) -> None:
-        """An update succeeded after an outage: forget the failures of the outage."""
+        """The API answered after an outage: forget the failures of the outage."""
         self.share = 1.0
         self._seen = 1
 
