@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,11 +40,25 @@ DESCRIPTORS = "/proc/self/fd"
 # (TLS, the stream, the protocol that waited). Ten is generous, and still a count and not a time.
 LOOP_PASSES = 10
 
+# Characters of one parameter in the id of a test.
+LONGEST_ID = 40
+
 
 # Most tests of tests/whole are about servers, processes and loads, and show the same on each
 # Python: `nox -s tests` leaves these to `nox -s once`. These files of tests/whole depend on the
 # Python.
 ON_EACH_PYTHON = {"test_bulk.py", "test_calls.py", "test_secrets.py"}
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A parameter's part of a test's id: short, of plain characters, so that tools can pass it on.
+
+    Other values than these have pytest's own names.
+    """
+    if type(val) not in (str, bytes, int, float):
+        return None
+    text = val.decode("latin-1") if isinstance(val, bytes) else str(val)
+    return re.sub(r"[^\w .,=+-]+", "_", ascii(text[:LONGEST_ID])[1:-1], flags=re.ASCII)[:LONGEST_ID]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

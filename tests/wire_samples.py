@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 from multidict import CIMultiDict
 
@@ -49,8 +48,3 @@ def answer(status=200, body=b"{}", **headers):
 
 def read(*args, scrub=no_scrub, reused=True, **headers):
     return UpdateMetadata(REQUEST).read(answer(*args, **headers), scrub=scrub, reused=reused)
-
-
-def in_short(value: object) -> str:
-    """The value as a test's id: short and of plain characters, so that tools can name the test."""
-    return re.sub(r"[^\w.-]+", "_", ascii(value))[:40]

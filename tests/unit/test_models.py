@@ -26,7 +26,6 @@ from sinch_conv_async import (
     Updated,
     UpdateOutcome,
 )
-from tests.wire_samples import in_short
 
 IDENTITY = ChannelIdentity("4670123456", Channel.SMS, "01APP", extra={"country": ["SE"]})
 MESSAGE = ConversationMessage(
@@ -80,7 +79,7 @@ def test_every_field_of_an_answer_may_be_missing(model):
     assert set(empty.values()) == {None}
 
 
-@pytest.mark.parametrize("model", MODELS, ids=in_short)
+@pytest.mark.parametrize("model", MODELS, ids=type)
 @pytest.mark.parametrize(
     "again",
     [copy.copy, copy.deepcopy]
@@ -98,14 +97,14 @@ def test_a_copy_is_equal_in_every_field_and_has_the_same_hash(model, again):
         assert getattr(twin, field.name) == getattr(model, field.name)
 
 
-@pytest.mark.parametrize("model", MODELS, ids=in_short)
+@pytest.mark.parametrize("model", MODELS, ids=type)
 def test_a_model_is_frozen(model):
     for field in attrs.fields(type(model)):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(model, field.name, None)
 
 
-@pytest.mark.parametrize("model", [MODELS[0], MODELS[1], MODELS[2]], ids=in_short)
+@pytest.mark.parametrize("model", [MODELS[0], MODELS[1], MODELS[2]], ids=type)
 def test_extra_counts_for_equality_but_not_for_the_hash(model):
     other = attrs.evolve(model, extra={})
     assert other != model

@@ -244,7 +244,6 @@ class TestAnswers:
             (json.dumps({"metadata": "x" * 1025}).encode(), "x" * 1025),
             (b'{"metadata": "\\ud800"}', "\ud800"),
         ],
-        ids=lambda value: repr(value)[:25],
     )
     async def test_a_body_that_is_not_what_the_api_takes_gets_400(
         self, sandbox, peer, body, recorded
