@@ -54,7 +54,8 @@ def measure(plan: Plan) -> Measurement:
             Goal(
                 text=f"a waiting call in a gather of {waiting:,}",
                 figure=None if figure is None else figure / 1024,
-                bound=2.4,
+                # Frames of coroutines are larger on Python 3.11.
+                bound=2.4 if sys.version_info >= (3, 12) else 2.5,
                 unit="KiB",
                 count=True,
             )

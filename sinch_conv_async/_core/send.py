@@ -319,6 +319,7 @@ class Sender:
                 # 2. Permission
                 permit = admission.admit_now(project, now)
                 if permit is None:
+                    del now  # 24 bytes in each waiting call
                     permit = await admission.admit(
                         project, lifetime, again=again, deadline=deadline
                     )

@@ -25,7 +25,7 @@ from sinch_conv_async import (
     TokenError,
 )
 from sinch_conv_async._wire.operations import GetMessage, ListMessages
-from sinch_conv_async._wire.requests import messages_path, request_head, serialized
+from sinch_conv_async._wire.requests import Request, messages_path, request_head, serialized
 from sinch_conv_async.sandbox import Sandbox
 from tests.servers import ID, OTHER, Peer, Received, Server, http
 
@@ -260,9 +260,8 @@ async def test_the_document_objects_to_what_does_not_fit(witness):
     authorization = await bearer(witness)
     for change in ("?page_size=1001", "?direction=UP", "?page_size=ten"):
         operation = ListMessages.of(witness.origin, PATH)
-        bent = attrs.evolve(
-            operation.request, target=operation.request.target.partition("?")[0] + change
-        )
+        path = operation.request.target.partition("?")[0]
+        bent = Request("GET", witness.origin, path + change)
         await raw(witness, ListMessages(bent), authorization)
     await raw(witness, GetMessage.of(witness.origin, PATH, ID), "Digest x")
     witness.sandbox.add_message("01ODD", extra={"direction": 7, "accept_time": "yesterday"})

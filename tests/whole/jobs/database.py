@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PROJECT = "sandbox-project"
 QUICK = 1.2
 """Seconds after which another worker takes over, where a test waits for that."""
+LONG = 60.0
+"""The same where a test counts requests, which are sent twice if a busy machine loses the hold."""
 
 
 def new_database(cluster: Postgres) -> str:

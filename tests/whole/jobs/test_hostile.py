@@ -341,6 +341,7 @@ async def test_outcomes_of_a_job_that_fails_in_the_middle(store, url, sandbox):
     assert len(await outcomes_of(store, job)) == 1_100
 
 
+@pytest.mark.alone
 async def test_a_job_with_many_failed_records_is_kept_while_they_are_loaded(store, url, sandbox):
     """So many of them take longer to load than this worker's hold lasts."""
     number = 60_000

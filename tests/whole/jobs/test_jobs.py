@@ -24,6 +24,7 @@ from sinch_conv_async.jobs import (
     run_worker,
 )
 from tests.whole.jobs.database import (
+    LONG,
     PROJECT,
     QUICK,
     outcomes_of,
@@ -48,7 +49,7 @@ async def test_every_record_gets_its_metadata_and_one_outcome(store, url, sandbo
     job = await store.submit(pairs(1_100), project_id=PROJECT)
     status = await store.status(job)
     assert (status.state, status.records, status.remaining) == ("queued", 1_100, 1_100)
-    async with working(url, sandbox):
+    async with working(url, sandbox, retake_after=LONG):
         status = await until_ended(store, job)
     assert (status.state, status.updated, status.remaining) == ("done", 1_100, 0)
     assert status.rate > 0

@@ -11,7 +11,7 @@ from benchmarks import jobs_sizing
 from benchmarks.jobs_sizing import Plan, Project, simulate
 from sinch_conv_async.jobs import RETAKE_AFTER, JobStore
 from sinch_conv_async.sandbox import Sandbox
-from tests.whole.jobs.database import PROJECT, until_ended, working
+from tests.whole.jobs.database import LONG, PROJECT, until_ended, working
 from tests.whole.jobs.test_pages import asked
 
 PAGE_BYTES = jobs_sizing.PAGE
@@ -104,7 +104,7 @@ async def test_the_size_of_an_outcome_is_that_of_real_tables(store: JobStore, ur
     async with Sandbox(auto_create=True, rate_limit=10_000) as sandbox:
         items = [(f"01FC66621XXXXX119Z8PM{each:05}", "") for each in range(number)]
         job = await store.submit(items, project_id=PROJECT, rate_limit=10_000)
-        async with working(url, sandbox):
+        async with working(url, sandbox, retake_after=LONG):
             assert (await until_ended(store, job)).updated == number
     size = number * jobs_sizing.outcome_bytes()
     # Several statements fill pages of their own, and the keys come in the order of the answers.
