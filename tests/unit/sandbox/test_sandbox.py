@@ -347,7 +347,8 @@ class TestAnswers:
     ):
         async with Caller(sandbox) as peer:
             peer.writer.write(sent)
-            peer.writer.write_eof()
+            if not status:
+                peer.writer.write_eof()
             assert (await peer.rest())[9:12] == status
         await until(lambda: sandbox.open_connections == 0)
         assert sandbox.requests == []
