@@ -763,6 +763,18 @@ async def test_cancelled_at_any_moment_it_leaves_nothing(client, sandbox, moment
     assert (stats.in_flight, stats.waiting) == (0, 0)
 
 
+async def test_a_client_that_closes_before_the_first_update_begins_counts_no_call(client, sandbox):
+    async def updates():
+        yield update(1)
+        await client.close()
+
+    done = []
+    with pytest.raises(ClientStateError, match="closed"):
+        await collect(client.update_many(updates()), done)
+    stats = stats_of(client)
+    assert (done, stats.calls, dict(stats.failed), sandbox.requests) == ([], 0, {}, [])
+
+
 @pytest.mark.parametrize("job", ["update_many", "transform_many"])
 async def test_a_job_that_may_send_no_more_sends_nothing_more_and_says_so(client, sandbox, job):
     """A lease that ends while updates wait for their turn: none of them is sent."""

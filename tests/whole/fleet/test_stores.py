@@ -335,6 +335,18 @@ async def test_a_client_or_pool_that_was_given_stays_open(store):
             assert await (await connection.execute("SELECT 1")).fetchone() == (1,)
 
 
+async def test_a_defect_of_a_given_redis_client_is_no_silence_of_the_store():
+    """Only errors of Redis, of the network and of broken answers mean that the store is away."""
+
+    class Broken(redis.asyncio.Redis):
+        async def execute_command(self, *args: Any, **options: Any) -> Any:
+            raise LookupError("a defect")
+
+    async with Broken() as client:
+        with pytest.raises(LookupError, match="a defect"):
+            await RedisFleet(client).share(PROJECT, WISH)
+
+
 @pytest.mark.parametrize("make_one", [RedisFleet, PostgresFleet])
 def test_no_repr_shows_where_a_store_is(make_one):
     assert "password" not in repr(make_one("scheme://user:password@store.example/0"))
