@@ -184,7 +184,8 @@ class Forker:
 
     def __exit__(self, *exc: object) -> None:
         self._requests.close()
-        assert self._process.wait() == 0
+        ended = self._process.wait()  # on a line of its own: `python -O` drops asserts
+        assert ended == 0
 
     def send(self, request: dict[str, Any], descriptors: list[int]) -> None:
         socket.send_fds(self._requests, [json.dumps(request).encode()], descriptors)
