@@ -63,6 +63,23 @@ def unmeasured(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+async def benchmark(*words: str) -> str:
+    """What a module of ``benchmarks`` prints, run unmeasured. It must end with 0."""
+    root = Path(__file__).parent.parent
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", *words),
+        cwd=root,
+        env={**unmeasured(os.environ), "PYTHONPATH": str(root)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = (said.decode() for said in await process.communicate())
+    print(out)
+    process._transport.close()  # type: ignore[attr-defined]  # asyncio leaves the pipes to the garbage collector
+    assert process.returncode == 0, err
+    return out
+
+
 @attrs.frozen
 class Ended:
     """How a command ended, and its output."""

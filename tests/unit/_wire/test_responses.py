@@ -38,35 +38,7 @@ from sinch_conv_async._wire.responses import (
     read_token_response,
     retry_after,
 )
-
-ORIGIN = "https://eu.conversation.api.sinch.com"
-PATH = "/v1/projects/project-1/messages/"
-
-
-def update(message_id="01", metadata="x", source=None):
-    return UpdateMetadata.of(ORIGIN, PATH, message_id, metadata, source).request
-
-
-REQUEST = update("01MESSAGE", "new")
-
-
-def no_scrub(text):
-    return text
-
-
-def answer(status=200, body=b"{}", **headers):
-    """Header names are given as `Retry_After`."""
-    body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Response(
-        status,
-        CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}),
-        body,
-    )
-
-
-def read(*args, scrub=no_scrub, reused=True, **headers):
-    return UpdateMetadata(REQUEST).read(answer(*args, **headers), scrub=scrub, reused=reused)
-
+from tests.wire_samples import REQUEST, answer, no_scrub, read
 
 # Answers
 

@@ -4,32 +4,15 @@ keeps to its bounds.
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests.commands import unmeasured
-
-ROOT = Path(__file__).parent.parent.parent.parent
+from tests.commands import benchmark
 
 
 @pytest.mark.needs_program("nginx")
 async def test_the_short_form_of_the_benchmark_finds_no_count_over_its_bound():
     """Figures of time are printed and hold nothing: they are those of a shared machine."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.run", "--short"),
-        cwd=ROOT,
-        env={**unmeasured(os.environ), "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = (said.decode() for said in await process.communicate())
-    print(out)
-    process._transport.close()  # type: ignore[attr-defined]  # asyncio leaves the pipes to the garbage collector
-    assert process.returncode == 0, err
+    out = await benchmark("benchmarks.run", "--short")
     tables = (
         "One call",
         "Holding",
